@@ -1,0 +1,57 @@
+# Two commands from an empty machine: make report, make test.  They need git, make and Python 3.11 or newer.
+
+PROFILE ?= pocket
+JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+PYTHON  ?= python3
+DATA    ?=
+
+BIN   := .venv/bin
+# The environment is ready when it was built from this very lock and project file, whatever their file times.
+READY := .venv/ready-$(shell cat requirements.lock pyproject.toml | $(PYTHON) -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:12])")
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+export TOKENIZERS_PARALLELISM := false
+# The kernel of this environment, not one that the user registered elsewhere.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: report test smoke check clean environment
+.DELETE_ON_ERROR:
+
+## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
+report: environment
+	@alignkit_data='$(DATA)'; python -m alignkit check params/$(PROFILE) --reach $${alignkit_data:+--data "$$alignkit_data"}
+	@$(SNAKEMAKE) --config profile=$(PROFILE) data='$(DATA)'; status=$$?; \
+	python -m alignkit publish $(PROFILE) && exit $$status
+
+## all notebooks with tiny sizes, then again under nbval
+smoke: environment
+	@python -m alignkit check params/smoke
+	@$(SNAKEMAKE) --config profile=smoke data=
+	@pytest -q --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider build/smoke/[0-9]_*.ipynb
+
+## everything that needs no training: parameters, style, notebook lint
+check: environment
+	@python -m alignkit check params
+	@ruff check . && ruff format --check .
+	@pytest tests/test_notebooks.py tests/test_project.py
+
+## all tests, the end-to-end smoke run among them
+test: environment
+	@pytest
+
+clean:
+	rm -rf build .snakemake
+
+environment: $(READY)
+
+$(READY):
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0])"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing requirements.lock into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@rm -f .venv/ready-*
+	@touch $@
+
+SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-triggers params --rerun-incomplete --nolock --quiet rules progress

@@ -1,0 +1,57 @@
+# The batch: train (notebook x seed) -> notebook.  Every target lies under build/.
+#
+# A job runs again when the content of what it depends on has changed: its cells, its parameters, the
+# alignkit modules or the lock, hashed into `key`.  File times play no part (--rerun-triggers params).
+# What is trained is decided by the run store: an edit that no run depends on retrains nothing.
+
+from pathlib import Path
+
+from alignkit import batch, params, paths
+
+PROFILE = config.get("profile", "pocket")
+DATA = str(Path(config["data"]).expanduser().resolve()) if Path(config.get("data") or ".").exists() and config.get("data") else config.get("data", "")
+NOTEBOOKS = batch.notebooks(PROFILE)
+SEEDS = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml").seeds for name in NOTEBOOKS}
+BUILD = str(paths.build())
+KEYS = {name: batch.content_key(name, PROFILE) + DATA for name in NOTEBOOKS}
+
+
+rule all:
+    input:
+        expand(f"{BUILD}/{PROFILE}/{{notebook}}.ipynb", notebook=NOTEBOOKS),
+
+
+rule train:
+    output:
+        touch(f"{BUILD}/{PROFILE}/trained/{{notebook}}-seed-{{seed}}"),
+    params:
+        key=lambda w: KEYS[w.notebook],
+        data=f"--data '{DATA}'" if DATA else "",
+    log:
+        f"{BUILD}/{PROFILE}/logs/{{notebook}}-seed-{{seed}}.log",
+    # Few seeds: each job gets several cores.
+    threads: lambda w: max(1, workflow.cores // len(SEEDS[w.notebook]))
+    shell:
+        "python -m alignkit train params/{PROFILE}/{wildcards.notebook}.yaml --seed {wildcards.seed} {params.data}"
+        " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+
+
+rule notebook:
+    input:
+        lambda w: [f"{BUILD}/{PROFILE}/trained/{w.notebook}-seed-{seed}" for seed in SEEDS[w.notebook]],
+    output:
+        f"{BUILD}/{PROFILE}/{{notebook}}.ipynb",
+    params:
+        key=lambda w: KEYS[w.notebook],
+        data=f"-p data '{DATA}'" if DATA else "",
+        failed=f"{BUILD}/{PROFILE}/logs/{{notebook}}.failed.ipynb",
+    log:
+        f"{BUILD}/{PROFILE}/logs/{{notebook}}.log",
+    threads: workflow.cores
+    shell:
+        # The copy of a failed notebook stays, with the cell that failed marked in it.
+        "papermill notebooks/{wildcards.notebook}.ipynb {params.failed} -k python3 --no-progress-bar"
+        " -f params/{PROFILE}/{wildcards.notebook}.yaml {params.data} > {log} 2>&1"
+        " && mv {params.failed} {output}"
+        " || {{ echo '{wildcards.notebook} failed:' $(grep -o 'Exception encountered at.*' {log} || tail -n 1 {log})"
+        " '- see {params.failed}' >&2; exit 1; }}"

@@ -1,0 +1,138 @@
+"""What a batch depends on, by content and not by file time, and publishing what it made."""
+
+import ast
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.params import NOTEBOOKS
+
+
+def notebooks(profile: str) -> list[str]:
+    """The notebooks that exist and have parameters in this profile, in reading order."""
+    return [name for name in NOTEBOOKS if _source(name).is_file() and _parameters(profile, name).is_file()]
+
+
+def content_key(notebook: str, profile: str) -> str:
+    """Hash of all that an executed notebook depends on: its cells, its parameters, the modules and the lock."""
+    digest = hashlib.sha256()
+    for cell in nbformat.read(_source(notebook), as_version=4).cells:
+        digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
+    root = paths.CHECKOUT
+    for file in [_parameters(profile, notebook), root / "requirements.lock", *sorted(paths.PACKAGE.glob("*.py"))]:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _source(notebook: str) -> Path:
+    return paths.CHECKOUT / "notebooks" / f"{notebook}.ipynb"
+
+
+def _parameters(profile: str, notebook: str) -> Path:
+    return paths.PARAMS / profile / f"{notebook}.yaml"
+
+
+def publish(profile: str) -> list[str]:
+    """Copy a profile's executed notebooks, figures and tables out of the build folder; returns the files that changed.
+
+    The pocket notebooks go into notebooks/, so that what is read is what ran; those of other profiles
+    lie beside their figures.  Raises UserFault if nothing of the profile was executed.
+    """
+    target = paths.CHECKOUT / "figures" / profile
+    executed = [n for n in NOTEBOOKS if (paths.build() / profile / f"{n}.ipynb").is_file()]
+    if not executed:
+        raise UserFault(
+            f"publish: no executed notebook of profile {profile!r} in {paths.build()}; run make report first"
+        )
+    changed = []
+    for name in executed:
+        run = nbformat.read(paths.build() / profile / f"{name}.ipynb", as_version=4)
+        if profile == "pocket":
+            clean, file = with_outputs(nbformat.read(_source(name), as_version=4), run), _source(name)
+        else:
+            clean, file = normalised(run), target / f"{name}.ipynb"
+        changed += _write(file, nbformat.writes(clean) + "\n")
+        # A figure that the notebook no longer draws must not stay behind.
+        fresh = {f.name for f in paths.figures(profile).glob(f"{name[0]}_*")}
+        stale = [f for f in target.glob(f"{name[0]}_*") if f.suffix != ".ipynb" and f.name not in fresh]
+        for old in stale:
+            old.unlink()
+            changed.append(f"{old.relative_to(paths.CHECKOUT)} (removed)")
+        for figure in sorted(fresh):
+            changed += _write(target / figure, (paths.figures(profile) / figure).read_bytes())
+    return changed
+
+
+def _write(file: Path, content: str | bytes) -> list[str]:
+    content = content.encode() if isinstance(content, str) else content
+    if file.is_file() and file.read_bytes() == content:
+        return []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(file.suffix + ".part")
+    part.write_bytes(content)
+    shutil.move(part, file)
+    return [str(file.relative_to(paths.CHECKOUT))]
+
+
+def with_outputs(source: nbformat.NotebookNode, run: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The source notebook with the outputs of its execution; papermill's own cell and metadata left out.
+
+    Raises UserFault if the notebook was executed with other values than its parameters cell holds.
+    """
+    _check_parameters(run)
+    outputs = {cell.id: cell for cell in normalised(run).cells}
+    for cell in source.cells:
+        if cell.cell_type == "code":
+            cell.outputs = outputs[cell.id].outputs
+    return _renumbered(source)
+
+
+def _check_parameters(run: nbformat.NotebookNode) -> None:
+    values = _assigned("\n".join(c.source for c in run.cells if "parameters" in c.metadata.get("tags", [])))
+    injected = _assigned("\n".join(c.source for c in run.cells if "injected-parameters" in c.metadata.get("tags", [])))
+    other = [key for key, value in injected.items() if values.get(key) != value]
+    if other:
+        raise UserFault(
+            f"publish: {values['notebook']} was executed with other values of {', '.join(other)} than its parameters "
+            "cell holds; publishing needs the profile's own"
+        )
+
+
+def _assigned(source: str) -> dict[str, Any]:
+    body = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in body}
+
+
+def normalised(run: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An executed notebook without papermill's metadata, times, widget state and the reader's own data folder."""
+    run.metadata = nbformat.from_dict(
+        {k: run.metadata[k] for k in ("kernelspec", "language_info") if k in run.metadata}
+    )
+    for cell in run.cells:
+        cell.metadata = nbformat.from_dict({"tags": cell.metadata.tags} if cell.metadata.get("tags") else {})
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            source = _assigned(cell.source).get("data", "")
+            if Path(source).is_absolute() or source.startswith("."):
+                cell.source = cell.source.replace(repr(source)[1:-1], Path(source).name)
+        if cell.cell_type == "code":
+            # An erased progress line leaves an empty stream behind.
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and not o.text.strip())]
+    return _renumbered(run)
+
+
+def _renumbered(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    count = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.source.strip():
+            count += 1
+            cell.execution_count = count
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+    return notebook

@@ -1,0 +1,283 @@
+"""Typed parameters of each notebook: the one reader and checker of params/ and of what papermill injects.
+
+Parameter files are flat YAML, `params/<profile>/<notebook>.yaml`.  A fault is one line: where, key,
+value, what is allowed.
+"""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.reach import check_data, check_model
+
+Profile = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+Share = Annotated[float, Field(ge=0, lt=1)]
+LearningRate = Annotated[float, Field(gt=0, le=0.1)]
+Epochs = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Even = Annotated[int, Field(ge=2, le=10_000_000, multiple_of=2)]
+Tokens = Annotated[int, Field(ge=8, le=1024)]
+
+
+class World(BaseModel):
+    """What every notebook shares: the reviews and the SFT policy."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    notebook: str = Field(min_length=1)
+    profile: Profile
+    seeds: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(min_length=1, max_length=20)
+
+    data: str = Field(min_length=1)
+    train_reviews: Even | None
+    test_reviews: Even | None
+    unsupervised_reviews: Even | None
+
+    policy: str = Field(min_length=1)
+    policy_tokenizer: Literal["word", "bpe"]
+    policy_vocab: Annotated[int, Field(ge=100, le=100_000)]
+    policy_width: Annotated[int, Field(ge=8, le=4096)]
+    policy_layers: Annotated[int, Field(ge=1, le=48)]
+    policy_heads: Annotated[int, Field(ge=1, le=64)]
+    sft_tokens: Tokens
+    sft_epochs: Epochs
+    sft_batch: Annotated[int, Field(ge=1, le=4096)]
+    sft_lr: LearningRate
+    sft_held_out: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "World":
+        if self.policy_width % self.policy_heads:
+            raise ValueError(
+                f"policy_width: {self.policy_width} is not a multiple of policy_heads ({self.policy_heads})"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} names a seed twice")
+        return self
+
+    def reviews(self) -> dict[str, Any]:
+        """The settings of `data.load_reviews`."""
+        sizes = {name: getattr(self, name) for name in ("train_reviews", "test_reviews", "unsupervised_reviews")}
+        return {"source": self.data, **sizes}
+
+    def check_reach(self) -> None:
+        """Raise UserFault if the data or a model is out of reach."""
+        check_data(self.data)
+        for key in ("policy", "reward_model"):
+            if key in type(self).model_fields:
+                check_model(key, getattr(self, key))
+
+    def sft(self) -> dict[str, Any]:
+        """The settings of `sft.train_sft`."""
+        policy = {name: getattr(self, f"policy_{name}") for name in ("tokenizer", "vocab", "width", "layers", "heads")}
+        sft = {name: getattr(self, f"sft_{name}") for name in ("tokens", "epochs", "batch", "lr", "held_out")}
+        return {"policy": self.policy, **policy, **sft}
+
+
+class RewardModel(World):
+    """Notebook 1."""
+
+    reward_model: str = Field(min_length=1)
+    reward_tokenizer: Literal["encoder_word", "wordpiece"]
+    reward_vocab: Annotated[int, Field(ge=100, le=100_000)]
+    reward_width: Annotated[int, Field(ge=8, le=4096)]
+    reward_layers: Annotated[int, Field(ge=1, le=48)]
+    reward_heads: Annotated[int, Field(ge=1, le=64)]
+    reward_tokens: Annotated[int, Field(ge=8, le=512)]
+    reward_dropout: Share
+    reward_epochs: Annotated[float, Field(gt=0, le=100)]
+    reward_batch: Annotated[int, Field(ge=4, le=4096, multiple_of=2)]
+    reward_lr: LearningRate
+    held_out: Even
+    curve_reviews: list[Even] = Field(min_length=1, max_length=10)
+    curve_min_steps: Count
+
+    prompts: Annotated[int, Field(ge=1, le=10_000)]
+    completions: Annotated[int, Field(ge=1, le=1024)]
+    new_tokens: Annotated[int, Field(ge=1, le=1024)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RewardModel":
+        if self.reward_width % self.reward_heads:
+            raise ValueError(
+                f"reward_width: {self.reward_width} is not a multiple of reward_heads ({self.reward_heads})"
+            )
+        if self.train_reviews is not None and max(*self.curve_reviews, self.held_out) > self.train_reviews:
+            raise ValueError(f"curve_reviews, held_out: none may be larger than train_reviews ({self.train_reviews})")
+        return self
+
+    def reward_training(self) -> dict[str, Any]:
+        """The settings of `reward.train_reward` that all of its runs share."""
+        names = ("tokenizer", "vocab", "width", "layers", "heads", "tokens", "dropout", "epochs", "batch", "lr")
+        return {"base": self.reward_model, **{name: getattr(self, f"reward_{name}") for name in names}}
+
+    def sampling(self) -> dict[str, Any]:
+        """The settings of `sampling.sample_completions`: the task's 5-20 tokens of test reviews."""
+        lengths = {"shortest": 5, "longest": 20, "max_new_tokens": self.new_tokens}
+        return {"n_prompts": self.prompts, "k": self.completions, **lengths}
+
+
+NOTEBOOKS: dict[str, type[World]] = {"1_reward_model": RewardModel}
+
+
+def faults(values: dict[str, Any], where: str) -> list[str]:
+    """One line for each fault in the parameters of one notebook; empty if all is well."""
+    notebook = values.get("notebook")
+    if notebook not in NOTEBOOKS:
+        return [f"{where}: notebook: {notebook!r}; allowed: {', '.join(NOTEBOOKS)}"]
+    kind = NOTEBOOKS[notebook]
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        schema = kind.model_json_schema()["properties"]
+        return [f"{where}: {line}" for line in dict.fromkeys(_tell(e, schema) for e in error.errors())]
+    return []
+
+
+def _tell(error: Any, schema: dict[str, Any]) -> str:
+    if not error["loc"]:
+        return error["msg"].removeprefix("Value error, ")
+    key, value = error["loc"][0], error["input"]
+    place = key + "".join(f"[{i}]" for i in error["loc"][1:] if isinstance(i, int))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; allowed: {', '.join(schema)}"
+    if error["type"] == "missing":
+        return f"{key}: missing; allowed: {_allowed(schema[key])}"
+    hint = "; YAML reads 1e-5 as text, write 1.0e-5" if isinstance(value, str) and _is_number(value) else ""
+    what = f"{value!r} (text)" if isinstance(value, str) else repr(value)
+    return f"{place}: {what}; allowed: {_allowed(schema[key])}{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """A field's JSON schema in words."""
+    if "anyOf" in schema:
+        return " or ".join(_allowed(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(repr(value) for value in schema["enum"])
+    if schema["type"] == "array":
+        return f"a list of {schema.get('minItems', 0)} to {schema['maxItems']} items, each {_allowed(schema['items'])}"
+    words = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}[schema["type"]]
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema]
+    if "multipleOf" in schema:
+        limits.append(f"a multiple of {schema['multipleOf']}")
+    if "pattern" in schema:
+        limits.append(f"matching {schema['pattern']}")
+    return " ".join([words, ", ".join(limits)]).strip()
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The values of a parameter file on top of the pocket values, as papermill -f would combine them.
+
+    Raises UserFault if it is not flat YAML, names a key twice, or is not for a known notebook.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserFault(f"{path}: cannot be read as YAML ({reason}); a file of 'key: value' lines is needed") from None
+    if not isinstance(values, dict):
+        raise UserFault(f"{path}: holds no 'key: value' lines")
+    keys = [key.value for key, _ in node.value]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise UserFault(f"{path}: {', '.join(twice)}: given twice; each key is allowed once")
+    notebook = values.get("notebook", path.stem)
+    if notebook not in NOTEBOOKS:
+        raise UserFault(f"{path}: notebook: {notebook!r}; allowed: {', '.join(NOTEBOOKS)}")
+    if path.stem in NOTEBOOKS and path.stem != notebook:
+        raise UserFault(f"{path}: notebook: {notebook!r}; allowed: {path.stem!r}, after which the file is named")
+    return {**profile_values("pocket", notebook), **values}
+
+
+def profile_values(profile: str, notebook: str) -> dict[str, Any]:
+    """The values of a shipped profile.  Raises UserFault if there is no such profile."""
+    file = paths.PARAMS / profile / f"{notebook}.yaml"
+    if not file.is_file():
+        known = sorted(f.parent.name for f in paths.PARAMS.glob(f"*/{notebook}.yaml"))
+        raise UserFault(f"profile: {profile!r} has no parameters for {notebook}; allowed: {', '.join(known)}")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def load(path: Path, **override: Any) -> World:
+    """The checked parameters of a file, some of them overridden.  Raises UserFault with all faults."""
+    values = {**read_file(path), **override}
+    found = faults(values, str(path))
+    if found:
+        raise UserFault("\n".join(found))
+    return NOTEBOOKS[values["notebook"]].model_validate(values)
+
+
+def check(where: Iterable[Path], **override: Any) -> list[str]:
+    """One line for each fault in parameter files, or in all *.yaml files of folders."""
+    lines: list[str] = []
+    for path in where:
+        files = sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
+        if not files:
+            lines.append(f"{path}: holds no parameter file (*.yaml)")
+        for file in files:
+            try:
+                load(file, **override)
+            except UserFault as fault:
+                lines += str(fault).splitlines()
+    return lines
+
+
+# In a notebook
+
+
+def use_profile(name: str) -> None:
+    """Give the notebook's parameters the values of a shipped profile; for readers who go cell by cell."""
+    namespace = _namespace()
+    namespace.update(profile_values(name, namespace["notebook"]))
+
+
+def from_notebook() -> Any:
+    """The notebook's parameters, checked; to be called in the cell after the parameters.
+
+    Raises UserFault with one line for each fault: wrong types and ranges, names that papermill
+    injected although no parameter has them, and data or models out of reach.
+    """
+    namespace = _namespace()
+    keys = set(NOTEBOOKS[namespace["notebook"]].model_fields) | _injected(namespace.get("In", []))
+    values = {key: namespace[key] for key in keys if key in namespace}
+    found = faults(values, "parameters")
+    if found:
+        raise UserFault("\n".join(found))
+    p = NOTEBOOKS[namespace["notebook"]].model_validate(values)
+    p.check_reach()
+    return p
+
+
+def _namespace() -> dict[str, Any]:
+    from IPython import get_ipython
+
+    return get_ipython().user_ns
+
+
+def _injected(cells: list[str]) -> set[str]:
+    """Names that papermill's cell assigns; it begins with a comment that says so."""
+    names: set[str] = set()
+    for cell in cells:
+        if cell.startswith("# Parameters\n"):
+            assigned = [
+                target for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets
+            ]
+            names |= {target.id for target in assigned if isinstance(target, ast.Name)}
+    return names

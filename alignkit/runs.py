@@ -1,0 +1,166 @@
+"""Runs: what one is, its identity, and where its result is kept.
+
+A run is one call of a training function, `train(out, seed=..., data=..., **settings) -> metrics`, that
+writes into the folder `out`.  Its identity is the hash of everything that its result depends on, so
+the same call loads, and edited code, other data or another library never serve an old result.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from alignkit import paths
+from alignkit.data import fingerprint
+from alignkit.faults import UserFault
+
+LIBRARIES = ("torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "numpy", "pandas")
+RECORD = "run.json"
+
+
+class Run(NamedTuple):
+    """A finished run; as a setting of another run it stands for its folder and counts by its id."""
+
+    id: str
+    path: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Function, settings, seed, data fingerprint, versions, sources, metrics, seconds, hardware, checksums."""
+        return json.loads((self.path / RECORD).read_text())
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the training function returned."""
+        return self.record["metrics"]
+
+
+def get(train: Callable[..., dict[str, Any]], *, seed: int, data: dict[str, Any], **settings: Any) -> Run:
+    """The run of this function with these settings: loaded if the store has it, else trained and kept.
+
+    settings are JSON values or other runs.  A run is written to a temporary folder and renamed when it
+    is whole, so the store never holds half a run; processes that ask for the same run wait for the one
+    that trains it.  Raises UserFault if the stored run is damaged.
+    """
+    identity = identify(train, seed=seed, data=data, **settings)
+    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    home = paths.store()
+    run = Run(run_id, home / f"{train.__name__}-{run_id}")
+    if not run.path.exists():
+        (home / "locks").mkdir(parents=True, exist_ok=True)
+        with FileLock(home / "locks" / f"{run_id}.lock"):
+            if not run.path.exists():
+                _announce(f"training {train.__name__} for seed {seed} ...")
+                _train(train, run, identity, seed=seed, data=data, **settings)
+                _announce("")
+    _verify(run)
+    return run
+
+
+def identify(train: Callable[..., Any], *, seed: int, data: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """Everything that the result depends on, as JSON values."""
+    return {
+        "function": f"{train.__module__}.{train.__name__}",
+        "seed": seed,
+        # Where the reviews lie does not matter, what they say does.
+        "data": fingerprint(**data),
+        "settings": {name: value.id if isinstance(value, Run) else value for name, value in settings.items()},
+        "versions": {name: version(name) for name in LIBRARIES},
+        "sources": sources(train.__module__),
+    }
+
+
+def sources(module: str) -> dict[str, str]:
+    """SHA-256 (first 16 hex digits) of the source of a module and of every alignkit module it needs."""
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = _source_file(name)
+        if name in found or file is None:
+            continue
+        text = file.read_bytes()
+        found[name] = hashlib.sha256(text).hexdigest()[:16]
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+    return dict(sorted(found.items()))
+
+
+def _source_file(name: str) -> Path | None:
+    package, _, rest = name.partition(".")
+    file = paths.PACKAGE / f"{rest}.py"
+    return file if package == "alignkit" and rest and "." not in rest and file.is_file() else None
+
+
+def _train(train: Callable[..., dict[str, Any]], run: Run, identity: dict[str, Any], **settings: Any) -> None:
+    folder = Path(tempfile.mkdtemp(prefix=f"tmp-{run.id}-", dir=run.path.parent))
+    try:
+        started = time.monotonic()
+        resolved = {name: value.path if isinstance(value, Run) else value for name, value in settings.items()}
+        metrics = train(folder, **resolved)
+        record = {
+            **identity,
+            "id": run.id,
+            "metrics": metrics,
+            "seconds": round(time.monotonic() - started, 1),
+            "hardware": hardware(),
+            "files": {str(f.relative_to(folder)): _checksum(f) for f in sorted(folder.rglob("*")) if f.is_file()},
+        }
+        (folder / RECORD).write_text(json.dumps(record, indent=1))
+        os.chmod(folder, 0o755)
+        os.replace(folder, run.path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _verify(run: Run) -> None:
+    try:
+        files = run.record["files"]
+        damaged = [name for name, checksum in files.items() if _checksum(run.path / name) != checksum]
+    except (OSError, ValueError, KeyError) as error:
+        damaged = [f"{RECORD} ({type(error).__name__})"]
+    if damaged:
+        raise UserFault(f"run: {run.path} is damaged: {', '.join(damaged)}; delete this folder to train it again")
+
+
+def _checksum(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hardware() -> str:
+    """The processor or GPU, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def _announce(line: str) -> None:
+    """Tell a reader at the keyboard what is being trained; leaves no trace in the notebook's outputs."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import clear_output
+    except ImportError:
+        return
+    if get_ipython() is None:
+        return
+    if line:
+        print(line)
+    else:
+        clear_output()

@@ -1,0 +1,133 @@
+"""Plain sampling at temperature 1 and the log-probs of what was sampled.
+
+Everything that reports a KL samples and scores with the same distribution: no top-k, no top-p, no
+temperature, no minimal length; any of them would bias the KL.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.data import load_reviews, prompts
+from alignkit.models import load_policy
+
+
+def pad_left(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (1 real, 0 padding), each (rows, longest), padded on the left."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_id] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def token_log_probs(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """log p(token t | tokens before t), shape (batch, length - 1) for tokens 1...; differentiable.
+
+    ids and mask are (batch, length); positions count real tokens only, since GPT-2 would otherwise
+    count padding on the left as words.
+    """
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    logits = model(ids, attention_mask=mask, position_ids=positions).logits[:, :-1]
+    return torch.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]], batch: int = 128
+) -> np.ndarray:
+    """log p(completion | prompt), the sum over the completion's tokens in nats, float64, shape (rows,)."""
+    rows = [p + c for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    out = np.zeros(len(rows))
+    for start in range(0, len(rows), batch):
+        some = by_length[start : start + batch]
+        # The padding id is masked out, so any id serves.
+        ids, mask = (t.to(model.device) for t in pad_left([rows[i] for i in some], 0))
+        log_probs = token_log_probs(model, ids, mask)
+        lengths = torch.tensor([len(completion_ids[i]) for i in some], device=model.device)
+        columns = torch.arange(log_probs.shape[1], device=model.device)
+        completion = columns[None] >= log_probs.shape[1] - lengths[:, None]
+        out[some] = (log_probs.double() * completion).sum(dim=1).cpu().numpy()
+    return out
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    *,
+    k: int,
+    max_new_tokens: int,
+    seed: int,
+    batch: int = 256,
+) -> pd.DataFrame:
+    """k completions of each prompt by plain sampling at temperature 1, rows in prompt order.
+
+    Columns prompt, completion, prompt_ids, completion_ids (with the first end-of-text token, if one
+    was drawn) and finished.
+    """
+    prompt_ids = [ids for ids in tokenizer(texts)["input_ids"] for _ in range(k)]
+    rows = []
+    # The global stream is left as it was, so that sampling in a cell changes nothing after it.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(prompt_ids), batch):
+            some = prompt_ids[start : start + batch]
+            ids, mask = (t.to(model.device) for t in pad_left(some, tokenizer.pad_token_id))
+            drawn = model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+            for prompt, completion in zip(some, drawn[:, ids.shape[1] :].tolist(), strict=True):
+                rows.append((prompt, *_until_end(completion, tokenizer.eos_token_id)))
+    out = pd.DataFrame(rows, columns=["prompt_ids", "completion_ids", "finished"])
+    out.insert(0, "completion", tokenizer.batch_decode(out.completion_ids.tolist(), skip_special_tokens=True))
+    out.insert(0, "prompt", [text for text in texts for _ in range(k)])
+    return out
+
+
+def _until_end(ids: list[int], end: int) -> tuple[list[int], bool]:
+    return (ids[: ids.index(end) + 1], True) if end in ids else (ids, False)
+
+
+def full_texts(samples: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Prompt and completion as one text each, decoded together."""
+    ids = [p + c for p, c in zip(samples.prompt_ids.map(list), samples.completion_ids.map(list), strict=True)]
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def sample_completions(
+    out: Path,
+    *,
+    seed: int,
+    data: dict[str, Any],
+    policy: Path,
+    n_prompts: int,
+    k: int,
+    shortest: int,
+    longest: int,
+    max_new_tokens: int,
+) -> dict[str, float]:
+    """Sample k completions of n test prompts (`shortest` to `longest` tokens) and keep them in completions.parquet.
+
+    The prompts are the same for every seed.  Columns as in `sample`, plus text (prompt and completion).
+    """
+    model, tokenizer = load_policy(policy)
+    test = load_reviews(seed=0, **data)["test"]["text"]
+    texts = prompts(list(test), tokenizer, n=n_prompts, shortest=shortest, longest=longest, seed=0)
+    samples = sample(model, tokenizer, texts, k=k, max_new_tokens=max_new_tokens, seed=seed)
+    samples["text"] = full_texts(samples, tokenizer)
+    samples.to_parquet(out / "completions.parquet", index=False)
+    return {"finished": float(samples.finished.mean()), "mean_tokens": float(samples.completion_ids.map(len).mean())}
