@@ -4,6 +4,8 @@ PROFILE ?= pocket
 JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PYTHON  ?= python3
 DATA    ?=
+# A local path is made absolute, so that it means the same to every job.
+REVIEWS := $(if $(wildcard $(DATA)),$(abspath $(DATA)),$(DATA))
 
 BIN   := .venv/bin
 # The environment is ready when it was built from this very lock and project file, whatever their file times.
@@ -20,8 +22,8 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
 report: environment
-	@alignkit_data='$(DATA)'; python -m alignkit check params/$(PROFILE) --reach $${alignkit_data:+--data "$$alignkit_data"}
-	@$(SNAKEMAKE) --config profile=$(PROFILE) data='$(DATA)'; status=$$?; \
+	@python -m alignkit check params/$(PROFILE) --reach $(if $(REVIEWS),--data '$(REVIEWS)')
+	@$(SNAKEMAKE) --config profile=$(PROFILE) data='$(REVIEWS)'; status=$$?; \
 	python -m alignkit publish $(PROFILE) && exit $$status
 
 ## all notebooks with tiny sizes, then again under nbval
@@ -50,7 +52,7 @@ $(READY):
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing requirements.lock into .venv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f .venv/ready-*
 	@touch $@
 

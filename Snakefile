@@ -4,12 +4,10 @@
 # alignkit modules or the lock, hashed into `key`.  File times play no part (--rerun-triggers params).
 # What is trained is decided by the run store: an edit that no run depends on retrains nothing.
 
-from pathlib import Path
-
 from alignkit import batch, params, paths
 
 PROFILE = config.get("profile", "pocket")
-DATA = str(Path(config["data"]).expanduser().resolve()) if Path(config.get("data") or ".").exists() and config.get("data") else config.get("data", "")
+DATA = config.get("data") or ""
 NOTEBOOKS = batch.notebooks(PROFILE)
 SEEDS = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml").seeds for name in NOTEBOOKS}
 BUILD = str(paths.build())

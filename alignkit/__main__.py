@@ -39,9 +39,8 @@ def _check(args: argparse.Namespace) -> int:
     override = {"data": args.data} if args.data else {}
     lines = params.check(args.path, **override)
     if args.reach and not lines:
-        for path in args.path:
-            for file in sorted(path.rglob("*.yaml")) if path.is_dir() else [path]:
-                params.load(file, **override).check_reach()
+        for file in params.files(args.path):
+            params.load(file, **override).check_reach()
     for line in lines:
         print(line, file=sys.stderr)
     return 2 if lines else 0
@@ -60,9 +59,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    from alignkit.batch import publish
+    from alignkit import batch, readme
 
-    for line in publish(args.profile):
+    for line in batch.publish(args.profile) + readme.update():
         print(line)
     return 0
 

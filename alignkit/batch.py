@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,22 @@ def with_outputs(source: nbformat.NotebookNode, run: nbformat.NotebookNode) -> n
     Raises UserFault if the notebook was executed with other values than its parameters cell holds.
     """
     _check_parameters(run)
+    _check_cells(source, run)
     outputs = {cell.id: cell for cell in normalised(run).cells}
     for cell in source.cells:
         if cell.cell_type == "code":
             cell.outputs = outputs[cell.id].outputs
     return _renumbered(source)
+
+
+def _check_cells(source: nbformat.NotebookNode, run: nbformat.NotebookNode) -> None:
+    def code(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+        cells = [c for c in notebook.cells if c.cell_type == "code"]
+        return [(c.id, c.source) for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
+
+    if code(source) != code(run):
+        name = _assigned(source.cells[1].source)["notebook"]
+        raise UserFault(f"publish: {name} was edited after it was executed; run make report again")
 
 
 def _check_parameters(run: nbformat.NotebookNode) -> None:
@@ -119,7 +131,7 @@ def normalised(run: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if "injected-parameters" in cell.metadata.get("tags", []):
             source = _assigned(cell.source).get("data", "")
             if Path(source).is_absolute() or source.startswith("."):
-                cell.source = cell.source.replace(repr(source)[1:-1], Path(source).name)
+                cell.source = re.sub(r"(?m)^data = .*$", f'data = "{Path(source).name}"', cell.source)
         if cell.cell_type == "code":
             # An erased progress line leaves an empty stream behind.
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and not o.text.strip())]

@@ -42,6 +42,7 @@ def load_reviews(
     return datasets.DatasetDict({name: split.shuffle(seed=seed) for name, split in reviews.items()})
 
 
+@lru_cache(maxsize=8)
 def fingerprint(source: str, **sizes: int | None) -> str:
     """SHA-256 of the cleaned texts and labels, the same wherever the reviews lie (first 16 hex digits)."""
     digest = hashlib.sha256()

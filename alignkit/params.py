@@ -5,7 +5,7 @@ value, what is allowed.
 """
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,13 +53,16 @@ class World(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "World":
-        if self.policy_width % self.policy_heads:
-            raise ValueError(
-                f"policy_width: {self.policy_width} is not a multiple of policy_heads ({self.policy_heads})"
-            )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {self.seeds} names a seed twice")
+        if found := list(self.clashes()):
+            raise ValueError("\n".join(found))
         return self
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        if self.policy_width % self.policy_heads:
+            yield f"policy_width: {self.policy_width} is not a multiple of policy_heads ({self.policy_heads})"
+        if len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds: {self.seeds} names a seed twice"
 
     def reviews(self) -> dict[str, Any]:
         """The settings of `data.load_reviews`."""
@@ -89,8 +92,10 @@ class RewardModel(World):
     reward_width: Annotated[int, Field(ge=8, le=4096)]
     reward_layers: Annotated[int, Field(ge=1, le=48)]
     reward_heads: Annotated[int, Field(ge=1, le=64)]
+    reward_sinusoidal: bool
     reward_tokens: Annotated[int, Field(ge=8, le=512)]
     reward_dropout: Share
+    reward_word_dropout: Share
     reward_epochs: Annotated[float, Field(gt=0, le=100)]
     reward_batch: Annotated[int, Field(ge=4, le=4096, multiple_of=2)]
     reward_lr: LearningRate
@@ -102,19 +107,21 @@ class RewardModel(World):
     completions: Annotated[int, Field(ge=1, le=1024)]
     new_tokens: Annotated[int, Field(ge=1, le=1024)]
 
-    @model_validator(mode="after")
-    def _fits(self) -> "RewardModel":
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        yield from super().clashes()
         if self.reward_width % self.reward_heads:
-            raise ValueError(
-                f"reward_width: {self.reward_width} is not a multiple of reward_heads ({self.reward_heads})"
-            )
+            yield f"reward_width: {self.reward_width} is not a multiple of reward_heads ({self.reward_heads})"
         if self.train_reviews is not None and max(*self.curve_reviews, self.held_out) > self.train_reviews:
-            raise ValueError(f"curve_reviews, held_out: none may be larger than train_reviews ({self.train_reviews})")
-        return self
+            yield f"curve_reviews, held_out: none may be larger than train_reviews ({self.train_reviews})"
+        room = max(128, self.sft_tokens) - 20
+        if self.policy == "scratch" and self.new_tokens > room:
+            yield f"new_tokens: {self.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
 
     def reward_training(self) -> dict[str, Any]:
         """The settings of `reward.train_reward` that all of its runs share."""
-        names = ("tokenizer", "vocab", "width", "layers", "heads", "tokens", "dropout", "epochs", "batch", "lr")
+        names = ("tokenizer", "vocab", "width", "layers", "heads", "sinusoidal", "tokens", "dropout", "word_dropout")
+        names += ("epochs", "batch", "lr")
         return {"base": self.reward_model, **{name: getattr(self, f"reward_{name}") for name in names}}
 
     def sampling(self) -> dict[str, Any]:
@@ -129,29 +136,39 @@ NOTEBOOKS: dict[str, type[World]] = {"1_reward_model": RewardModel}
 def faults(values: dict[str, Any], where: str) -> list[str]:
     """One line for each fault in the parameters of one notebook; empty if all is well."""
     notebook = values.get("notebook")
-    if notebook not in NOTEBOOKS:
+    if not _known(notebook):
         return [f"{where}: notebook: {notebook!r}; allowed: {', '.join(NOTEBOOKS)}"]
     kind = NOTEBOOKS[notebook]
     try:
         kind.model_validate(values)
     except ValidationError as error:
         schema = kind.model_json_schema()["properties"]
-        return [f"{where}: {line}" for line in dict.fromkeys(_tell(e, schema) for e in error.errors())]
+        told = [line for e in error.errors() for line in _tell(e, schema).splitlines()]
+        return [f"{where}: {line}" for line in dict.fromkeys(told)]
     return []
+
+
+def _known(notebook: Any) -> bool:
+    return isinstance(notebook, str) and notebook in NOTEBOOKS
 
 
 def _tell(error: Any, schema: dict[str, Any]) -> str:
     if not error["loc"]:
         return error["msg"].removeprefix("Value error, ")
     key, value = error["loc"][0], error["input"]
-    place = key + "".join(f"[{i}]" for i in error["loc"][1:] if isinstance(i, int))
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed: {', '.join(schema)}"
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        name = value if error["type"] == "invalid_key" else key
+        shown = name if isinstance(name, str) and name.isprintable() else repr(name)
+        return f"{shown}: unknown key; allowed: {', '.join(schema)}"
     if error["type"] == "missing":
         return f"{key}: missing; allowed: {_allowed(schema[key])}"
+    place = key + "".join(f"[{i}]" for i in error["loc"][1:] if isinstance(i, int))
     hint = "; YAML reads 1e-5 as text, write 1.0e-5" if isinstance(value, str) and _is_number(value) else ""
-    what = f"{value!r} (text)" if isinstance(value, str) else repr(value)
+    what = f"{value!r} (text)" if isinstance(value, str) else YAML_NAMES.get(repr(value), repr(value))
     return f"{place}: {what}; allowed: {_allowed(schema[key])}{hint}"
+
+
+YAML_NAMES = {"None": "null", "True": "true", "False": "false"}
 
 
 def _is_number(text: str) -> bool:
@@ -170,9 +187,17 @@ def _allowed(schema: dict[str, Any]) -> str:
         return " or ".join(repr(value) for value in schema["enum"])
     if schema["type"] == "array":
         return f"a list of {schema.get('minItems', 0)} to {schema['maxItems']} items, each {_allowed(schema['items'])}"
-    words = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}[schema["type"]]
+    words = {
+        "boolean": "true or false",
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "null": "null",
+    }[schema["type"]]
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema]
+    if "minLength" in schema:
+        limits.append("not empty")
     if "multipleOf" in schema:
         limits.append(f"a multiple of {schema['multipleOf']}")
     if "pattern" in schema:
@@ -189,7 +214,7 @@ def read_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # PyYAML raises ValueError for 2020-02-31
         reason = " ".join(str(error).split())
         raise UserFault(f"{path}: cannot be read as YAML ({reason}); a file of 'key: value' lines is needed") from None
     if not isinstance(values, dict):
@@ -199,7 +224,7 @@ def read_file(path: Path) -> dict[str, Any]:
     if twice:
         raise UserFault(f"{path}: {', '.join(twice)}: given twice; each key is allowed once")
     notebook = values.get("notebook", path.stem)
-    if notebook not in NOTEBOOKS:
+    if not _known(notebook):
         raise UserFault(f"{path}: notebook: {notebook!r}; allowed: {', '.join(NOTEBOOKS)}")
     if path.stem in NOTEBOOKS and path.stem != notebook:
         raise UserFault(f"{path}: notebook: {notebook!r}; allowed: {path.stem!r}, after which the file is named")
@@ -226,17 +251,19 @@ def load(path: Path, **override: Any) -> World:
 
 def check(where: Iterable[Path], **override: Any) -> list[str]:
     """One line for each fault in parameter files, or in all *.yaml files of folders."""
-    lines: list[str] = []
-    for path in where:
-        files = sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
-        if not files:
-            lines.append(f"{path}: holds no parameter file (*.yaml)")
-        for file in files:
-            try:
-                load(file, **override)
-            except UserFault as fault:
-                lines += str(fault).splitlines()
+    where = list(where)
+    lines = [f"{path}: holds no parameter file (*.yaml)" for path in where if path.is_dir() and not files([path])]
+    for file in files(where):
+        try:
+            load(file, **override)
+        except UserFault as fault:
+            lines += str(fault).splitlines()
     return lines
+
+
+def files(where: Iterable[Path]) -> list[Path]:
+    """Parameter files as they are, folders replaced by the *.yaml and *.yml files in them."""
+    return [file for path in where for file in (sorted(path.rglob("*.y*ml")) if path.is_dir() else [path])]
 
 
 # In a notebook
@@ -255,7 +282,9 @@ def from_notebook() -> Any:
     injected although no parameter has them, and data or models out of reach.
     """
     namespace = _namespace()
-    keys = set(NOTEBOOKS[namespace["notebook"]].model_fields) | _injected(namespace.get("In", []))
+    notebook = namespace["notebook"]
+    known = set(NOTEBOOKS[notebook].model_fields) if _known(notebook) else {"notebook"}
+    keys = known | _injected(namespace.get("In", []))
     values = {key: namespace[key] for key in keys if key in namespace}
     found = faults(values, "parameters")
     if found:

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
 from alignkit import paths
@@ -41,7 +41,7 @@ def save_figure(figure: Figure, name: str, *, alt: str, profile: str) -> None:
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Description": alt})
     (folder / f"{name}.png").write_bytes(png.getvalue())
     plt.close(figure)
-    display(Image(png.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
+    display({"image/png": png.getvalue(), "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
 
 
 def say(text: str) -> None:

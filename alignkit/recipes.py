@@ -13,26 +13,25 @@ from alignkit.sft import train_sft
 
 
 def reward_model(p: RewardModel, seed: int) -> dict[str, Run]:
-    """Notebook 1: the SFT policy and its samples, the reward model, and what it is compared with.
+    """Notebook 1: the reward model, what it is compared with, and the SFT policy with its samples.
 
     - reward: all pairs, all train reviews
     - twin: the same without the held-out reviews, which give validation and the sign boundary
-    - matched: the twin's setting with one partner for each review in place of all pairs
     - curve_N: the twin's setting on N reviews
+    - matched: the largest of these, with one partner for each review in place of all pairs
     """
     shared = {"seed": seed, "data": p.reviews()}
-    sft = get(train_sft, **shared, **p.sft())
-    completions = get(sample_completions, **shared, policy=sft, **p.sampling())
-    full = dict(**shared, **p.reward_training(), min_steps=1)
+    full = {**shared, **p.reward_training(), "min_steps": 1}
     small = {**full, "held_out": p.held_out, "min_steps": p.curve_min_steps}
-    return {
-        "sft": sft,
-        "completions": completions,
+    runs = {
         "reward": get(train_reward, **full),
         "twin": get(train_reward, **full, held_out=p.held_out),
-        "matched": get(train_reward, **full, held_out=p.held_out, pairs="matched"),
         **{f"curve_{n}": get(train_reward, **small, n_train=n) for n in p.curve_reviews},
+        "matched": get(train_reward, **small, n_train=max(p.curve_reviews), pairs="matched"),
+        "sft": get(train_sft, **shared, **p.sft()),
     }
+    runs["completions"] = get(sample_completions, **shared, policy=runs["sft"], **p.sampling())
+    return runs
 
 
 RECIPES: dict[str, Callable[[World, int], dict[str, Run]]] = {"1_reward_model": reward_model}

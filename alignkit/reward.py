@@ -1,5 +1,6 @@
 """The Bradley-Terry reward model, trained on all positive x negative pairs, on top of TRL's RewardTrainer."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,10 @@ def train_reward(
     width: int,
     layers: int,
     heads: int,
+    sinusoidal: bool,
     tokens: int,
     dropout: float,
+    word_dropout: float,
     epochs: float,
     min_steps: int,
     batch: int,
@@ -83,7 +86,7 @@ def train_reward(
     others the first `n_train` are used (None: all), half of each label.  A step sees `batch` reviews,
     half of them positive; training takes `epochs` epochs, but at least `min_steps` steps, so that the
     small ends of a learning curve are trained as well.  Reviews are cut to `tokens` tokens
-    by `encode`.
+    by `encode`; while training, each of them is left out with probability `word_dropout`.
 
     Writes the model, its tokenizer, history.csv and scores.parquet (split, label, reward; splits test,
     held_out and anchor, in the order of `load_reviews(seed=0)`, held_out in the seed's own order).
@@ -102,20 +105,21 @@ def train_reward(
     if base == SCRATCH:
         # The tokenizer may see only what the model sees.
         codec = train_tokenizer(tokenizer, kept[1] + kept[0], vocab)
-        model = new_encoder(codec, width=width, layers=layers, heads=heads, positions=max(tokens, 64), dropout=dropout)
+        shape = {"width": width, "layers": layers, "heads": heads, "positions": tokens, "sinusoidal": sinusoidal}
+        model = new_encoder(codec, **shape, dropout=dropout)
     else:
         model, codec = load_encoder(base, dropout)
 
     rows = max(map(len, kept.values()))
     epochs = max(epochs, min_steps * (batch // 2) / rows)
     with quiet_training() as folder:
-        arguments = trainer_arguments(folder, seed=seed, epochs=epochs, batch=batch // 2, lr=lr, reports=20)
+        arguments = trainer_arguments(folder, seed=seed, epochs=epochs, batch=batch // 2, lr=lr, reports=12)
         if not held_out:
             arguments |= {"eval_strategy": "no", "eval_on_start": False}
         trainer = TRAINERS[pairs](
             model=model,
-            args=RewardConfig(**arguments, max_length=tokens, disable_dropout=dropout == 0),
-            train_dataset=_pair_up(kept[1], kept[0], codec, tokens),
+            args=RewardConfig(**arguments, max_length=None, disable_dropout=dropout == 0),
+            train_dataset=_pair_up(kept[1], kept[0], codec, tokens).with_transform(partial(_drop_words, word_dropout)),
             eval_dataset=_pair_up(apart[1], apart[0], codec, tokens) if held_out else None,
             processing_class=codec,
         )
@@ -160,6 +164,21 @@ def _pair_up(positive: list[str], negative: list[str], codec: PreTrainedTokenize
             for name, texts in sides.items()
         }
     )
+
+
+def _drop_words(rate: float, batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    """Leave out tokens at random, anew each time a review is read, but never the first and the last.
+
+    Word dropout (Iyyer et al. 2015, "Deep unordered composition") keeps the model from learning names by heart:
+    reviews of one film share its names and, often, their label.
+    """
+
+    def keep(row: list[int]) -> list[int]:
+        kept = torch.rand(len(row)) >= rate
+        kept[[0, -1]] = True
+        return torch.tensor(row)[kept].tolist()
+
+    return {name: [keep(row) for row in rows] for name, rows in batch.items()} if rate else batch
 
 
 def _fixed_reviews(data: dict[str, Any]) -> dict[str, tuple[list[str], list[int]]]:

@@ -140,9 +140,10 @@ def over_seeds(table: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame
 
 
 def all_pairs_gain(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """All pairs minus plain pairs at the same forwards (`twin` minus `matched`), seed by seed."""
-    twin, matched = (rows[rows.method == name].set_index("seed")[columns] for name in ("twin", "matched"))
-    return (twin - matched).reset_index()
+    """All pairs minus plain pairs, on the same reviews with the same number of forwards, seed by seed."""
+    plain = rows[rows.method == "matched"].set_index("seed")
+    every = rows[rows.method == f"curve_{plain.reviews.iloc[0]}"].set_index("seed")
+    return (every[columns] - plain[columns]).reset_index()
 
 
 def reliability_bins(runs: dict[int, dict[str, Run]], bins: int = 10) -> pd.DataFrame:

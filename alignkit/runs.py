@@ -60,6 +60,9 @@ def get(train: Callable[..., dict[str, Any]], *, seed: int, data: dict[str, Any]
         (home / "locks").mkdir(parents=True, exist_ok=True)
         with FileLock(home / "locks" / f"{run_id}.lock"):
             if not run.path.exists():
+                # Holding the lock, nobody else writes this run: what is there was left by a killed process.
+                for left in home.glob(f"tmp-{run_id}-*"):
+                    shutil.rmtree(left, ignore_errors=True)
                 _announce(f"training {train.__name__} for seed {seed} ...")
                 _train(train, run, identity, seed=seed, data=data, **settings)
                 _announce("")
@@ -119,6 +122,7 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, identity: dict[str, A
             "hardware": hardware(),
             "files": {str(f.relative_to(folder)): _checksum(f) for f in sorted(folder.rglob("*")) if f.is_file()},
         }
+        record["checksum"] = _checksum_of(record)
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         os.chmod(folder, 0o755)
         os.replace(folder, run.path)
@@ -129,17 +133,30 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, identity: dict[str, A
 
 def _verify(run: Run) -> None:
     try:
-        files = run.record["files"]
-        damaged = [name for name, checksum in files.items() if _checksum(run.path / name) != checksum]
-    except (OSError, ValueError, KeyError) as error:
-        damaged = [f"{RECORD} ({type(error).__name__})"]
+        record = run.record
+        sound = record.pop("checksum") == _checksum_of(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    files = record["files"].items() if sound else ()
+    damaged = [name for name, checksum in files if _damaged(run.path / name, checksum)] if sound else [RECORD]
     if damaged:
         raise UserFault(f"run: {run.path} is damaged: {', '.join(damaged)}; delete this folder to train it again")
+
+
+def _damaged(file: Path, checksum: str) -> bool:
+    try:
+        return _checksum(file) != checksum
+    except OSError:
+        return True
 
 
 def _checksum(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checksum_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def hardware() -> str:

@@ -1,0 +1,59 @@
+"""The README's numbers, written by the code that read them from the tables."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from alignkit import paths
+from alignkit.metrics import interval_text, seed_interval
+
+START, END = "<!-- results: written by `make report` from figures/*/1_reward_model.csv -->", "<!-- end of results -->"
+ROWS = {
+    "reward": "reward model, all pairs, all training reviews",
+    "tfidf_words": "TF-IDF, words",
+    "tfidf_word_pairs": "TF-IDF, words and word pairs",
+    "exact posterior": "exact posterior (nobody can do better)",
+}
+MEASURES = ["pairwise_accuracy", "sign_accuracy", "ece"]
+
+
+def results(figures: Path) -> str:
+    """The Markdown table of notebook 1's main rows, for every published profile but smoke."""
+    lines = [
+        "| reviews | model | seeds | pairwise accuracy | sign accuracy | calibration error |",
+        "|---|---|---|---|---|---|",
+    ]
+    files = [f for f in figures.glob("*/1_reward_model.csv") if f.parent.name != "smoke"]
+    for file in sorted(files, reverse=True):
+        table = pd.read_csv(file)
+        for method, name in ROWS.items():
+            rows = table[table.method == method]
+            if rows.empty:
+                continue
+            fixed = rows.seed.isna().all()
+            cells = [
+                f"{rows[m].iloc[0]:.3f}" if fixed else interval_text(*seed_interval(rows[m].to_numpy()))
+                for m in MEASURES
+            ]
+            seeds = "" if fixed else str(len(rows))
+            lines.append(f"| {file.parent.name} | {name} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_results(text: str, figures: Path) -> str:
+    """The README with its block of results made anew; text without the markers is returned as it is."""
+    if START not in text or END not in text:
+        return text
+    before, rest = text.split(START)
+    return f"{before}{START}\n{results(figures)}\n{END}{rest.split(END)[1]}"
+
+
+def update() -> list[str]:
+    """Rewrite the README's results if they have changed; returns the changed file, if any."""
+    file = paths.CHECKOUT / "README.md"
+    old = file.read_text(encoding="utf-8")
+    new = with_results(old, paths.CHECKOUT / "figures")
+    if new == old:
+        return []
+    file.write_text(new, encoding="utf-8")
+    return [file.name]

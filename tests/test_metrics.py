@@ -1,0 +1,133 @@
+"""Metrics against their definitions, written out by brute force."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from alignkit.metrics import (
+    bootstrap_interval,
+    expected_calibration_error,
+    interval_text,
+    pairwise_accuracy,
+    reliability,
+    seed_interval,
+    sigmoid,
+    sign_accuracy,
+    verdict,
+)
+
+COARSE_SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1)), min_size=2, max_size=30)
+
+
+@settings(max_examples=50, deadline=None)
+@given(COARSE_SCORES.filter(lambda rows: len({label for _, label in rows}) == 2))
+def test_pairwise_accuracy_counts_the_pairs_in_order_and_half_of_the_ties(rows: list[tuple[int, int]]) -> None:
+    scores, labels = np.array(rows).T
+    won = [(p > n) + 0.5 * (p == n) for p in scores[labels == 1] for n in scores[labels == 0]]
+    assert pairwise_accuracy(scores, labels) == pytest.approx(np.mean(won), abs=1e-12)
+
+
+def test_sign_accuracy_asks_for_a_score_above_zero_just_when_the_label_is_1() -> None:
+    scores, labels = np.array([2.0, -1.0, 0.0, 0.0, -3.0]), np.array([1, 1, 1, 1, 0])
+    assert sign_accuracy(scores, labels) == pytest.approx(2 / 5)
+
+
+def test_sigmoid_is_the_logistic_function_and_does_not_overflow() -> None:
+    x = np.linspace(-30, 30, 61)
+    np.testing.assert_allclose(sigmoid(x), 1 / (1 + np.exp(-x)), atol=1e-12)
+    with np.errstate(all="raise"):
+        assert sigmoid(np.array([-1e4, 1e4])).tolist() == [0, 1]
+
+
+def test_reliability_by_hand() -> None:
+    probability = np.array([0.1, 0.2, 0.7, 0.9, 1.0])
+    outcome = np.array([0, 1, 1, 1, 0])
+    table = reliability(probability, outcome, bins=4)
+    assert table["count"].tolist() == [2, 1, 2]  # [0, 0.25), none in [0.25, 0.5), [0.5, 0.75), [0.75, 1]
+    assert table.predicted.tolist() == pytest.approx([0.15, 0.7, 0.95])
+    assert table.observed.tolist() == [0.5, 1, 0.5]
+    # Wilson, with z = 1.96: (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    z2 = stats.norm.ppf(0.975) ** 2
+    half = math.sqrt(z2 * (0.25 / 2 + z2 / 16)) / (1 + z2 / 2)
+    assert (table.low[0], table.high[0]) == pytest.approx((0.5 - half, 0.5 + half))
+    assert (table.low[1], table.high[1]) == pytest.approx((1 / (1 + z2), 1))
+
+
+def test_calibration_error_by_hand() -> None:
+    probability, outcome = np.array([0.1, 0.2, 0.7, 0.9, 1.0]), np.array([0, 1, 1, 1, 0])
+    expected = (2 * abs(0.5 - 0.15) + abs(1 - 0.7) + 2 * abs(0.5 - 0.95)) / 5
+    assert expected_calibration_error(probability, outcome, bins=4) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_calibration_error_is_zero_where_every_bin_observes_what_it_predicts(bins: int) -> None:
+    probability = np.repeat([0.25, 0.5, 0.75], 4)
+    outcome = np.array([1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0])
+    assert expected_calibration_error(probability, outcome, bins) == pytest.approx(0, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.5, 1), min_size=2, max_size=6), st.sampled_from([0.8, 0.95]))
+def test_seed_interval_is_the_t_interval(values: list[float], confidence: float) -> None:
+    mean, low, high = seed_interval(np.array(values), confidence)
+    assert mean == pytest.approx(sum(values) / len(values))
+    if len(set(values)) > 1:
+        expected = stats.t.interval(confidence, len(values) - 1, np.mean(values), stats.sem(values))
+        assert (low, high) == pytest.approx(expected)
+    else:
+        assert (low, high) == pytest.approx((mean, mean))
+
+
+def test_one_seed_gives_a_mean_and_no_interval() -> None:
+    mean, low, high = seed_interval(np.array([0.9]))
+    assert mean == 0.9
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_bootstrap_interval_of_a_mean_is_close_to_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=400)
+    half = 1.96 * values.std() / 20
+    assert bootstrap_interval(np.mean, values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    samples = np.random.default_rng(1).normal(size=(100, 40))
+    intervals = [bootstrap_interval(np.mean, sample, draws=200, confidence=0.8) for sample in samples]
+    covered = sum(low <= 0 <= high for low, high in intervals)
+    assert 68 <= covered <= 90  # within three standard errors of 80
+
+
+def test_bootstrap_draws_whole_rows() -> None:
+    x = np.arange(30.0)
+    assert bootstrap_interval(lambda a, b: np.abs(a + b).max(), x, -x, draws=20) == (0, 0)
+
+
+def test_bootstrap_is_the_same_for_the_same_seed() -> None:
+    x = np.random.default_rng(2).normal(size=50)
+    first, again, other = (bootstrap_interval(np.mean, x, draws=100, seed=seed) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.1, 0.2, "the interval is clear of zero"),
+        (-0.2, -0.1, "the interval is clear of zero"),
+        (-0.1, 0.1, "the interval includes zero, so no claim"),
+        (0.0, 0.1, "the interval includes zero, so no claim"),
+        (math.nan, math.nan, "one seed, so no interval and no claim"),
+    ],
+)
+def test_a_verdict_claims_only_what_the_interval_allows(low: float, high: float, words: str) -> None:
+    assert verdict(low, high) == words
+
+
+def test_interval_text_rounds_and_tells_of_a_single_seed() -> None:
+    assert interval_text(0.97449, 0.96951, 0.9781) == "0.974 [0.970, 0.978]"
+    assert interval_text(12.34, 11, 13, digits=1) == "12.3 [11.0, 13.0]"
+    assert interval_text(0.97449, math.nan, math.nan) == "0.974 (1 seed)"

@@ -1,0 +1,80 @@
+"""What the README and notebook 1 claim, held against the committed tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignkit import paths, readme
+from alignkit.metrics import seed_interval
+
+FIGURES = paths.CHECKOUT / "figures"
+
+
+def table(profile: str, name: str) -> pd.DataFrame:
+    return pd.read_csv(FIGURES / profile / f"{name}.csv")
+
+
+def mean_of(rows: pd.DataFrame, method: str, column: str) -> float:
+    return rows.loc[rows.method == method, column].mean()
+
+
+def test_the_readmes_results_are_those_of_the_tables() -> None:
+    text = (paths.CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert readme.START in text
+    assert readme.with_results(text, FIGURES) == text
+
+
+def test_the_pocket_reward_model_reaches_98_percent_of_the_exact_posteriors_pairwise_accuracy() -> None:
+    rows = table("pocket", "1_reward_model")
+    assert mean_of(rows, "reward", "pairwise_accuracy") >= 0.98 * mean_of(rows, "exact posterior", "pairwise_accuracy")
+
+
+def test_the_pocket_reward_model_is_calibrated_to_5_percent() -> None:
+    assert mean_of(table("pocket", "1_reward_model"), "reward", "ece") <= 0.05
+
+
+def test_the_pocket_policys_cross_entropy_is_within_5_percent_of_the_grammars_entropy() -> None:
+    assert table("pocket", "1_sft").ratio.between(1, 1.05).all()
+
+
+def test_all_pairs_are_at_least_as_good_as_plain_pairs_at_equal_forwards_over_three_seeds() -> None:
+    gain = table("pocket", "1_all_pairs_gain")
+    assert len(gain) == 3
+    mean, low, _ = seed_interval(gain.pairwise_accuracy.to_numpy())
+    assert mean >= 0
+    assert np.isfinite(low)
+    rows = table("pocket", "1_reward_model").set_index(["method", "seed"])
+    plain = rows.loc["matched"]
+    every = rows.loc[f"curve_{plain.reviews.iloc[0]:.0f}"]
+    forwards = ["reviews", "epochs", "forwards_per_epoch"]
+    pd.testing.assert_frame_equal(every[forwards], plain[forwards])
+
+
+def test_the_imdb_reward_model_from_scratch_orders_95_percent_of_the_pairs_and_gets_87_percent_of_the_signs() -> None:
+    rows = table("imdb_scratch", "1_reward_model")
+    assert rows.loc[rows.method == "reward", "reviews"].eq(25_000).all()
+    assert mean_of(rows, "reward", "pairwise_accuracy") >= 0.95
+    assert mean_of(rows, "reward", "sign_accuracy") >= 0.87
+
+
+def test_the_imdb_pairs_spelled_out_cost_312_500_000_forwards() -> None:
+    costs = table("imdb_scratch", "1_pair_costs").set_index(["reviews", "training"])
+    spelled_out = costs.loc[("IMDB", "every pair spelled out")]
+    assert (spelled_out.forwards, spelled_out["distinct pairs"]) == (312_500_000, 156_250_000)
+    in_batch = costs.loc[("IMDB", "in-batch all pairs, 64 a step")]
+    assert in_batch.forwards == 25_000
+    assert in_batch["distinct pairs"] == pytest.approx(25_000 * 64 / 4, rel=0.001)
+
+
+@pytest.mark.parametrize("profile", ["pocket", "imdb_scratch"])
+def test_every_figure_has_its_vector_form_beside_it(profile: str) -> None:
+    pictures = {f.stem for f in (FIGURES / profile).glob("*.png")}
+    assert pictures
+    assert pictures == {f.stem for f in (FIGURES / profile).glob("*.svg")}
+
+
+@pytest.mark.parametrize("profile", ["pocket", "imdb_scratch"])
+def test_every_row_of_a_reward_model_has_its_run_in_the_index(profile: str) -> None:
+    rows = table(profile, "1_reward_model").dropna(subset="seed")
+    index = table(profile, "1_runs")
+    assert set(zip(rows.method, rows.seed, strict=True)) <= set(zip(index.run, index.seed, strict=True))
