@@ -30,6 +30,7 @@ rule train:
     # Few seeds: each job gets several cores.
     threads: lambda w: max(1, workflow.cores // len(SEEDS[w.notebook]))
     shell:
+        "echo 'train {wildcards.notebook}, seed {wildcards.seed}'; "
         "python -m alignkit train params/{PROFILE}/{wildcards.notebook}.yaml --seed {wildcards.seed} {params.data}"
         " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
 
@@ -48,6 +49,7 @@ rule notebook:
     threads: workflow.cores
     shell:
         # The copy of a failed notebook stays, with the cell that failed marked in it.
+        "echo 'execute {wildcards.notebook}'; "
         "papermill notebooks/{wildcards.notebook}.ipynb {params.failed} -k python3 --no-progress-bar"
         " -f params/{PROFILE}/{wildcards.notebook}.yaml {params.data} > {log} 2>&1"
         " && mv {params.failed} {output}"

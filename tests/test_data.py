@@ -62,10 +62,11 @@ def row_sets(loaded: DatasetDict) -> dict[str, list[tuple[str, int]]]:
 
 @pytest.mark.parametrize(("asked", "sizes"), [(POCKET, (400, 200, 100)), ({}, (25_000, 12_500, 50_000))])
 def test_pocket_reviews_have_the_sizes_asked_for_and_balanced_labels(asked: dict[str, int], sizes) -> None:
-    loaded = load_reviews("pocket", seed=0, **asked)
-    assert tuple(len(loaded[name]) for name in SPLITS) == sizes
-    assert [sum(loaded[name]["label"]) for name in SPLITS] == [sizes[0] / 2, sizes[1] / 2, -sizes[2]]
-    train, test, unsupervised = (set(loaded[name]["text"]) for name in SPLITS)
+    splits = load_reviews("pocket", seed=0, **asked)
+    loaded = [splits[name].to_pandas() for name in SPLITS]
+    assert tuple(map(len, loaded)) == sizes
+    assert [frame.label.sum() for frame in loaded] == [sizes[0] / 2, sizes[1] / 2, -sizes[2]]
+    train, test, unsupervised = (set(frame.text) for frame in loaded)
     assert not train & test
     assert not unsupervised & (train | test)
 

@@ -67,7 +67,7 @@ FAULTS = {
     "text for a number": ("sft_batch: many", ["sft_batch: 'many' (text)", NUMBER]),
     "1e-5, which YAML reads as text": ("reward_lr: 1e-5", ["reward_lr: '1e-5' (text)", "> 0, <= 0.1", "write 1.0e-5"]),
     "a quoted number": ("sft_batch: '64'", ["sft_batch: '64' (text)", NUMBER]),
-    "a truth value for a whole number": ("sft_batch: true", ["sft_batch: True", NUMBER]),
+    "a truth value for a whole number": ("sft_batch: true", ["sft_batch: true", NUMBER]),
     "a fraction for a whole number": ("sft_batch: 64.0", ["sft_batch: 64.0", NUMBER]),
     "a date for a number": ("sft_batch: 2020-01-01", ["sft_batch: ", NUMBER]),
     "a list for a number": ("sft_batch: [64]", ["sft_batch: [64]", NUMBER]),

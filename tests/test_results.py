@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alignkit import paths, readme
+from alignkit import params, paths, readme
 from alignkit.metrics import seed_interval
 
 FIGURES = paths.CHECKOUT / "figures"
@@ -61,9 +61,10 @@ def test_the_imdb_pairs_spelled_out_cost_312_500_000_forwards() -> None:
     costs = table("imdb_scratch", "1_pair_costs").set_index(["reviews", "training"])
     spelled_out = costs.loc[("IMDB", "every pair spelled out")]
     assert (spelled_out.forwards, spelled_out["distinct pairs"]) == (312_500_000, 156_250_000)
-    in_batch = costs.loc[("IMDB", "in-batch all pairs, 64 a step")]
+    batch = params.profile_values("imdb_scratch", "1_reward_model")["reward_batch"]
+    in_batch = costs.loc[("IMDB", f"in-batch all pairs, {batch} a step")]
     assert in_batch.forwards == 25_000
-    assert in_batch["distinct pairs"] == pytest.approx(25_000 * 64 / 4, rel=0.001)
+    assert in_batch["distinct pairs"] == pytest.approx(25_000 * batch / 4, rel=0.001)
 
 
 @pytest.mark.parametrize("profile", ["pocket", "imdb_scratch"])
