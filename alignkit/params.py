@@ -112,8 +112,10 @@ class RewardModel(World):
         yield from super().clashes()
         if self.reward_width % self.reward_heads:
             yield f"reward_width: {self.reward_width} is not a multiple of reward_heads ({self.reward_heads})"
-        if self.train_reviews is not None and max(*self.curve_reviews, self.held_out) > self.train_reviews:
-            yield f"curve_reviews, held_out: none may be larger than train_reviews ({self.train_reviews})"
+        largest = max(self.curve_reviews)
+        if self.train_reviews is not None and self.held_out + largest > self.train_reviews:
+            both = f"held_out: {self.held_out} and curve_reviews up to {largest}"
+            yield f"{both} together are more than train_reviews ({self.train_reviews})"
         room = max(128, self.sft_tokens) - 20
         if self.policy == "scratch" and self.new_tokens > room:
             yield f"new_tokens: {self.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
