@@ -56,4 +56,4 @@ $(READY):
 	@rm -f .venv/ready-*
 	@touch $@
 
-SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-triggers params --rerun-incomplete --nolock --quiet all
+SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-triggers params --rerun-incomplete --nolock --quiet host rules progress

@@ -231,7 +231,7 @@ def test_a_published_notebook_of_another_profile_is_free_of_papermill_times_widg
     assert not re.search("papermill|iopub|widget|/disk|2026", text)
     published = read(file)
     nbformat.validate(published)
-    assert published.cells[2].source == "# Parameters\nseeds = [0, 1]\ndata = 'imdb'\n"
+    assert published.cells[2].source == '# Parameters\nseeds = [0, 1]\ndata = "imdb"\n'
     assert published.cells[2].metadata == {"tags": ["injected-parameters"]}
     assert set(published.metadata) == {"kernelspec", "language_info"}
     assert [cell.execution_count for cell in published.cells[1:]] == [1, 2, 3, 4]
