@@ -167,6 +167,7 @@ def new_policy(
         n_layer=layers,
         n_head=heads,
         n_positions=positions,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own function, in one fused step
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

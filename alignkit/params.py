@@ -23,6 +23,11 @@ Epochs = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Even = Annotated[int, Field(ge=2, le=10_000_000, multiple_of=2)]
 Tokens = Annotated[int, Field(ge=8, le=1024)]
+Prompts = Annotated[int, Field(ge=1, le=10_000)]
+Completions = Annotated[int, Field(ge=1, le=1024)]
+NewTokens = Annotated[int, Field(ge=1, le=1024)]
+Beta = Annotated[float, Field(gt=0, le=1000)]
+Betas = Annotated[list[Beta], Field(min_length=1, max_length=12)]
 
 
 class World(BaseModel):
@@ -83,8 +88,8 @@ class World(BaseModel):
         return {"policy": self.policy, **policy, **sft}
 
 
-class RewardModel(World):
-    """Notebook 1."""
+class Rewarded(World):
+    """The world and its reward model."""
 
     reward_model: str = Field(min_length=1)
     reward_tokenizer: Literal["encoder_word", "wordpiece"]
@@ -99,26 +104,16 @@ class RewardModel(World):
     reward_epochs: Annotated[float, Field(gt=0, le=100)]
     reward_batch: Annotated[int, Field(ge=4, le=4096, multiple_of=2)]
     reward_lr: LearningRate
-    held_out: Even
-    curve_reviews: list[Even] = Field(min_length=1, max_length=10)
-    curve_min_steps: Count
-
-    prompts: Annotated[int, Field(ge=1, le=10_000)]
-    completions: Annotated[int, Field(ge=1, le=1024)]
-    new_tokens: Annotated[int, Field(ge=1, le=1024)]
 
     def clashes(self) -> Iterator[str]:
         """One line for each pair of values that do not go together."""
         yield from super().clashes()
         if self.reward_width % self.reward_heads:
             yield f"reward_width: {self.reward_width} is not a multiple of reward_heads ({self.reward_heads})"
-        largest = max(self.curve_reviews)
-        if self.train_reviews is not None and self.held_out + largest > self.train_reviews:
-            both = f"held_out: {self.held_out} and curve_reviews up to {largest}"
-            yield f"{both} together are more than train_reviews ({self.train_reviews})"
         room = max(128, self.sft_tokens) - 20
-        if self.policy == "scratch" and self.new_tokens > room:
-            yield f"new_tokens: {self.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
+        new_tokens = getattr(self, "new_tokens", 0)
+        if self.policy == "scratch" and new_tokens > room:
+            yield f"new_tokens: {new_tokens}; beside a prompt of 20 tokens there is room for {room}"
 
     def reward_training(self) -> dict[str, Any]:
         """The settings of `reward.train_reward` that all of its runs share."""
@@ -126,13 +121,105 @@ class RewardModel(World):
         names += ("epochs", "batch", "lr")
         return {"base": self.reward_model, **{name: getattr(self, f"reward_{name}") for name in names}}
 
+
+class RewardModel(Rewarded):
+    """Notebook 1."""
+
+    held_out: Even
+    curve_reviews: list[Even] = Field(min_length=1, max_length=10)
+    curve_min_steps: Count
+
+    prompts: Prompts
+    completions: Completions
+    new_tokens: NewTokens
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        yield from super().clashes()
+        largest = max(self.curve_reviews)
+        if self.train_reviews is not None and self.held_out + largest > self.train_reviews:
+            both = f"held_out: {self.held_out} and curve_reviews up to {largest}"
+            yield f"{both} together are more than train_reviews ({self.train_reviews})"
+
     def sampling(self) -> dict[str, Any]:
         """The settings of `sampling.sample_completions`: the task's 5-20 tokens of test reviews."""
         lengths = {"shortest": 5, "longest": 20, "max_new_tokens": self.new_tokens}
         return {"n_prompts": self.prompts, "k": self.completions, **lengths}
 
 
-NOTEBOOKS: dict[str, type[World]] = {"1_reward_model": RewardModel}
+class Aligned(Rewarded):
+    """What the notebooks share that train policies on preference pairs."""
+
+    pair_prompts: Annotated[int, Field(ge=5, le=1_000_000)]
+    pair_samples: Annotated[int, Field(ge=2, le=64)]
+    pair_construction: Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
+    dpo_epochs: Annotated[float, Field(gt=0, le=100)]
+    dpo_batch: Annotated[int, Field(ge=1, le=4096)]
+    dpo_lr: LearningRate
+    dpo_lora_rank: Annotated[int, Field(ge=0, le=256)]
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)]
+
+    prompts: Prompts
+    main_completions: Completions
+    side_completions: Completions
+    new_tokens: NewTokens
+
+    def generation(self) -> dict[str, Any]:
+        """The settings of `pairs.generate`."""
+        sizes = {"n_prompts": self.pair_prompts, "k": self.pair_samples, "max_new_tokens": self.new_tokens}
+        return {**sizes, "reward_tokens": self.reward_tokens}
+
+    def dpo(self) -> dict[str, Any]:
+        """The settings of `dpo.train_dpo` that all of its runs share."""
+        names = {"epochs": "dpo_epochs", "batch": "dpo_batch", "lr": "dpo_lr", "lora_rank": "dpo_lora_rank"}
+        return {name: getattr(self, key) for name, key in names.items()}
+
+    def evaluation(self, completions: int) -> dict[str, Any]:
+        """The settings of `evaluation.evaluate`."""
+        sizes = {"n_prompts": self.prompts, "k": completions, "max_new_tokens": self.new_tokens}
+        return {**sizes, "reward_tokens": self.reward_tokens}
+
+
+class Primer(Aligned):
+    """Notebook 0."""
+
+
+class DpoLosses(Aligned):
+    """Notebook 2."""
+
+    main_beta: Beta
+    ipo_beta: Beta
+    betas: Betas
+    positive_prefix: str = Field(min_length=1, max_length=200)
+    biased_words: Annotated[int, Field(ge=1, le=1000)]
+    word_bias: Annotated[float, Field(gt=0, le=20)]
+    best_of: list[Annotated[int, Field(ge=2, le=64)]] = Field(min_length=1, max_length=10)
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        yield from super().clashes()
+        for n in self.best_of:
+            if self.main_completions % n:
+                yield f"best_of: {n} does not divide main_completions ({self.main_completions})"
+
+
+class FDivergences(Aligned):
+    """Notebook 3."""
+
+    reverse_kl_betas: Betas
+    forward_kl_betas: Betas
+    js_betas: Betas
+    alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1, max_length=9)
+    alpha_betas: Betas
+    matched_kl: list[Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1, max_length=5)
+
+
+NOTEBOOKS: dict[str, type[World]] = {
+    "0_primer": Primer,
+    "1_reward_model": RewardModel,
+    "2_dpo_losses": DpoLosses,
+    "3_f_divergences": FDivergences,
+}
 
 
 def faults(values: dict[str, Any], where: str) -> list[str]:

@@ -59,19 +59,22 @@ def sequence_log_probs(
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
+    texts: list[str] | list[list[int]],
     *,
     k: int,
     max_new_tokens: int,
     seed: int,
     batch: int = 256,
+    bias: dict[int, float] | None = None,
 ) -> pd.DataFrame:
-    """k completions of each prompt by plain sampling at temperature 1, rows in prompt order.
+    """k completions of each prompt (a text or token ids) by plain sampling at temperature 1, rows in prompt order.
 
-    Columns prompt, completion, prompt_ids, completion_ids (with the first end-of-text token, if one
-    was drawn) and finished.
+    `bias` adds to the logits of single tokens, id -> nats.  Columns prompt, completion, prompt_ids, completion_ids
+    (with the first end-of-text token, if one was drawn) and finished.
     """
-    prompt_ids = [ids for ids in tokenizer(texts)["input_ids"] for _ in range(k)]
+    each = tokenizer(texts)["input_ids"] if isinstance(texts[0], str) else texts
+    prompt_ids = [list(ids) for ids in each for _ in range(k)]
+    biased = {"sequence_bias": {(token,): value for token, value in bias.items()}} if bias else {}
     rows = []
     # The global stream is left as it was, so that sampling in a cell changes nothing after it.
     with torch.random.fork_rng():
@@ -89,6 +92,7 @@ def sample(
                 top_p=1.0,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
+                **biased,
             )
             for prompt, completion in zip(some, drawn[:, ids.shape[1] :].tolist(), strict=True):
                 rows.append((prompt, *_until_end(completion, tokenizer.eos_token_id)))

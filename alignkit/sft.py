@@ -62,7 +62,7 @@ def train_sft(
     else:
         model, codec = load_policy(policy)
     if epochs > 0:
-        history = _fine_tune(model, codec, texts, tokens, held_out, seed=seed, epochs=epochs, batch=batch, lr=lr)
+        history = fine_tune(model, codec, texts, tokens, held_out, seed=seed, epochs=epochs, batch=batch, lr=lr)
         history.to_csv(out / "history.csv", index=False)
     model.save_pretrained(out)
     codec.save_pretrained(out)
@@ -76,7 +76,7 @@ def train_sft(
     }
 
 
-def _fine_tune(
+def fine_tune(
     model: PreTrainedModel,
     codec: PreTrainedTokenizerBase,
     texts: list[str],
@@ -84,6 +84,10 @@ def _fine_tune(
     held_out: int,
     **arguments: Any,
 ) -> pd.DataFrame:
+    """Train the model in place on texts, cut to `tokens` tokens, the first `held_out` for validation; returns the log.
+
+    `arguments` are seed, epochs, batch and lr.
+    """
     with quiet_training() as folder:
         trainer = SFTTrainer(
             model=model,

@@ -1,0 +1,143 @@
+"""One evaluation for every method: the same test prompts, plain sampling at temperature 1, the same measures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from alignkit.data import load_reviews, prompts
+from alignkit.kl import kl_estimates
+from alignkit.metrics import distinct_n, repetition_rate, self_bleu, unigram_entropy
+from alignkit.models import load_policy
+from alignkit.pairs import zero_of
+from alignkit.pocket import gold_reward, well_formed
+from alignkit.reward import score_with
+from alignkit.sampling import full_texts, pad_left, sample
+
+SELF_BLEU_GROUP = 8
+"""Completions of a prompt that are compared with each other."""
+
+
+def evaluate(
+    out: Path,
+    *,
+    seed: int,
+    data: dict[str, Any],
+    policy: Path,
+    reference: Path,
+    reward: Path,
+    reward_tokens: int,
+    n_prompts: int,
+    k: int,
+    max_new_tokens: int,
+    prefix: str = "",
+    bias: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Sample k completions of each of n test prompts (5-20 tokens, the same for every run) and measure them.
+
+    The reference is the SFT policy.  `prefix` is put before each prompt for the policy only; `bias` adds to the
+    logits of single tokens: both make another policy of the same weights, and the KL is that policy's.
+    Writes completions.parquet: prompt, completion, text, finished, reward, gold (pocket), kl, k1.  Returns `measures`,
+    the mean KL to the reference (exact at each step, nats a sequence) and status; a diverged policy has no numbers.
+    """
+    model, tokenizer = load_policy(policy)
+    if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+        return {"status": "diverged"}
+    test = load_reviews(seed=0, **data)["test"]["text"]
+    texts = prompts(list(test), tokenizer, n=n_prompts, shortest=5, longest=20, seed=0)
+    by_id = {tokenizer.convert_tokens_to_ids(token): value for token, value in (bias or {}).items()}
+    asked = [f"{prefix} {text}".strip() for text in texts]
+    samples = sample(model, tokenizer, asked, k=k, max_new_tokens=max_new_tokens, seed=seed, bias=by_id)
+    own_prompt_ids = samples.prompt_ids.tolist()
+    samples["prompt"] = [text for text in texts for _ in range(k)]
+    samples["prompt_ids"] = [ids for ids in tokenizer(texts)["input_ids"] for _ in range(k)]
+    samples["text"] = full_texts(samples, tokenizer)
+    anchor, _ = load_policy(reference)
+    samples["kl"], samples["k1"] = sequence_kl(
+        model, anchor, own_prompt_ids, samples.prompt_ids.tolist(), samples.completion_ids.tolist(), by_id
+    )
+    samples = with_rewards(samples, reward, reward_tokens, gold=data["source"] == "pocket")
+    samples.drop(columns=["prompt_ids", "completion_ids"]).to_parquet(out / "completions.parquet", index=False)
+    tokens = int(samples.completion_ids.map(len).sum())
+    return {
+        "status": "ok",
+        "kl": float(samples.kl.mean()),
+        **measures(samples),
+        "completions": k,
+        "mean_tokens": tokens / len(samples),
+        "finished": float(samples.finished.mean()),
+    }
+
+
+def with_rewards(samples: pd.DataFrame, reward: Path, tokens: int, *, gold: bool) -> pd.DataFrame:
+    """Samples (column text) with their reward, less that of an average review, and in the pocket world their truth."""
+    texts = samples.text.tolist()
+    samples = samples.assign(reward=score_with(reward, texts, tokens=tokens) - zero_of(reward))
+    return samples.assign(gold=gold_reward(texts), well_formed=well_formed(texts)) if gold else samples
+
+
+def measures(samples: pd.DataFrame) -> dict[str, float]:
+    """Mean reward and truth of samples (columns prompt, completion, reward), and how diverse their completions are.
+
+    Entropy in nats over all words of all completions, distinct-2, self-BLEU within a prompt (of at most
+    SELF_BLEU_GROUP completions, NaN for single ones), share of repeated 4-grams.
+    """
+    texts = samples.completion.tolist()
+    groups = [group.head(SELF_BLEU_GROUP).tolist() for _, group in samples.groupby("prompt", sort=False).completion]
+    groups = [group for group in groups if len(group) > 1]
+    truth = {name: float(samples[name].mean()) for name in ("gold", "well_formed") if name in samples}
+    return {
+        "reward": float(samples.reward.mean()),
+        **truth,
+        "unigram_entropy": unigram_entropy(texts),
+        "distinct_2": distinct_n(texts, 2),
+        "self_bleu": self_bleu(groups) if groups else float("nan"),
+        "repetition": float(repetition_rate(texts).mean()),
+    }
+
+
+@torch.no_grad()
+def sequence_kl(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    policy_prompt_ids: list[list[int]],
+    ref_prompt_ids: list[list[int]],
+    completion_ids: list[list[int]],
+    bias: dict[int, float] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """KL(π ‖ π_ref) along completions sampled from π, exact at each step, and its k1 estimate; (rows,) each, nats.
+
+    The two may see different prompts; bias (id -> nats) is added to the policy's logits.
+    """
+    out = np.zeros((2, len(completion_ids)))
+    added = torch.zeros(policy.config.vocab_size, device=policy.device)
+    added[list(bias or {})] = torch.tensor(list((bias or {}).values()), device=policy.device)
+    # The logits of a batch of two models: at most about half a gigabyte.
+    batch = max(4, min(256, 2**26 // (64 * policy.config.vocab_size)))
+    by_length = sorted(range(len(completion_ids)), key=lambda i: len(completion_ids[i]))
+    for start in range(0, len(by_length), batch):
+        some = by_length[start : start + batch]
+        completions = [completion_ids[i] for i in some]
+        tokens, mask = (t.to(policy.device) for t in pad_left(completions, 0))
+        estimates = kl_estimates(
+            completion_logits(policy, [policy_prompt_ids[i] for i in some], completions) + added,
+            completion_logits(reference, [ref_prompt_ids[i] for i in some], completions),
+            tokens,
+            mask,
+        )
+        out[:, some] = torch.stack([estimates["exact"], estimates["k1"]]).double().cpu().numpy()
+    return out[0], out[1]
+
+
+def completion_logits(
+    model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]]
+) -> torch.Tensor:
+    """Logits that predict each completion token, (rows, longest completion, vocabulary), aligned on the right."""
+    rows = [p + c for p, c in zip(map(list, prompt_ids), map(list, completion_ids), strict=True)]
+    ids, mask = (t.to(model.device) for t in pad_left(rows, 0))
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    longest = max(map(len, completion_ids))
+    return model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=longest + 1).logits[:, :-1].float()
