@@ -35,16 +35,33 @@ def load_reviews(
     cut a split to that many reviews, half of each label, the same ones for every seed; None keeps all.
     A CSV file has the columns text and label, and either a column split or gives every fifth review to test.
 
-    Raises UserFault if the source cannot be reached or lacks a split, a column or a label.
+    Raises UserFault if the source cannot be reached or lacks a split, a column, a text or a label, if a split
+    is empty once its overlaps are gone, or if train or test holds one label only.
     """
     sizes = (train_reviews, test_reviews, unsupervised_reviews)
-    reviews = _load(source, sizes)
+    reviews = _load(source, _stamp(source), sizes)
     return datasets.DatasetDict({name: split.shuffle(seed=seed) for name, split in reviews.items()})
 
 
-@lru_cache(maxsize=8)
 def fingerprint(source: str, **sizes: int | None) -> str:
     """SHA-256 of the cleaned texts and labels, the same wherever the reviews lie (first 16 hex digits)."""
+    return _fingerprint(source, _stamp(source), **sizes)
+
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+def _stamp(source: str) -> Stamp:
+    """Name, time (ns) and size (bytes) of each local file, so that an edited one is read again."""
+    path = Path(source).expanduser()
+    if source == "pocket" or not path.exists():
+        return ()
+    files = [path, *sorted(path.rglob("*"))]
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(source: str, _: Stamp, **sizes: int | None) -> str:
     digest = hashlib.sha256()
     for name, split in load_reviews(source, seed=0, **sizes).items():
         rows = sorted(zip(split["text"], split["label"], strict=True))
@@ -53,18 +70,20 @@ def fingerprint(source: str, **sizes: int | None) -> str:
 
 
 @lru_cache(maxsize=2)
-def _load(source: str, sizes: tuple[int | None, ...]) -> dict[str, datasets.Dataset]:
+def _load(source: str, _: Stamp, sizes: tuple[int | None, ...]) -> dict[str, datasets.Dataset]:
     if source == "pocket":
         return _load_pocket(sizes)
-    frames = {name: _clean(split, source, name) for name, split in _load_raw(source).items() if name in SPLITS}
+    raw = _load_raw(source)
+    frames = {name: _clean(raw[name], source, name) for name in SPLITS if name in raw}
     for name in ("train", "test"):
         if name not in frames:
-            raise UserFault(f"data: {source!r} has no split {name!r}; found {', '.join(frames) or 'none'}")
-    seen = set(frames["train"].text)
-    for name in SPLITS[1:]:
-        if name in frames:
-            frames[name] = frames[name][~frames[name].text.isin(seen)]
-            seen |= set(frames[name].text)
+            raise UserFault(f"data: {source!r} has no split {name!r}; found {', '.join(raw) or 'none'}")
+    seen: set[str] = set()
+    for name, frame in frames.items():
+        # Train is kept whole, repeated texts and all.
+        frames[name] = frame[~frame.text.isin(seen)]
+        seen |= set(frame.text)
+        _check_labels(frames[name], source, name)
     cut = {name: _cut(frames[name], size, name) for name, size in zip(SPLITS, sizes, strict=True) if name in frames}
     return {name: datasets.Dataset.from_pandas(frame, preserve_index=False) for name, frame in cut.items()}
 
@@ -102,16 +121,28 @@ def _load_raw(source: str) -> dict[str, datasets.Dataset]:
 
 def _load_csv(path: Path) -> dict[str, datasets.Dataset]:
     try:
-        rows = datasets.load_dataset("csv", data_files=str(path))["train"].to_pandas()
+        # "NA" and "null" are texts; what is missing is an empty cell.
+        rows = pd.read_csv(path, keep_default_na=False, low_memory=False)
     except Exception as error:
         raise UserFault(f"data: {str(path)!r} cannot be read as CSV: {_first_line(error)}") from None
+    if not isinstance(rows.index, pd.RangeIndex):
+        # pandas takes what stands before the last cells for an index.
+        raise UserFault(f"data: {str(path)!r} has rows of more cells than its header; put texts with commas in quotes")
     if "split" not in rows:
         rows["split"] = np.where(np.arange(len(rows)) % 5 == 4, "test", "train")
-    parts = {str(name): part.drop(columns="split") for name, part in rows.groupby("split")}
+    unknown = rows[~rows.split.isin(SPLITS)]
+    if len(unknown):
+        found = ", ".join(repr(name) for name in unknown.split.unique().tolist()[:5])
+        raise UserFault(
+            f"data: {str(path)!r}, row {unknown.index[0]}: unknown split; found {found}; allowed: {', '.join(SPLITS)}"
+        )
+    parts = {name: part.drop(columns="split") for name, part in rows.groupby("split")}
     return {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()}
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    # `datasets` says no more than that something went wrong, and gives the reason as the cause.
+    error = error.__cause__ or error
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -121,26 +152,48 @@ def _clean(split: datasets.Dataset, source: str, name: str) -> pd.DataFrame:
             found = ", ".join(split.column_names)
             raise UserFault(f"data: {source!r}, split {name}: no column {column!r}; found {found}")
     frame = split.to_pandas()[["text", "label"]]
-    allowed = {-1} if name == "unsupervised" else {0, 1}
-    wrong = frame[~frame.label.isin(allowed) | frame.text.isna()]
+    allowed = [-1] if name == "unsupervised" else [0, 1]
+    # One word among the labels of a CSV file makes strings of them all.
+    label = pd.to_numeric(frame.label, errors="coerce")
+    text = frame.text.where(frame.text.map(lambda value: isinstance(value, str)), "").astype(str)
+    text = text.str.replace(r"<br\s*/?>", " ", regex=True).str.replace(r"\s+", " ", regex=True).str.strip()
+    wrong = np.flatnonzero(~label.isin(allowed) | (text == ""))
     if len(wrong):
+        row = wrong[0]
+        found = f"label {frame.label.tolist()[row]!r} with text {str(frame.text.tolist()[row])[:30]!r}"
         raise UserFault(
-            f"data: {source!r}, split {name}, row {wrong.index[0]}: label {wrong.label.iloc[0]!r} with text "
-            f"{str(wrong.text.iloc[0])[:30]!r}; labels allowed here: {sorted(allowed)}, text must not be empty"
+            f"data: {source!r}, split {name}, row {row}: {found}; labels allowed here: {allowed}, "
+            "text must not be empty, blank or a number"
         )
-    text = frame.text.str.replace(r"<br\s*/?>", " ", regex=True).str.replace(r"\s+", " ", regex=True).str.strip()
-    return pd.DataFrame({"text": text, "label": frame.label.astype(int)})
+    return pd.DataFrame({"text": text, "label": label.astype(int)})
+
+
+def _check_labels(frame: pd.DataFrame, source: str, name: str) -> None:
+    if frame.empty:
+        raise UserFault(
+            f"data: {source!r}: split {name} has no review of its own; texts of earlier splits do not count"
+        )
+    found = sorted(frame.label.unique().tolist())
+    if name != "unsupervised" and len(found) < 2:
+        raise UserFault(f"data: {source!r}: every review of {name} has label {found[0]}; reviews of 0 and 1 are needed")
 
 
 def _cut(frame: pd.DataFrame, size: int | None, name: str) -> pd.DataFrame:
-    """The first `size` reviews of a fixed shuffle, half of each label (IMDB is sorted by label)."""
+    """`size` reviews, the first of each label in a fixed shuffle, half of each (IMDB is sorted by label)."""
     if size is None:
         return frame
     if size > len(frame):
         raise UserFault(f"{name}_reviews: {size} asked for, but the data has {len(frame)} in {name}")
     shuffled = frame.sample(frac=1, random_state=0)
+    parts = []
     labels = sorted(shuffled.label.unique())
-    parts = [shuffled[shuffled.label == label].head(size // len(labels)) for label in labels]
+    for i, label in enumerate(labels):
+        part, share = shuffled[shuffled.label == label], (size + i) // len(labels)
+        if share > len(part):
+            raise UserFault(
+                f"{name}_reviews: {size} asked for, half of each label, but {name} has {len(part)} with label {label}"
+            )
+        parts.append(part.head(share))
     return pd.concat(parts).sort_index()
 
 
@@ -149,18 +202,29 @@ def prompts(
 ) -> list[str]:
     """The beginnings of the first n texts, each `shortest` to `longest` policy tokens long, drawn with the seed.
 
-    Texts that are not longer than their drawn length are passed over.  The task: 5-15 tokens of train
-    reviews for training, 5-20 tokens of test reviews for evaluation.
+    Texts that are not longer than their drawn length are passed over.  A length that would end inside a character
+    (of several byte-level tokens) gives way to the next shorter one.  The task: 5-15 tokens of train reviews for
+    training, 5-20 tokens of test reviews for evaluation.
+
+    Raises UserFault if fewer than n texts are long enough, or if the tokenizer cannot tell where its tokens stand.
     """
+    if not tokenizer.is_fast:
+        raise UserFault("prompts: the policy's tokenizer does not tell where its tokens stand; a fast one is needed")
     rng = np.random.default_rng(seed)
     out: list[str] = []
     for text in texts:
         if len(out) == n:
             return out
         length = int(rng.integers(shortest, longest + 1))
-        ids = tokenizer(text, truncation=True, max_length=longest + 1, add_special_tokens=False)["input_ids"]
-        if len(ids) > length:
-            out.append(tokenizer.decode(ids[:length]))
+        cut = {"truncation": True, "max_length": longest + 1, "add_special_tokens": False}
+        places = tokenizer(text, **cut, return_offsets_mapping=True)["offset_mapping"]
+        if len(places) <= length:
+            continue
+        while length and places[length][0] < places[length - 1][1]:
+            length -= 1
+        if length >= shortest:
+            # The text itself: decoding would show <unk>, or other blanks than the text's.
+            out.append(text[: places[length - 1][1]])
     if len(out) < n:
         raise UserFault(f"prompts: {n} asked for, but only {len(out)} reviews are longer than {longest} tokens")
     return out

@@ -14,6 +14,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as subword
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -227,9 +228,18 @@ def load_policy(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
 
 def load_encoder(name: str | Path, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier with one output (a fresh head where the checkpoint has none) and its tokenizer."""
-    override = {} if dropout is None else _dropout(dropout)
+    """A sequence classifier with one output (a fresh head where the checkpoint has none) and its tokenizer.
+
+    `dropout` (None: as in the checkpoint) goes to everything but attention.  Raises UserFault if a folder or Hub id
+    cannot be loaded, has a head with more outputs, or is not like DistilBERT or BERT in what its dropout is called.
+    """
+    bert = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": 0.0, "classifier_dropout": dropout}
+    # A configuration takes over the names that it knows.
+    override = {} if dropout is None else _dropout(dropout) | bert
     model, tokenizer = _load(AutoModelForSequenceClassification, name, num_labels=1, **override)
+    if dropout and not {"dropout", "hidden_dropout_prob"} & set(model.config.to_dict()):
+        kind = model.config.model_type
+        raise UserFault(f"reward_dropout: {dropout} cannot be set in {str(name)!r}, a {kind} model; allowed: 0")
     tokenizer.padding_side = "right"
     return model.eval(), tokenizer
 
@@ -237,9 +247,16 @@ def load_encoder(name: str | Path, dropout: float | None = None) -> tuple[PreTra
 def _load(kind: Any, name: str | Path, **settings: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
+        if len(tokenizer) == len(set(tokenizer.all_special_ids)):
+            # What transformers makes up where the files of the tokenizer are missing.
+            raise OSError("it has no tokenizer, or one without words")
+        if settings:
+            settings = {"config": AutoConfig.from_pretrained(name, **settings)}
         model = kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **settings)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a broken or foreign checkpoint makes the libraries raise
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
+        if "ignore_mismatched_sizes" in first:
+            first = "its weights have other shapes than the model asked for; a reward model's head has one output"
         raise UserFault(
             f"model: {str(name)!r} cannot be loaded ({first}); allowed: {SCRATCH!r}, a folder, or a Hub id within reach"
         ) from None

@@ -10,8 +10,10 @@ import torch
 import transformers
 from datasets import Dataset
 from scipy.optimize import brentq
+from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +21,6 @@ from trl import RewardConfig, RewardTrainer
 
 from alignkit.data import load_reviews
 from alignkit.faults import UserFault
-from alignkit.metrics import pairwise_accuracy, sigmoid
 from alignkit.models import (
     SCRATCH,
     load_encoder,
@@ -95,6 +96,9 @@ def train_reward(
     transformers.set_seed(seed)
     train = load_reviews(seed=seed, **data)["train"].to_pandas()
     parts = {label: train[train.label == label].text.tolist() for label in (1, 0)}
+    fewest = min(map(len, parts.values()))
+    if held_out // 2 >= fewest:
+        raise UserFault(f"held_out: {held_out} asked for, half of each label; allowed: less than {2 * fewest}")
     kept = {label: texts[: len(texts) - held_out // 2] for label, texts in parts.items()}
     apart = {label: texts[len(texts) - held_out // 2 :] for label, texts in parts.items()}
     if n_train is not None:
@@ -137,7 +141,7 @@ def train_reward(
     scores.to_parquet(out / "scores.parquet", index=False)
     test = scores[scores.split == "test"]
     return {
-        "pairwise_accuracy": pairwise_accuracy(test.reward.to_numpy(), test.label.to_numpy()),
+        "pairwise_accuracy": float(roc_auc_score(test.label, test.reward)),
         "reviews": sum(map(len, kept.values())),
         "epochs": epochs,
         **pair_count(rows, batch, pairs),
@@ -189,6 +193,8 @@ def _fixed_reviews(data: dict[str, Any]) -> dict[str, tuple[list[str], list[int]
 
 
 def _scored(split: str, texts: list[str], labels: list[int], model, codec, tokens: int) -> pd.DataFrame:
+    # No labels are integers as well.
+    labels = np.array(labels, dtype=int)
     return pd.DataFrame({"split": split, "label": labels, "reward": score(model, codec, texts, tokens=tokens)})
 
 
@@ -232,7 +238,7 @@ def sign_boundary(rewards: np.ndarray, labels: np.ndarray) -> float:
     if len(np.unique(labels)) != 2:
         raise ValueError("a boundary needs both labels")
     low, high = rewards.min() - 50, rewards.max() + 50
-    return float(brentq(lambda b: sigmoid(rewards - b).sum() - labels.sum(), low, high))
+    return float(brentq(lambda b: expit(rewards - b).sum() - labels.sum(), low, high))
 
 
 def centred(scores: pd.DataFrame) -> pd.DataFrame:

@@ -39,7 +39,12 @@ def token_log_probs(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tenso
 def sequence_log_probs(
     model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]], batch: int = 128
 ) -> np.ndarray:
-    """log p(completion | prompt), the sum over the completion's tokens in nats, float64, shape (rows,)."""
+    """log p(completion | prompt), the sum over the completion's tokens in nats, float64, shape (rows,).
+
+    Raises ValueError if a prompt has no token: nothing would say how likely the completion's first one is.
+    """
+    if not all(map(len, prompt_ids)):
+        raise ValueError("a prompt needs at least one token")
     rows = [p + c for p, c in zip(prompt_ids, completion_ids, strict=True)]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     out = np.zeros(len(rows))
@@ -97,7 +102,7 @@ def sample(
             for prompt, completion in zip(some, drawn[:, ids.shape[1] :].tolist(), strict=True):
                 rows.append((prompt, *_until_end(completion, tokenizer.eos_token_id)))
     out = pd.DataFrame(rows, columns=["prompt_ids", "completion_ids", "finished"])
-    out.insert(0, "completion", tokenizer.batch_decode(out.completion_ids.tolist(), skip_special_tokens=True))
+    out.insert(0, "completion", _decode(out.completion_ids.tolist(), tokenizer))
     out.insert(0, "prompt", [text for text in texts for _ in range(k)])
     return out
 
@@ -109,7 +114,13 @@ def _until_end(ids: list[int], end: int) -> tuple[list[int], bool]:
 def full_texts(samples: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Prompt and completion as one text each, decoded together."""
     ids = [p + c for p, c in zip(samples.prompt_ids.map(list), samples.completion_ids.map(list), strict=True)]
-    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return _decode(ids, tokenizer)
+
+
+def _decode(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts without end and padding; an unknown word stays to be seen, for without it a sentence may turn round."""
+    hidden = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id} | {tokenizer.eos_token_id}
+    return tokenizer.batch_decode([[i for i in row if i not in hidden] for row in rows])
 
 
 def sample_completions(

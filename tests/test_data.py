@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -254,6 +255,42 @@ def empty_text(folder: Path) -> str:
     return write_csv(folder / "r.csv", frames(train=frame))
 
 
+def blank_text(blank: str) -> Callable[[Path], str]:
+    return lambda folder: write_folder(folder / "f", frames(test=reviews("test").replace("test review 3", blank)))
+
+
+def numbers_for_texts(folder: Path) -> str:
+    numbers = {name: reviews(name).assign(text=range(20)) for name in ("train", "test")}
+    return write_csv(folder / "r.csv", numbers)
+
+
+def one_label_in_words(folder: Path) -> str:
+    train = reviews("train").astype({"label": object})
+    train.loc[4, "label"] = "pos"
+    return write_csv(folder / "r.csv", frames(train=train))
+
+
+def row_without_split(folder: Path) -> str:
+    return write_csv(folder / "r.csv", {"train": reviews("train"), None: reviews("some"), "test": reviews("test")})
+
+
+def unknown_splits(folder: Path) -> str:
+    return write_csv(folder / "r.csv", {"learn": reviews("train"), "exam": reviews("test")})
+
+
+def commas_without_quotes(folder: Path) -> str:
+    (folder / "r.csv").write_text("text,label\na good film, truly,1\n")
+    return str(folder / "r.csv")
+
+
+def all_test_reviews_in_train(folder: Path) -> str:
+    return write_folder(folder / "f", frames(test=reviews("train")))
+
+
+def one_label(split: str) -> Callable[[Path], str]:
+    return lambda folder: write_folder(folder / "f", frames(**{split: reviews(split).assign(label=1)}))
+
+
 def no_test_split(folder: Path) -> str:
     return write_folder(folder / "f", {name: reviews(name) for name in ("train", "unsupervised")})
 
@@ -273,6 +310,16 @@ def no_test_split(folder: Path) -> str:
         (labelled_unsupervised, ["split unsupervised", "row 0", "[-1]"]),
         (empty_text, ["split train", "row 6", "text must not be empty"]),
         (no_test_split, ["no split 'test'", "found train, unsupervised"]),
+        (blank_text("  "), ["split test", "row 3", "text must not be empty, blank"]),
+        (blank_text("<br /><br>"), ["split test", "row 3", "'<br /><br>'", "text must not be empty, blank"]),
+        (numbers_for_texts, ["split train", "row 0", "or a number"]),
+        (one_label_in_words, ["split train", "row 4: label 'pos' with text 'train review 4'", "[0, 1]"]),
+        (row_without_split, ["row 20", "unknown split; found ''", "train, test, unsupervised"]),
+        (unknown_splits, ["row 0", "found 'learn', 'exam'", "train, test, unsupervised"]),
+        (commas_without_quotes, ["more cells than its header", "in quotes"]),
+        (all_test_reviews_in_train, ["split test", "no review of its own"]),
+        (one_label("train"), ["every review of train has label 1", "0 and 1 are needed"]),
+        (one_label("test"), ["every review of test has label 1", "0 and 1 are needed"]),
     ],
 )
 def test_bad_data_is_a_fault_that_names_what_where_and_what_is_allowed(tmp_path: Path, make, words: list[str]) -> None:
@@ -293,6 +340,40 @@ def test_a_size_beyond_the_data_is_a_fault_that_names_both(tmp_path: Path, name:
     assert "12" in line
 
 
+def test_a_wrong_label_is_shown_as_a_plain_number(tmp_path: Path) -> None:
+    with pytest.raises(UserFault, match="label 2 with text") as fault:
+        load_reviews(label_2(tmp_path), seed=0)
+    assert "int64" not in one_line(fault)
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "nan", "None"])
+def test_a_review_that_reads_like_a_missing_value_is_a_text(tmp_path: Path, word: str) -> None:
+    source = write_csv(tmp_path / "r.csv", frames(train=reviews("train").replace("train review 3", word)))
+    assert (word, 0) in rows(load_reviews(source, seed=0)["train"])
+
+
+def test_a_cut_of_unbalanced_reviews_has_the_size_asked_for_or_is_a_fault(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "r.csv", frames(train=reviews("train").assign(label=[0] * 17 + [1] * 3)))
+    assert sorted(load_reviews(source, seed=0, train_reviews=6)["train"]["label"]) == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(UserFault) as fault:
+        load_reviews(source, seed=0, train_reviews=8)
+    assert one_line(fault).startswith("train_reviews: 8 asked for, half of each label, but train has 3 with label 1")
+
+
+@WRITERS
+def test_edited_reviews_are_read_again_in_the_same_process(tmp_path: Path, write: Writer) -> None:
+    written = frames()
+    source = write(tmp_path, written)
+    before = fingerprint(source), row_sets(load_reviews(source, seed=0))
+    written["train"].loc[3, "text"] += " !"
+    other = write(tmp_path / "other" if Path(source).is_dir() else tmp_path, written)
+    for file in Path(other).rglob("*.parquet"):
+        file.replace(Path(source) / file.relative_to(other))
+    after = fingerprint(source), row_sets(load_reviews(source, seed=0))
+    assert before[0] != after[0]
+    assert ("train review 3 !", 0) in after[1]["train"]
+
+
 # Reach
 
 
@@ -307,12 +388,14 @@ def no_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def hub(no_hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A Hub that answers."""
+def hub(no_hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Hub that answers, with the status that is set."""
 
     class Answer(BaseHTTPRequestHandler):
+        status = 200
+
         def do_HEAD(self) -> None:
-            self.send_response(200)
+            self.send_response(self.status)
             self.end_headers()
 
         def log_message(self, *_: object) -> None: ...
@@ -320,7 +403,7 @@ def hub(no_hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with socketserver.TCPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-        yield
+        yield Answer
         server.shutdown()
 
 
@@ -359,6 +442,22 @@ def test_the_hub_is_not_asked_when_told_to_stay_offline(hub: None, monkeypatch, 
 @KEYS
 def test_a_hub_id_is_fine_where_the_hub_answers(hub: None, key: str) -> None:
     reach(key, "some-one/some.thing")
+
+
+@KEYS
+def test_a_proxy_that_answers_with_an_error_is_not_the_hub(hub: Any, key: str) -> None:
+    hub.status = 503
+    check_out_of_reach(key)
+
+
+@pytest.mark.parametrize("source", ["reviews/mine.csv", "reviews/mine.parquet", "here/missing"])
+def test_a_misspelt_local_path_is_not_taken_for_a_hub_id(hub: Any, tmp_path: Path, monkeypatch, source: str) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for key in ("data", "policy"):
+        with pytest.raises(UserFault) as fault:
+            reach(key, source)
+        assert one_line(fault).startswith(f"{key}: {source!r} does not exist")
 
 
 @KEYS
@@ -410,6 +509,21 @@ def test_texts_not_longer_than_the_prompt_are_passed_over() -> None:
     tokenizer = train_tokenizer("word", ["a b c d"], 10)
     found = prompts(["a b", "a b c", "a b c d", "d c b a"], tokenizer, n=2, shortest=3, longest=3, seed=0)
     assert found == ["a b c", "d c b"]
+
+
+def test_a_prompt_of_unknown_words_is_the_beginning_of_its_text() -> None:
+    tokenizer = train_tokenizer("word", ["a b c"], 10)
+    assert prompts(["a b zzz c a b"], tokenizer, n=1, shortest=4, longest=4, seed=0) == ["a b zzz c"]
+
+
+def test_a_prompt_does_not_end_inside_a_character() -> None:
+    tokenizer = train_tokenizer("bpe", ["a b c"], 300)
+    film = "a b 🎬🎬 c"  # three tokens, four for each 🎬, one
+    for seed in range(20):
+        (found,) = prompts([film], tokenizer, n=1, shortest=2, longest=11, seed=seed)
+        assert found in ("a b", "a b ", "a b 🎬", "a b 🎬🎬")
+    # Not shorter than the shortest: such a text is passed over.
+    assert prompts([film, "a b a b a b"], tokenizer, n=1, shortest=5, longest=5, seed=0) == ["a b a b"]
 
 
 def test_too_few_long_reviews_are_a_fault_that_names_both_numbers() -> None:

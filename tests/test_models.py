@@ -1,6 +1,8 @@
 """Tokenizers and models: round trips, saving and loading, dropout, and faults in one line."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -170,9 +175,22 @@ def test_an_encoder_has_one_output_and_the_positions_asked_for(tokenizers, sinus
     assert torch.allclose(table[:, :2], waves, atol=1e-5) == sinusoidal
 
 
-def one_line_fault(folder: Path) -> str:
+def save_bert(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **size)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_the_dropout_of_a_bert_can_be_changed_as_well(tokenizers, tmp_path: Path) -> None:
+    save_bert(tmp_path, tokenizers["wordpiece"])
+    model, _ = load_encoder(tmp_path, dropout=0.2)
+    assert set(dropout_rates(model)) == {0.0, 0.2}
+    assert set(dropout_rates(model.bert.encoder.layer[0].attention.self)) <= {0.0}
+
+
+def one_line_fault(folder: Path, load: Callable[[Path], Any] = load_policy) -> str:
     with pytest.raises(UserFault) as raised:
-        load_policy(folder)
+        load(folder)
     (line,) = str(raised.value).splitlines()
     assert repr(str(folder)) in line
     assert "allowed: 'scratch', a folder, or a Hub id" in line
@@ -185,6 +203,45 @@ def test_a_policy_that_does_not_exist_is_a_fault_in_one_line(tmp_path: Path) -> 
 
 def test_an_empty_folder_is_no_policy(tmp_path: Path) -> None:
     one_line_fault(tmp_path)
+
+
+def copied(folder: Path, to: Path, *left_out: str) -> Path:
+    for path in folder.iterdir():
+        if path.name not in left_out:
+            (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize("size", [0, 40, 5000])
+def test_broken_weights_are_a_fault_in_one_line(saved, tmp_path: Path, size: int) -> None:
+    weights = copied(saved["word"], tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    one_line_fault(tmp_path)
+
+
+def test_a_broken_tokenizer_is_a_fault_in_one_line(saved, tmp_path: Path) -> None:
+    (copied(saved["word"], tmp_path) / "tokenizer.json").write_text("{}")
+    one_line_fault(tmp_path)
+
+
+def test_a_model_without_a_tokenizer_is_a_fault_in_one_line(saved, tmp_path: Path) -> None:
+    copied(saved["word"], tmp_path, "tokenizer.json", "tokenizer_config.json")
+    assert "no tokenizer" in one_line_fault(tmp_path)
+
+
+def test_a_head_with_two_outputs_is_no_reward_model(tokenizers, tmp_path: Path) -> None:
+    config = model_for("wordpiece", tokenizers["wordpiece"]).config
+    config.num_labels = 2
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizers["wordpiece"].save_pretrained(tmp_path)
+    assert "head has one output" in one_line_fault(tmp_path, load_encoder)
+
+
+def test_an_encoder_without_a_head_gets_a_fresh_one(tokenizers, tmp_path: Path) -> None:
+    model_for("wordpiece", tokenizers["wordpiece"]).distilbert.save_pretrained(tmp_path)
+    tokenizers["wordpiece"].save_pretrained(tmp_path)
+    model, tokenizer = load_encoder(tmp_path)
+    assert logits_of(model, tokenizer).shape == (1, 1)
 
 
 def test_an_encoder_is_no_policy(saved) -> None:

@@ -442,6 +442,21 @@ def test_more_training_reviews_than_are_left_are_a_fault(tmp_path: Path) -> None
     assert "340" in one_line(fault)
 
 
+@pytest.mark.parametrize("held_out", [400, 600])
+def test_holding_out_every_labelled_review_is_a_fault(tmp_path: Path, held_out: int) -> None:
+    with pytest.raises(UserFault) as fault:
+        train_reward(tmp_path, seed=0, data=POCKET, **REWARD, held_out=held_out)
+    assert one_line(fault).startswith(f"held_out: {held_out} asked for")
+    assert "less than 400" in one_line(fault)
+
+
+def test_labels_of_scores_are_integers_with_and_without_held_out_reviews(runs) -> None:
+    assert {name: scores_of(runs, name).label.dtype.kind for name in ("all", "everything")} == {
+        "all": "i",
+        "everything": "i",
+    }
+
+
 def write_own_words(file: Path, n_positive: int, n_negative: int) -> str:
     """A CSV of "good w7" and "bad w8": a telling word, and a number that no other review has."""
     parts = [("train", 1, n_positive), ("train", 0, n_negative), ("test", 1, 10), ("test", 0, 10)]

@@ -162,7 +162,7 @@ def identities() -> dict[str, dict[str, Any]]:
         ("reward", {"reward"}),
         ("sft", {"sft"}),
         ("sampling", {"sft", "completions"}),
-        ("metrics", {"reward"}),
+        ("metrics", set()),
         ("models", {"reward", "sft", "completions"}),
         ("data", {"reward", "sft", "completions"}),
         # not imported by the training modules themselves, but by what they import

@@ -109,6 +109,11 @@ def test_token_log_probs_can_be_differentiated(policy: GPT2LMHeadModel, tokenize
     assert gradient.abs().max() > 0
 
 
+def test_a_prompt_without_a_token_is_refused(policy: GPT2LMHeadModel) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        sequence_log_probs(policy, [[5], []], [[6], [7]])
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 25))
 def test_sequence_log_probs_depend_on_neither_order_nor_batch_size(policy, rows, random, batch: int) -> None:
@@ -186,9 +191,8 @@ def test_rows_stand_in_prompt_order_with_the_ids_of_their_prompt(tiny_policy, ti
     samples = sample(tiny_policy, tiny_tokenizer, [SHORT, LONG, "c c"], k=2, max_new_tokens=3, seed=0, batch=4)
     assert samples.prompt.tolist() == [SHORT, SHORT, LONG, LONG, "c c", "c c"]
     assert samples.prompt_ids.tolist() == tiny_tokenizer(samples.prompt.tolist())["input_ids"]
-    assert samples.completion.tolist() == tiny_tokenizer.batch_decode(
-        samples.completion_ids.tolist(), skip_special_tokens=True
-    )
+    shown = [[i for i in ids if i != tiny_tokenizer.eos_token_id] for ids in samples.completion_ids]
+    assert samples.completion.tolist() == tiny_tokenizer.batch_decode(shown)
 
 
 def test_the_seed_decides_the_samples(policy: GPT2LMHeadModel, tokenizer) -> None:
@@ -204,13 +208,20 @@ def test_sampling_leaves_the_global_random_stream_untouched(policy: GPT2LMHeadMo
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_full_texts_start_with_the_prompt_and_hold_no_special_token(policy: GPT2LMHeadModel, tokenizer) -> None:
+def test_an_unknown_word_stays_to_be_seen_and_end_and_padding_do_not(tiny_tokenizer) -> None:
+    unknown, end, pad = (getattr(tiny_tokenizer, f"{name}_token_id") for name in ("unk", "eos", "pad"))
+    a, b = tiny_tokenizer("a b")["input_ids"]
+    samples = pd.DataFrame({"prompt_ids": [[pad, a]], "completion_ids": [[unknown, b, end]]})
+    assert full_texts(samples, tiny_tokenizer) == ["a <unk> b"]
+
+
+def test_full_texts_start_with_the_prompt_and_show_neither_end_nor_padding(policy: GPT2LMHeadModel, tokenizer) -> None:
     prompts = [" ".join(text.split()[:6]) for text in TEXTS[:5]]
     samples = sample(policy, tokenizer, prompts, k=4, max_new_tokens=10, seed=0)
     texts = full_texts(samples, tokenizer)
     for text, prompt, completion in zip(texts, samples.prompt, samples.completion, strict=True):
         assert text == f"{prompt} {completion}".strip()
-        assert not set(tokenizer.all_special_tokens) & set(text.split())
+        assert not {tokenizer.eos_token, tokenizer.pad_token} & set(text.split())
 
 
 def test_kept_completions_have_the_same_prompts_for_every_seed(policy, tokenizer, tmp_path: Path) -> None:
