@@ -89,8 +89,8 @@ def test_cdpo_has_its_minimum_where_the_margin_says_the_share_of_right_labels(ep
 
 @given(SCORE, SCORE, st.floats(0.05, 5))
 def test_the_gradient_of_the_sigmoid_loss_is_minus_beta_times_sigma_of_the_wrong_margin(
-    w: float, l: float, beta: float
-):  # noqa: E741
+    won: float, lost: float, beta: float
+):
     chosen = torch.tensor([won], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([lost], dtype=torch.float64, requires_grad=True)
     loss = preference_loss("sigmoid", chosen, rejected, beta=beta)
