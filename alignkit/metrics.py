@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.special import expit as sigmoid  # noqa: F401 - reward.py asks for it under this name
 from sklearn.metrics import roc_auc_score
 
 
@@ -14,11 +15,6 @@ def pairwise_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 def sign_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """The share of texts whose score is above zero just when the label is 1."""
     return float(((scores > 0) == labels).mean())
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) without overflow."""
-    return 0.5 * (1 + np.tanh(0.5 * np.asarray(x)))
 
 
 def reliability(probability: np.ndarray, outcome: np.ndarray, bins: int = 15) -> pd.DataFrame:

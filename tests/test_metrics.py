@@ -15,7 +15,6 @@ from alignkit.metrics import (
     pairwise_accuracy,
     reliability,
     seed_interval,
-    sigmoid,
     sign_accuracy,
     verdict,
 )
@@ -34,13 +33,6 @@ def test_pairwise_accuracy_counts_the_pairs_in_order_and_half_of_the_ties(rows: 
 def test_sign_accuracy_asks_for_a_score_above_zero_just_when_the_label_is_1() -> None:
     scores, labels = np.array([2.0, -1.0, 0.0, 0.0, -3.0]), np.array([1, 1, 1, 1, 0])
     assert sign_accuracy(scores, labels) == pytest.approx(2 / 5)
-
-
-def test_sigmoid_is_the_logistic_function_and_does_not_overflow() -> None:
-    x = np.linspace(-30, 30, 61)
-    np.testing.assert_allclose(sigmoid(x), 1 / (1 + np.exp(-x)), atol=1e-12)
-    with np.errstate(all="raise"):
-        assert sigmoid(np.array([-1e4, 1e4])).tolist() == [0, 1]
 
 
 def test_reliability_by_hand() -> None:
