@@ -68,6 +68,35 @@ def bootstrap_interval(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def paired_p_value(differences: np.ndarray) -> float:
+    """Two-sided p-value of a one-sample t test that the differences, shape (seeds,), have mean zero.
+
+    NaN for a single seed. Where all differences are equal the t statistic is 0 / 0 or infinite: 1 if
+    they are zero, 0 if not. The latter is a sign that the seeds moved nothing, more than evidence.
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return float("nan")
+    # A spread in the last digits is rounding, no variance; scipy would warn and answer all the same.
+    if np.ptp(values) <= 1e-13 * np.abs(values).max():
+        return float(not values.any())
+    return float(stats.ttest_1samp(values, 0).pvalue)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values adjusted so that the chance of any false claim among them stays below the level (Holm 1979).
+
+    Same shape (tests,) and order as given, each at least its p-value and at most 1. NaN stays NaN and
+    counts as no test, as in R's p.adjust. Written out as scipy adjusts for false discovery rate only.
+    """
+    p = np.asarray(p_values, dtype=float)
+    rank = np.argsort(p)  # NaN last
+    tests = np.count_nonzero(~np.isnan(p))
+    adjusted = np.empty_like(p)
+    adjusted[rank] = np.minimum(np.maximum.accumulate((tests - np.arange(len(p))) * p[rank]), 1)
+    return adjusted
+
+
 def verdict(low: float, high: float) -> str:
     """What an interval of a difference allows to say."""
     if np.isnan(low):

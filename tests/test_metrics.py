@@ -11,7 +11,9 @@ from scipy import stats
 from alignkit.metrics import (
     bootstrap_interval,
     expected_calibration_error,
+    holm,
     interval_text,
+    paired_p_value,
     pairwise_accuracy,
     reliability,
     seed_interval,
@@ -62,6 +64,9 @@ def test_calibration_error_is_zero_where_every_bin_observes_what_it_predicts(bin
     assert expected_calibration_error(probability, outcome, bins) == pytest.approx(0, abs=1e-12)
 
 
+# Intervals and p-values
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0.5, 1), min_size=2, max_size=6), st.sampled_from([0.8, 0.95]))
 def test_seed_interval_is_the_t_interval(values: list[float], confidence: float) -> None:
@@ -103,6 +108,70 @@ def test_bootstrap_is_the_same_for_the_same_seed() -> None:
     x = np.random.default_rng(2).normal(size=50)
     first, again, other = (bootstrap_interval(np.mean, x, draws=100, seed=seed) for seed in (3, 3, 4))
     assert first == again != other
+
+
+def test_paired_p_value_of_two_and_of_three_seeds_in_closed_form() -> None:
+    # One degree of freedom is the Cauchy distribution; here t = 2 / 1.
+    assert paired_p_value(np.array([1.0, 3.0])) == pytest.approx(1 - 2 / math.pi * math.atan(2))
+    # Two degrees: p = 1 - t / sqrt(2 + t^2), with t = 2 sqrt(3).
+    assert paired_p_value(np.array([1.0, 2.0, 3.0])) == pytest.approx(1 - math.sqrt(12 / 14))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(-1000, 1000).map(lambda k: k / 1000), min_size=2, max_size=6).filter(lambda v: len(set(v)) > 1)
+)
+def test_paired_p_value_is_below_the_level_just_when_the_seed_interval_is_clear_of_zero(values: list[float]) -> None:
+    p = paired_p_value(np.array(values))
+    assert 0 <= p <= 1
+    assert paired_p_value(-np.array(values)) == pytest.approx(p)
+    assert paired_p_value(np.array(sorted(values))) == pytest.approx(p)
+    _, low, high = seed_interval(np.array(values), confidence=0.95)
+    if abs(p - 0.05) > 1e-9:
+        assert (p < 0.05) == (low > 0 or high < 0)
+
+
+def test_one_seed_has_no_p_value() -> None:
+    assert math.isnan(paired_p_value(np.array([0.3])))
+
+
+@pytest.mark.parametrize(
+    ("values", "p"), [([0, 0, 0], 1), ([0.3, 0.3], 0), ([-0.3, -0.3, -0.3], 0), ([0.3, 0.1 + 0.2], 0), ([-1.0, 1.0], 1)]
+)
+@pytest.mark.filterwarnings("error")
+def test_differences_without_variance_have_a_p_value_and_no_warning(values: list[float], p: float) -> None:
+    assert paired_p_value(np.array(values)) == p
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01 0.02 0.03 0.4, times 4 3 2 1: 0.04 0.06 0.06 0.4.
+    np.testing.assert_allclose(holm(np.array([0.4, 0.01, 0.03, 0.02])), [0.4, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(holm(np.array([0.04, 0.03])), [0.06, 0.06])  # a smaller p-value is never adjusted higher
+    np.testing.assert_allclose(holm(np.array([0.5, 0.9, 0.7])), 1)
+    assert holm(np.array([0.03])).tolist() == [0.03]
+    assert holm(np.array([])).shape == (0,)
+
+
+def test_holm_keeps_nan_and_does_not_count_it_as_a_test() -> None:
+    np.testing.assert_allclose(holm(np.array([math.nan, 0.03, math.nan, 0.01])), [math.nan, 0.03, math.nan, 0.02])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms(), st.floats(0.001, 0.999))
+def test_holm_rejects_what_the_step_down_procedure_rejects_in_any_order(values: list[float], random, level) -> None:
+    p = np.array(values)
+    adjusted = holm(p)
+    assert np.all((p <= adjusted) & (adjusted <= np.minimum(1, len(p) * p)))
+    assert np.all(np.diff(adjusted[np.argsort(p)]) >= 0)
+    turn = np.array(random.sample(range(len(p)), len(p)))
+    assert holm(p[turn]).tolist() == adjusted[turn].tolist()
+    # Holm's own words: from the smallest on, reject while p <= level / (number left), then stop.
+    rejected = 0
+    for left, value in zip(range(len(p), 0, -1), np.sort(p), strict=True):
+        if left * value > level:
+            break
+        rejected += 1
+    assert (adjusted <= level).sum() == rejected
 
 
 @pytest.mark.parametrize(
