@@ -10,17 +10,24 @@ from scipy import stats
 
 from alignkit.metrics import (
     bootstrap_interval,
+    distinct_n,
     expected_calibration_error,
     holm,
     interval_text,
     paired_p_value,
     pairwise_accuracy,
     reliability,
+    repetition_rate,
     seed_interval,
+    self_bleu,
     sign_accuracy,
+    unigram_entropy,
     verdict,
 )
 
+TEXT = st.lists(st.sampled_from("abcd"), max_size=9).map(" ".join)
+TEXTS = st.lists(TEXT, min_size=1, max_size=6)
+GROUP = st.lists(TEXT, min_size=2, max_size=5)
 COARSE_SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1)), min_size=2, max_size=30)
 
 
@@ -62,6 +69,124 @@ def test_calibration_error_is_zero_where_every_bin_observes_what_it_predicts(bin
     probability = np.repeat([0.25, 0.5, 0.75], 4)
     outcome = np.array([1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0])
     assert expected_calibration_error(probability, outcome, bins) == pytest.approx(0, abs=1e-12)
+
+
+# Diversity of texts
+
+
+@pytest.mark.parametrize(
+    ("texts", "nats"),
+    [
+        (["a"], 0),
+        (["a a a", "a"], 0),
+        (["a b", "c d"], math.log(4)),
+        (["a a b", "", " a "], 0.75 * math.log(4 / 3) + 0.25 * math.log(4)),
+    ],
+)
+def test_unigram_entropy_in_closed_form(texts: list[str], nats: float) -> None:
+    assert unigram_entropy(texts) == pytest.approx(nats, abs=1e-15)
+
+
+@pytest.mark.parametrize("texts", [[], [""], [" ", ""]])
+def test_texts_without_a_word_have_no_entropy(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match="hold no word"):
+        unigram_entropy(texts)
+
+
+@settings(max_examples=50, deadline=None)
+@given(TEXTS.filter(lambda texts: "".join(texts)), st.randoms())
+def test_unigram_entropy_is_bounded_and_blind_to_order_and_to_doubling(texts: list[str], random) -> None:
+    words = " ".join(texts).split()
+    entropy = unigram_entropy(texts)
+    assert 0 <= entropy <= math.log(len(set(words))) + 1e-12
+    assert unigram_entropy(random.sample(texts, len(texts))) == entropy
+    assert unigram_entropy([" ".join(random.sample(words, len(words)))]) == entropy
+    assert unigram_entropy(texts * 2) == pytest.approx(entropy, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("texts", "n", "share"),
+    [
+        (["a b a b"], 2, 2 / 3),  # ab, ba, ab
+        (["a b a b"], 1, 2 / 4),
+        (["a b", "b a"], 2, 1),  # no "b b" across the two
+        (["a b", "a b", "a b"], 2, 1 / 3),
+        (["a", "b", ""], 2, 0),
+        ([], 1, 0),
+    ],
+)
+def test_distinct_n_by_hand(texts: list[str], n: int, share: float) -> None:
+    assert distinct_n(texts, n) == pytest.approx(share)
+
+
+@settings(max_examples=50, deadline=None)
+@given(TEXTS, st.integers(1, 4), st.randoms())
+def test_distinct_n_is_a_share_blind_to_order_and_halved_by_doubling(texts: list[str], n: int, random) -> None:
+    share = distinct_n(texts, n)
+    assert 0 <= share <= 1
+    assert distinct_n(random.sample(texts, len(texts)), n) == share
+    assert distinct_n(texts * 2, n) == pytest.approx(share / 2)
+
+
+def test_repetition_rate_by_hand() -> None:
+    texts = ["a b c d a b c d", "a a a a a a", "a b c d e", "a b c", ""]
+    # abcd bcda cdab dabc abcd; three times aaaa; abcd bcde; too short; empty
+    np.testing.assert_allclose(repetition_rate(texts), [1 / 5, 2 / 3, 0, 0, 0], atol=1e-15)
+    assert repetition_rate(["a b a b"], n=2) == pytest.approx([1 / 3])
+    assert repetition_rate([]).shape == (0,)
+
+
+@settings(max_examples=50, deadline=None)
+@given(TEXTS, st.integers(1, 4))
+def test_repetition_rate_counts_the_n_grams_seen_earlier_in_the_same_text(texts: list[str], n: int) -> None:
+    rates = repetition_rate(texts, n)
+    assert rates.shape == (len(texts),)
+    for rate, text in zip(rates, texts, strict=True):
+        words = text.split()
+        grams = [words[i : i + n] for i in range(len(words) - n + 1)]
+        assert rate == pytest.approx(sum(g in grams[:i] for i, g in enumerate(grams)) / max(1, len(grams)), abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["a", "a b", "a b c", "a b c d", "a a a a a a a"])
+def test_self_bleu_of_equal_texts_is_one_however_short(text: str) -> None:
+    assert self_bleu([[text] * 3, [text] * 2]) == 1
+
+
+@pytest.mark.parametrize("group", [["a b c d", "e f g h"], ["a", "b"], ["", ""], ["", "a"]])
+def test_self_bleu_of_texts_that_share_no_word_is_zero(group: list[str]) -> None:
+    assert self_bleu([group]) == 0
+
+
+def test_self_bleu_by_hand() -> None:
+    # Both ways 4 of 5 words, 3 of 4, 2 of 3 and 1 of 2 longer n-grams match; equal lengths, no brevity penalty.
+    assert self_bleu([["a b c d e", "a b c d f"]]) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    # "a b c" finds all three orders that it has, at a penalty for 3 words against 4; "a b c d" misses its 4-gram.
+    short, long = math.exp(1 - 4 / 3), (3 / 4 * 2 / 3 * 1 / 2 * 0.1 / 1) ** 0.25
+    assert self_bleu([["a b c", "a b c d"]]) == pytest.approx((short + long) / 2)
+    assert self_bleu([["a b c d e", "a b c d f"]], order=1) == pytest.approx(4 / 5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(GROUP, min_size=1, max_size=3), st.randoms())
+def test_self_bleu_is_bounded_and_blind_to_the_order_of_texts_and_groups(groups: list[list[str]], random) -> None:
+    score = self_bleu(groups)
+    assert 0 <= score <= 1
+    shuffled = [random.sample(group, len(group)) for group in random.sample(groups, len(groups))]
+    assert self_bleu(shuffled) == pytest.approx(score, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(GROUP)
+def test_duplicates_raise_self_bleu_to_one(group: list[str]) -> None:
+    with_words = [text for text in group if text]
+    assert self_bleu([group * 2]) == pytest.approx(len(with_words) / len(group))
+    assert self_bleu([group * 2]) >= self_bleu([group])
+
+
+@pytest.mark.parametrize("groups", [[], [[]], [["a b"]], [["a", "b"], ["a"]]])
+def test_self_bleu_refuses_a_group_with_fewer_than_two_texts(groups: list[list[str]]) -> None:
+    with pytest.raises(ValueError, match="two texts at least"):
+        self_bleu(groups)
 
 
 # Intervals and p-values
