@@ -1,8 +1,14 @@
 """Numbers that describe a model or a set of texts, and the intervals around them."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from nltk.util import ngrams
 from scipy import stats
+from scipy.special import expit as sigmoid  # noqa: F401 - reward.py asks for it under this name
 from sklearn.metrics import roc_auc_score
 
 
@@ -14,11 +20,6 @@ def pairwise_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 def sign_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """The share of texts whose score is above zero just when the label is 1."""
     return float(((scores > 0) == labels).mean())
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) without overflow."""
-    return 0.5 * (1 + np.tanh(0.5 * np.asarray(x)))
 
 
 def reliability(probability: np.ndarray, outcome: np.ndarray, bins: int = 15) -> pd.DataFrame:
@@ -40,6 +41,57 @@ def expected_calibration_error(probability: np.ndarray, outcome: np.ndarray, bin
     """Mean |observed - predicted| over the bins of `reliability`, weighted by count (Naeini et al. 2015)."""
     table = reliability(probability, outcome, bins)
     return float(np.average((table.observed - table.predicted).abs(), weights=table["count"]))
+
+
+def unigram_entropy(texts: Sequence[str]) -> float:
+    """Entropy in nats of the words (parted by blanks) of all texts together (Shannon 1948).
+
+    0 for a single word, at most the log of the number of distinct words; needs one word at least.
+    """
+    counts = Counter(word for text in texts for word in text.split())
+    if not counts:
+        raise ValueError("unigram_entropy: the texts hold no word")
+    return float(stats.entropy(sorted(counts.values())))  # sorted, so that the order of texts moves no last digit
+
+
+def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+    """Distinct n-grams over all n-grams of all texts together, in [0, 1] (Li et al. 2016).
+
+    No n-gram crosses from one text to the next; 0 where no text has n words. It falls as texts are
+    added, so compare equal numbers of texts of equal length.
+    """
+    grams = [gram for text in texts for gram in ngrams(text.split(), n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition_rate(texts: Sequence[str], n: int = 4) -> np.ndarray:
+    """For each text, the share of its n-grams that occurred earlier in it: shape (texts,), in [0, 1).
+
+    This is 1 - distinct / all (seq-rep-n of Welleck et al. 2020); 0 for a text shorter than n words.
+    """
+    grams = [list(ngrams(text.split(), n)) for text in texts]
+    return np.array([1 - len(set(g)) / len(g) if g else 0.0 for g in grams])
+
+
+def self_bleu(groups: Sequence[Sequence[str]], order: int = 4) -> float:
+    """Mean BLEU of each text against the others of its group, in [0, 1]; high means alike (Zhu et al. 2018, Texygen).
+
+    A group holds the completions of one prompt, two at least; the mean is over texts, so groups of
+    equal size weigh the same. Smoothed as in Texygen: an n-gram order without a match counts 0.1
+    matches (method 1 of Chen and Cherry 2014). A text shorter than `order` words is compared on
+    the orders that it has; a text without words scores 0.
+    """
+    if not groups or min(len(group) for group in groups) < 2:
+        raise ValueError("self_bleu: each group needs two texts at least, and there must be a group")
+    smooth = SmoothingFunction(epsilon=0.1).method1
+    scores = []
+    for group in groups:
+        words = [text.split() for text in group]
+        for i, text in enumerate(words):
+            # Else two equal texts of two words would score 0.3: their absent 3-grams would count as missed.
+            orders = max(1, min(order, len(text)))
+            scores.append(sentence_bleu(words[:i] + words[i + 1 :], text, [1 / orders] * orders, smooth))
+    return float(np.mean(scores))
 
 
 def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -70,6 +122,35 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def paired_p_value(differences: np.ndarray) -> float:
+    """Two-sided p-value of a one-sample t test that the differences, shape (seeds,), have mean zero.
+
+    NaN for a single seed. Where all differences are equal the t statistic is 0 / 0 or infinite: 1 if
+    they are zero, 0 if not. The latter is a sign that the seeds moved nothing, more than evidence.
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return float("nan")
+    # A spread in the last digits is rounding, no variance; scipy would warn and answer all the same.
+    if np.ptp(values) <= 1e-13 * np.abs(values).max():
+        return float(not values.any())
+    return float(stats.ttest_1samp(values, 0).pvalue)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values adjusted so that the chance of any false claim among them stays below the level (Holm 1979).
+
+    Same shape (tests,) and order as given, each at least its p-value and at most 1. NaN stays NaN and
+    counts as no test, as in R's p.adjust. Written out as scipy adjusts for false discovery rate only.
+    """
+    p = np.asarray(p_values, dtype=float)
+    rank = np.argsort(p)  # NaN last
+    tests = np.count_nonzero(~np.isnan(p))
+    adjusted = np.empty_like(p)
+    adjusted[rank] = np.minimum(np.maximum.accumulate((tests - np.arange(len(p))) * p[rank]), 1)
+    return adjusted
 
 
 def verdict(low: float, high: float) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
+from scipy.special import expit
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -18,7 +19,6 @@ from alignkit.metrics import (
     pairwise_accuracy,
     reliability,
     seed_interval,
-    sigmoid,
     sign_accuracy,
 )
 from alignkit.models import load_encoder
@@ -109,7 +109,7 @@ def quality(log_odds: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {
         "pairwise_accuracy": pairwise_accuracy(log_odds, labels),
         "sign_accuracy": sign_accuracy(log_odds, labels),
-        "ece": expected_calibration_error(sigmoid(log_odds), labels),
+        "ece": expected_calibration_error(expit(log_odds), labels),
     }
 
 
@@ -151,7 +151,7 @@ def reliability_bins(runs: dict[int, dict[str, Run]], bins: int = 10) -> pd.Data
     tables = []
     for seed, by_name in runs.items():
         test = from_zero(by_name, "reward")
-        tables.append(reliability(sigmoid(test.reward.to_numpy()), test.label.to_numpy(), bins).assign(seed=seed))
+        tables.append(reliability(expit(test.reward.to_numpy()), test.label.to_numpy(), bins).assign(seed=seed))
     return pd.concat(tables)
 
 
