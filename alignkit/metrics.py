@@ -8,7 +8,6 @@ import pandas as pd
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.util import ngrams
 from scipy import stats
-from scipy.special import expit as sigmoid  # noqa: F401 - reward.py asks for it under this name
 from sklearn.metrics import roc_auc_score
 
 
