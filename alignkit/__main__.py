@@ -49,7 +49,7 @@ def _check(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from alignkit import params
 
-    p = params.load(args.path, seeds=[args.seed], **({"data": args.data} if args.data else {}))
+    p = params.load(args.path, **({"data": args.data} if args.data else {}))
     p.check_reach()
     from alignkit.recipes import RECIPES  # here, as it imports torch and a fault should be told at once
 

@@ -7,6 +7,7 @@ for every run: here they are computed once, when the completions are drawn.
 
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def top_bottom(rewards: np.ndarray, rng: np.random.Generator) -> Rows:
     return list(dict.fromkeys([*product(order[:1], order[half:]), *product(order[:half], order[-1:])]))
 
 
-def threshold(rewards: np.ndarray, rng: np.random.Generator, *, winner: float = 1.0, loser: float = -1.0) -> Rows:
+def threshold(rewards: np.ndarray, rng: np.random.Generator, *, winner: float, loser: float) -> Rows:
     """Every completion with reward >= winner against every one with reward < loser."""
     return list(product(np.flatnonzero(rewards >= winner).tolist(), np.flatnonzero(rewards < loser).tolist()))
 
@@ -101,24 +102,29 @@ def build_pairs(
     data: dict[str, Any],
     generations: Path,
     construction: str,
+    winner: float | None = None,
+    loser: float | None = None,
     max_similarity: float = 1.0,
     test_share: float = 0.2,
 ) -> dict[str, float]:
     """Pair the completions of each prompt; a fifth of the prompts is kept for validation, none stands on both sides.
 
-    Two completions whose words are the same, or more alike than max_similarity (difflib's ratio, 0 to 1), are not
+    `winner` and `loser` are the thresholds of "threshold", and of nothing else.  Two completions whose words are the same, or more alike than max_similarity (difflib's ratio, 0 to 1), are not
     compared.  Writes pairs/train.parquet and pairs/test.parquet in random order, with prompt, chosen, rejected, their
     ids, rewards and reference log-probs.  Raises UserFault for an unknown construction or if no pair is left.
     """
     if construction not in CONSTRUCTIONS:
         raise UserFault(f"pairs: {construction!r}; allowed: {', '.join(CONSTRUCTIONS)}")
+    compare = CONSTRUCTIONS[construction]
+    if construction == "threshold":
+        compare = partial(threshold, winner=winner, loser=loser)
     rng = np.random.default_rng(seed)
     table = pd.read_parquet(generations / "generations.parquet")
     groups = [group.reset_index(drop=True) for _, group in table.groupby("prompt", sort=False)]
     held_out = set(rng.permutation(len(groups))[: round(test_share * len(groups))].tolist())
     kept: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for i, group in enumerate(groups):
-        rows = CONSTRUCTIONS[construction](group.reward.to_numpy(), rng)
+        rows = compare(group.reward.to_numpy(), rng)
         kept["test" if i in held_out else "train"] += list(_compared(group, rows, max_similarity))
     (out / "pairs").mkdir()
     for name, rows in kept.items():

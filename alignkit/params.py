@@ -153,16 +153,27 @@ class Aligned(Rewarded):
     pair_prompts: Annotated[int, Field(ge=5, le=1_000_000)]
     pair_samples: Annotated[int, Field(ge=2, le=64)]
     pair_construction: Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
+    winner_reward: Annotated[float, Field(ge=-100, le=100)]
+    loser_reward: Annotated[float, Field(ge=-100, le=100)]
     dpo_epochs: Annotated[float, Field(gt=0, le=100)]
     dpo_batch: Annotated[int, Field(ge=1, le=4096)]
     dpo_lr: LearningRate
-    dpo_lora_rank: Annotated[int, Field(ge=0, le=256)]
-    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)]
+    main_beta: Beta
 
     prompts: Prompts
     main_completions: Completions
     side_completions: Completions
     new_tokens: NewTokens
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        yield from super().clashes()
+        if self.winner_reward < self.loser_reward:
+            yield f"winner_reward: {self.winner_reward} is below loser_reward ({self.loser_reward})"
+
+    def thresholds(self) -> dict[str, float]:
+        """The settings of `pairs.build_pairs` that the construction "threshold" needs."""
+        return {"winner": self.winner_reward, "loser": self.loser_reward}
 
     def generation(self) -> dict[str, Any]:
         """The settings of `pairs.generate`."""
@@ -171,8 +182,7 @@ class Aligned(Rewarded):
 
     def dpo(self) -> dict[str, Any]:
         """The settings of `dpo.train_dpo` that all of its runs share."""
-        names = {"epochs": "dpo_epochs", "batch": "dpo_batch", "lr": "dpo_lr", "lora_rank": "dpo_lora_rank"}
-        return {name: getattr(self, key) for name, key in names.items()}
+        return {"epochs": self.dpo_epochs, "batch": self.dpo_batch, "lr": self.dpo_lr}
 
     def evaluation(self, completions: int) -> dict[str, Any]:
         """The settings of `evaluation.evaluate`."""
@@ -187,9 +197,13 @@ class Primer(Aligned):
 class DpoLosses(Aligned):
     """Notebook 2."""
 
-    main_beta: Beta
-    ipo_beta: Beta
     betas: Betas
+    ipo_beta: Beta
+    ipo_per_token_beta: Beta
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)]
+    max_similarity: Annotated[float, Field(gt=0, lt=1)]
+    lora_rank: Annotated[int, Field(ge=1, le=256)]
+    lora_lr: LearningRate
     positive_prefix: str = Field(min_length=1, max_length=200)
     biased_words: Annotated[int, Field(ge=1, le=1000)]
     word_bias: Annotated[float, Field(gt=0, le=20)]

@@ -1,18 +1,35 @@
 """Which runs each notebook asks for.
 
-A notebook and `alignkit train` call the same recipe, so what one trains the other loads.
+A notebook and `alignkit train` call the same recipe, so what one trains the other loads, and a run that two notebooks
+ask for is trained once.  Main rows are trained for every seed, side rows for the first seed of the profile only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from alignkit.params import RewardModel, World
+from alignkit.baselines import guided_search, positive_words, train_on_positive
+from alignkit.dpo import train_dpo
+from alignkit.evaluation import evaluate
+from alignkit.models import load_policy
+from alignkit.pairs import CONSTRUCTIONS, build_pairs, generate
+from alignkit.params import Aligned, DpoLosses, FDivergences, Primer, Rewarded, RewardModel, World
 from alignkit.reward import train_reward
 from alignkit.runs import Run, get
 from alignkit.sampling import sample_completions
 from alignkit.sft import train_sft
 
+Runs = dict[str, Run]
 
-def reward_model(p: RewardModel, seed: int) -> dict[str, Run]:
+
+def _shared(p: World, seed: int) -> dict[str, Any]:
+    return {"seed": seed, "data": p.reviews()}
+
+
+def _reward(p: Rewarded, seed: int) -> dict[str, Any]:
+    return {**_shared(p, seed), **p.reward_training(), "min_steps": 1}
+
+
+def reward_model(p: RewardModel, seed: int) -> Runs:
     """Notebook 1: the reward model, what it is compared with, and the SFT policy with its samples.
 
     - reward: all pairs, all train reviews
@@ -20,18 +37,171 @@ def reward_model(p: RewardModel, seed: int) -> dict[str, Run]:
     - curve_N: the twin's setting on N reviews
     - matched: the largest of these, with one partner for each review in place of all pairs
     """
-    shared = {"seed": seed, "data": p.reviews()}
-    full = {**shared, **p.reward_training(), "min_steps": 1}
+    full = _reward(p, seed)
     small = {**full, "held_out": p.held_out, "min_steps": p.curve_min_steps}
     runs = {
         "reward": get(train_reward, **full),
         "twin": get(train_reward, **full, held_out=p.held_out),
         **{f"curve_{n}": get(train_reward, **small, n_train=n) for n in p.curve_reviews},
         "matched": get(train_reward, **small, n_train=max(p.curve_reviews), pairs="matched"),
-        "sft": get(train_sft, **shared, **p.sft()),
+        "sft": get(train_sft, **_shared(p, seed), **p.sft()),
     }
-    runs["completions"] = get(sample_completions, **shared, policy=runs["sft"], **p.sampling())
+    runs["completions"] = get(sample_completions, **_shared(p, seed), policy=runs["sft"], **p.sampling())
     return runs
 
 
-RECIPES: dict[str, Callable[[World, int], dict[str, Run]]] = {"1_reward_model": reward_model}
+# Policies trained on pairs
+
+
+class Method(NamedTuple):
+    """One way to train a policy on preference pairs."""
+
+    name: str
+    settings: dict[str, Any]
+    """Of `dpo.train_dpo`, beyond what all methods share."""
+    main: bool = False
+    """Trained for every seed, with `main_completions` completions a prompt."""
+    pairs: str = "pairs"
+    """The name of the pairs run."""
+
+
+def prepared(p: Aligned, seed: int) -> Runs:
+    """What every method starts from: the SFT policy, the reward model, scored generations, pairs; and SFT evaluated."""
+    runs = {"sft": get(train_sft, **_shared(p, seed), **p.sft()), "reward": get(train_reward, **_reward(p, seed))}
+    models = {"policy": runs["sft"], "reward": runs["reward"]}
+    runs["generations"] = get(generate, **_shared(p, seed), **models, **p.generation())
+    runs["pairs"] = paired(p, seed, runs, p.pair_construction)
+    return runs | evaluated(p, seed, runs, "sft", main=True)
+
+
+def paired(p: Aligned, seed: int, runs: Runs, construction: str, **settings: float) -> Run:
+    """The pairs of one construction."""
+    made_of = {"generations": runs["generations"], "construction": construction}
+    if construction == "threshold":
+        made_of |= p.thresholds()
+    return get(build_pairs, **_shared(p, seed), **made_of, **settings)
+
+
+def evaluated(p: Aligned, seed: int, runs: Runs, name: str, *, main: bool, policy: str = "", **settings: Any) -> Runs:
+    """The evaluation of run `name`, or of run `policy` with other settings, under the name that the tables read."""
+    models = {"policy": runs[policy or name], "reference": runs["sft"], "reward": runs["reward"]}
+    sizes = p.evaluation(p.main_completions if main else p.side_completions)
+    return {f"{name}: evaluation": get(evaluate, **_shared(p, seed), **models, **sizes, **settings)}
+
+
+def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Runs:
+    """Train and evaluate each method; `runs` are those of `prepared`, and further pairs."""
+    for method in methods:
+        if not method.main and seed != p.seeds[0]:
+            continue
+        start = {"policy": runs["sft"], "pairs": runs[method.pairs]}
+        settings = _shared(p, seed) | start | p.dpo() | method.settings
+        runs = runs | {method.name: get(train_dpo, **settings)}
+        runs |= evaluated(p, seed, runs, method.name, main=method.main)
+    return runs
+
+
+def f_dpo(divergence: str, beta: float, **settings: Any) -> dict[str, Any]:
+    """The settings of the sigmoid loss under a divergence: the same words in every notebook, so the same run."""
+    return {"loss": "sigmoid", "divergence_name": divergence, "beta": beta, **settings}
+
+
+def dpo(loss: str, beta: float, **settings: Any) -> dict[str, Any]:
+    """The settings of a preference loss under reverse KL."""
+    return {**f_dpo("reverse_kl", beta), "loss": loss, **settings}
+
+
+def primer(p: Primer, seed: int) -> Runs:
+    """Notebook 0: DPO as it is, and once more with LoRA."""
+    runs = prepared(p, seed)
+    methods = [Method("sigmoid", dpo("sigmoid", p.main_beta), main=True)]
+    return aligned(p, seed, methods, runs)
+
+
+def loss_methods(p: DpoLosses) -> list[Method]:
+    """The methods of notebook 2: main losses, the sweep over beta, other pairs, and what earlier reports ran."""
+    beta, smoothed = p.main_beta, {"label_smoothing": p.label_smoothing}
+    main = [
+        Method("sigmoid", dpo("sigmoid", beta), main=True),
+        Method("hinge", dpo("hinge", beta), main=True),
+        Method("ipo", dpo("ipo", p.ipo_beta), main=True),
+        Method("kto_pair", dpo("kto_pair", beta), main=True),
+        Method("cdpo", dpo("cdpo", beta, **smoothed), main=True),
+    ]
+    sweep = [Method(f"{loss} β={b:g}", dpo(loss, b)) for loss in ("sigmoid", "hinge") for b in p.betas if b != beta]
+    others = [
+        Method("robust", dpo("robust", beta, **smoothed)),
+        Method("ipo_per_token", dpo("ipo_per_token", p.ipo_per_token_beta)),
+        *(Method(f"{name} pairs", dpo("sigmoid", beta), pairs=f"pairs: {name}") for name in other_pairs(p)),
+        Method("no near-duplicates", dpo("sigmoid", beta), pairs="pairs: no near-duplicates"),
+        Method("lora", dpo("sigmoid", beta, lora_rank=p.lora_rank, lr=p.lora_lr)),
+    ]
+    deviations = [Method(f"one object, {loss}", dpo(loss, beta, scores="one_object")) for loss in ("sigmoid", "hinge")]
+    return [*main, *sweep, *others, *deviations]
+
+
+def other_pairs(p: DpoLosses) -> list[str]:
+    """The constructions beside the profile's own."""
+    return [name for name in CONSTRUCTIONS if name != p.pair_construction]
+
+
+def dpo_losses(p: DpoLosses, seed: int) -> Runs:
+    """Notebook 2: the methods of `loss_methods`, and the baselines that need no pairs."""
+    runs = prepared(p, seed)
+    if seed != p.seeds[0]:
+        return aligned(p, seed, loss_methods(p), runs)
+    runs |= {f"pairs: {name}": paired(p, seed, runs, name) for name in other_pairs(p)}
+    unlike = paired(p, seed, runs, p.pair_construction, max_similarity=p.max_similarity)
+    runs["pairs: no near-duplicates"] = unlike
+    return aligned(p, seed, loss_methods(p), runs) | baselines(p, seed, runs)
+
+
+def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
+    """What one would try before preference learning."""
+    _, tokenizer = load_policy(runs["sft"].path)
+    words = positive_words(p.reviews(), tokenizer, p.biased_words, p.word_bias)
+    search = {"beams": 2, "tries": 4, "chunk": 8, "n_prompts": p.prompts, "max_new_tokens": p.new_tokens}
+    models = {"policy": runs["sft"], "reward": runs["reward"], "reward_tokens": p.reward_tokens}
+    fine_tuning = {"tokens": p.sft_tokens, "held_out": p.sft_held_out, "batch": p.sft_batch, "lr": p.sft_lr / 4}
+    tuned = get(train_on_positive, **_shared(p, seed), policy=runs["sft"], **fine_tuning, epochs=1.0)
+    runs = runs | {"positive reviews": tuned}
+    return {
+        "positive reviews": tuned,
+        **evaluated(p, seed, runs, "positive reviews", main=False),
+        **evaluated(p, seed, runs, "positive prefix", main=False, policy="sft", prefix=p.positive_prefix),
+        **evaluated(p, seed, runs, "keyword bias", main=False, policy="sft", bias=words),
+        "guided search: evaluation": get(guided_search, **_shared(p, seed), **models, **search),
+    }
+
+
+def divergence_methods(p: FDivergences) -> list[Method]:
+    """The methods of notebook 3: a sweep over beta for each divergence, and what earlier reports ran."""
+    sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
+    main = [Method(f"{name} β={b:g}", f_dpo(name, b), main=True) for name, betas in sweeps.items() for b in betas]
+    alphas = [
+        Method(f"alpha {a:g} β={b:g}", f_dpo("alpha", b, alpha=a), main=a == 0.5)
+        for a in p.alphas
+        for b in p.alpha_betas
+    ]
+    beta = p.js_betas[0]
+    deviations = [
+        Method("js, chosen to rejected", f_dpo("js", beta, scores="chosen_to_rejected")),
+        Method("reverse_kl, chosen to rejected", f_dpo("reverse_kl", p.main_beta, scores="chosen_to_rejected")),
+        Method("total variation", f_dpo("total_variation", p.main_beta)),
+        Method("total variation, detached", f_dpo("total_variation", p.main_beta, scores="detached")),
+        Method("gan", f_dpo("gan", beta)),
+    ]
+    return [*main, *alphas, *deviations]
+
+
+def f_divergences(p: FDivergences, seed: int) -> Runs:
+    """Notebook 3: the methods of `divergence_methods`."""
+    return aligned(p, seed, divergence_methods(p), prepared(p, seed))
+
+
+RECIPES: dict[str, Callable[[Any, int], Runs]] = {
+    "0_primer": primer,
+    "1_reward_model": reward_model,
+    "2_dpo_losses": dpo_losses,
+    "3_f_divergences": f_divergences,
+}
