@@ -109,9 +109,11 @@ def build_pairs(
 ) -> dict[str, float]:
     """Pair the completions of each prompt; a fifth of the prompts is kept for validation, none stands on both sides.
 
-    `winner` and `loser` are the thresholds of "threshold", and of nothing else.  Two completions whose words are the same, or more alike than max_similarity (difflib's ratio, 0 to 1), are not
-    compared.  Writes pairs/train.parquet and pairs/test.parquet in random order, with prompt, chosen, rejected, their
-    ids, rewards and reference log-probs.  Raises UserFault for an unknown construction or if no pair is left.
+    `winner` and `loser` are the thresholds of "threshold", and of nothing else.  Two completions whose words are the
+    same, or more alike than max_similarity (difflib's ratio, 0 to 1), are not compared.
+
+    Writes pairs/train.parquet and pairs/test.parquet in random order, with prompt, chosen, rejected, their ids, rewards
+    and reference log-probs.  Raises UserFault for an unknown construction or if no pair is left.
     """
     if construction not in CONSTRUCTIONS:
         raise UserFault(f"pairs: {construction!r}; allowed: {', '.join(CONSTRUCTIONS)}")
