@@ -136,7 +136,10 @@ def loss_methods(p: DpoLosses) -> list[Method]:
         Method("no near-duplicates", dpo("sigmoid", beta), pairs="pairs: no near-duplicates"),
         Method("lora", dpo("sigmoid", beta, lora_rank=p.lora_rank, lr=p.lora_lr)),
     ]
-    deviations = [Method(f"one object, {loss}", dpo(loss, beta, scores="one_object")) for loss in ("sigmoid", "hinge")]
+    deviations = [
+        *(Method(f"one object, {loss}", dpo(loss, beta, scores="one_object")) for loss in ("sigmoid", "hinge")),
+        Method("a tenth of the learning rate", dpo("sigmoid", beta, lr=p.dpo_lr / 10)),
+    ]
     return [*main, *sweep, *others, *deviations]
 
 
@@ -186,12 +189,15 @@ def divergence_methods(p: FDivergences) -> list[Method]:
     beta = p.js_betas[0]
     deviations = [
         Method("js, chosen to rejected", f_dpo("js", beta, scores="chosen_to_rejected")),
-        Method("reverse_kl, chosen to rejected", f_dpo("reverse_kl", p.main_beta, scores="chosen_to_rejected")),
         Method("total variation", f_dpo("total_variation", p.main_beta)),
         Method("total variation, detached", f_dpo("total_variation", p.main_beta, scores="detached")),
         Method("gan", f_dpo("gan", beta)),
     ]
-    return [*main, *alphas, *deviations]
+    longer = [
+        Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.dpo_epochs))
+        for name, b in (("reverse_kl", p.main_beta), ("forward_kl", p.forward_kl_betas[0]))
+    ]
+    return [*main, *alphas, *deviations, *longer]
 
 
 def f_divergences(p: FDivergences, seed: int) -> Runs:
