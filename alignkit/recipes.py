@@ -95,7 +95,9 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
         if not method.main and seed != p.seeds[0]:
             continue
         start = {"policy": runs["sft"], "pairs": runs[method.pairs]}
-        settings = _shared(p, seed) | start | p.dpo() | method.settings
+        # As many steps on other pairs as on the profile's own, however many there are.
+        share = runs["pairs"].metrics["train_pairs"] / runs[method.pairs].metrics["train_pairs"]
+        settings = _shared(p, seed) | start | p.dpo() | {"epochs": p.dpo_epochs * share} | method.settings
         runs = runs | {method.name: get(train_dpo, **settings)}
         runs |= evaluated(p, seed, runs, method.name, main=method.main)
     return runs
