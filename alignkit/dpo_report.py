@@ -50,7 +50,8 @@ def _training(run: Run, by_name: dict[str, Run]) -> dict[str, object]:
         return {"tokens_trained": metrics.get("tokens_trained")}
     pairs = next(name for name, other in by_name.items() if other.id == settings["pairs"])
     shown = {column: settings.get(name) for name, column in SETTINGS.items()}
-    return {**shown, "pairs": pairs} | {name: metrics[name] for name in TRAINING}
+    drawn = by_name["generations"].metrics["tokens_generated"]
+    return {**shown, "pairs": pairs, "tokens_generated": drawn} | {name: metrics[name] for name in TRAINING}
 
 
 def completions(run: Run) -> pd.DataFrame:
