@@ -37,9 +37,10 @@ def rows(runs: RunsBySeed, p: Aligned) -> pd.DataFrame:
             trained = _training(by_name[name], by_name) if name in by_name else {}
             out.append({"method": name, "seed": seed, "run": run.id, **trained, **run.metrics})
     table = pd.DataFrame(out)
-    completions = table.groupby("method").completions.transform("max")
-    side = (completions < p.main_completions) & (table.status == "ok")
-    usual = table.loss.notna() & (table.lr == p.dpo_lr) & (table.epochs == p.dpo_epochs) & (table.pairs == "pairs")
+    # A side row is trained for the first seed only; a profile of one seed tells by the completions.
+    side = table.groupby("method").seed.transform("nunique") < len(runs)
+    side |= table.groupby("method").completions.transform("max") < p.main_completions
+    usual = table.loss.notna() & (table.lr == p.dpo()["lr"]) & (table.epochs == p.dpo_epochs) & (table.pairs == "pairs")
     usual &= table[["scores", "lora_rank"]].isna().all(axis=1)
     return table.assign(row=np.where(side, "side", "main"), usual=usual, profile=p.profile, notebook=p.notebook)
 
@@ -93,8 +94,8 @@ def differences(table: pd.DataFrame, against: str, columns: list[str], by: str =
         part = []
         for method in wide[column].columns.drop(against):
             gain = (wide[column][method] - base).dropna()
-            if len(gain) < len(base):
-                continue  # a side row
+            if len(gain) < table.seed.nunique():
+                continue  # a side row, or one that diverged for some seed: no comparison over all seeds
             mean, low, high = seed_interval(gain)
             part.append((method, column, len(gain), mean, low, high, paired_p_value(gain.to_numpy())))
         frame = pd.DataFrame(part, columns=[by, "measure", "seeds", "difference", "low", "high", "p"])

@@ -141,6 +141,7 @@ def loss_methods(p: DpoLosses) -> list[Method]:
     deviations = [
         *(Method(f"one object, {loss}", dpo(loss, beta, scores="one_object")) for loss in ("sigmoid", "hinge")),
         Method("a tenth of the learning rate", dpo("sigmoid", beta, lr=p.dpo_lr / 10)),
+        Method("ten times β, three times the learning rate", dpo("sigmoid", 10 * beta, lr=3 * p.dpo_lr)),
     ]
     return [*main, *sweep, *others, *deviations]
 
@@ -197,7 +198,7 @@ def divergence_methods(p: FDivergences) -> list[Method]:
     ]
     longer = [
         Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.dpo_epochs))
-        for name, b in (("reverse_kl", p.main_beta), ("forward_kl", p.forward_kl_betas[0]))
+        for name, b in (("reverse_kl", p.reverse_kl_betas[-1]), ("forward_kl", p.forward_kl_betas[-1]))
     ]
     return [*main, *alphas, *deviations, *longer]
 
