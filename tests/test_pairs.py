@@ -199,6 +199,12 @@ def test_the_seed_decides_order_held_out_prompts_and_labels(build_from: Build, c
     assert not first["train"].prompt.is_monotonic_increasing
 
 
+@pytest.mark.parametrize("thresholds", [{}, {"winner": 1.0}, {"winner": -1.0, "loser": 1.0}])
+def test_threshold_without_thresholds_or_with_crossed_ones_is_a_fault(build_from: Build, thresholds: dict) -> None:
+    with pytest.raises(UserFault, match="allowed: winner >= loser"):
+        build_from(by_hand(), construction="threshold", **thresholds)
+
+
 def test_an_unknown_construction_is_a_fault(build_from: Build) -> None:
     with pytest.raises(UserFault, match=r"^pairs: 'best_worst'; allowed: threshold, .*bernoulli$") as fault:
         build_from(by_hand(), "best_worst")
