@@ -11,6 +11,8 @@ DATA = config.get("data") or ""
 NOTEBOOKS = batch.notebooks(PROFILE)
 SEEDS = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml").seeds for name in NOTEBOOKS}
 BUILD = str(paths.build())
+# What another notebook's runs start from is trained first, so that no job waits for another one's lock.
+FIRST = {"2_dpo_losses": "1_reward_model", "0_primer": "2_dpo_losses", "3_f_divergences": "2_dpo_losses"}
 KEYS = {name: batch.content_key(name, PROFILE) + DATA for name in NOTEBOOKS}
 
 
@@ -19,7 +21,13 @@ rule all:
         expand(f"{BUILD}/{PROFILE}/{{notebook}}.ipynb", notebook=NOTEBOOKS),
 
 
+def trained(notebook, seed):
+    return f"{BUILD}/{PROFILE}/trained/{notebook}-seed-{seed}"
+
+
 rule train:
+    input:
+        lambda w: [trained(n, w.seed) for n in [FIRST.get(w.notebook)] if int(w.seed) in SEEDS.get(n, [])],
     output:
         touch(f"{BUILD}/{PROFILE}/trained/{{notebook}}-seed-{{seed}}"),
     params:
@@ -37,7 +45,7 @@ rule train:
 
 rule notebook:
     input:
-        lambda w: [f"{BUILD}/{PROFILE}/trained/{w.notebook}-seed-{seed}" for seed in SEEDS[w.notebook]],
+        lambda w: [trained(w.notebook, seed) for seed in SEEDS[w.notebook]],
     output:
         f"{BUILD}/{PROFILE}/{{notebook}}.ipynb",
     params:

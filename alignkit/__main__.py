@@ -49,7 +49,9 @@ def _check(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from alignkit import params
 
-    p = params.load(args.path, **({"data": args.data} if args.data else {}))
+    override = {"data": args.data} if args.data else {}
+    params.load(args.path, seeds=[args.seed], **override)  # any seed that a file could name
+    p = params.load(args.path, **override)
     p.check_reach()
     from alignkit.recipes import RECIPES  # here, as it imports torch and a fault should be told at once
 

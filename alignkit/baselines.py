@@ -57,7 +57,9 @@ def positive_words(data: dict[str, Any], tokenizer, n: int, strength: float) -> 
 
 
 def best_of(samples: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The best of each n completions of a prompt by reward; n must divide the completions of a prompt."""
+    """The best of each n completions of a prompt by reward.  Raises ValueError if n does not divide them."""
+    if (samples.groupby("prompt").size() % n).any():
+        raise ValueError(f"best of {n}: {n} must divide the number of completions of every prompt")
     group = samples.groupby("prompt", sort=False).cumcount() // n
     return samples.loc[samples.groupby([samples.prompt, group], sort=False).reward.idxmax()]
 
@@ -92,7 +94,8 @@ def guided_search(
         open_ids = state[~state.finished]
         if open_ids.empty:
             break
-        drawn = sample(model, tokenizer, open_ids.ids.tolist(), k=tries, max_new_tokens=chunk, seed=seed + 1000 * step)
+        more = {"k": tries, "max_new_tokens": min(chunk, max_new_tokens - step * chunk), "seed": seed + 1000 * step}
+        drawn = sample(model, tokenizer, open_ids.ids.tolist(), **more)
         generated += int(drawn.completion_ids.map(len).sum())
         drawn["which"] = np.repeat(open_ids.which.to_numpy(), tries)
         drawn["ids"] = [list(p) + list(c) for p, c in zip(drawn.prompt_ids, drawn.completion_ids, strict=True)]

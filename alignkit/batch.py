@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 
 from alignkit import paths
 from alignkit.faults import UserFault
@@ -67,7 +68,17 @@ def publish(profile: str) -> list[str]:
             changed.append(f"{old.relative_to(paths.CHECKOUT)} (removed)")
         for figure in sorted(fresh):
             changed += _write(target / figure, (paths.figures(profile) / figure).read_bytes())
-    return changed
+    return changed + _write_results(target)
+
+
+def _write_results(target: Path) -> list[str]:
+    """results.csv: the rows of every notebook that puts policies on the KL-reward plane, in one table."""
+    tables = [pd.read_csv(target / f"{n}.csv") for n in NOTEBOOKS if (target / f"{n}.csv").is_file()]
+    placed = [table for table in tables if "kl" in table]
+    if not placed:
+        return []
+    both = pd.concat(placed).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return _write(target / "results.csv", both)
 
 
 def _write(file: Path, content: str | bytes) -> list[str]:

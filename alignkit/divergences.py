@@ -31,8 +31,8 @@ class Divergence:
     """f, convex on u > 0, with f(1) = 0 except for GAN."""
     derivative: Function
     """f'."""
-    log_score: Function
-    """f'(exp(log_u)), written in log_u."""
+    centred: Function
+    """f'(exp(log_u)) - f'(1), written in log_u."""
     log_slope: Function
     """u f''(u), written in log_u."""
     inverse: Function | None
@@ -41,6 +41,8 @@ class Divergence:
     """Whether f'(0+) = -inf, so that the optimum gives mass to every response, as f-DPO's change of variables needs."""
     powers: tuple[float, ...] = ()
     """The powers of u in f', which can overflow."""
+    uncentred: Function | None = None
+    """f'(exp(log_u)), written in log_u, where f'(1) is not 0."""
 
     def f(self, u: Any) -> torch.Tensor:
         """f(u) for u > 0."""
@@ -52,12 +54,14 @@ class Divergence:
 
     def score(self, log_u: Any) -> torch.Tensor:
         """f'(exp(log_u)), the score of a response whose log-ratio is log_u; clamped where it would overflow."""
-        return self.log_score(_tensor(log_u))
+        return (self.uncentred or self.centred)(_tensor(log_u))
 
     def centred_score(self, log_u: Any) -> torch.Tensor:
-        """score(log_u) - score(0): a response as likely as under the reference scores 0, whatever f is."""
-        log_u = _tensor(log_u)
-        return self.log_score(log_u) - self.log_score(torch.zeros_like(log_u))
+        """score(log_u) - score(0): a response as likely as under the reference scores 0, whatever f is.
+
+        GAN and Jensen-Shannon have the same one, to the bit: as losses they are one.
+        """
+        return self.centred(_tensor(log_u))
 
     def slope(self, log_u: Any) -> torch.Tensor:
         """d score / d log_u = u f''(u): how strongly a response is pushed."""
@@ -140,7 +144,7 @@ def _alpha(alpha: float) -> Divergence:
         name="alpha",
         generator=f,
         derivative=lambda u: (1 - u**-alpha) / alpha,
-        log_score=lambda v: -_power_minus_one(v, -alpha) / alpha,
+        centred=lambda v: -_power_minus_one(v, -alpha) / alpha,
         log_slope=lambda v: _power(v, -alpha),
         inverse=lambda x: (1 - alpha * x) ** (-1 / alpha),
         supports_dpo=True,
@@ -153,7 +157,7 @@ def _chi_alpha(alpha: float) -> Divergence:
         # log |u - 1|; the floor keeps the slope finite at u = 1, where |u - 1|^(α-1) has a kink for α < 2.
         return torch.log(_power_minus_one(v, 1).abs().clamp(min=1e-6))
 
-    def log_score(v: torch.Tensor) -> torch.Tensor:
+    def centred(v: torch.Tensor) -> torch.Tensor:
         x = _power_minus_one(v, 1)
         inside = x * 1e-6 ** (alpha - 2)
         outside = torch.sign(x) * _power(log_distance(v), alpha - 1)
@@ -163,7 +167,7 @@ def _chi_alpha(alpha: float) -> Divergence:
         name="chi_alpha",
         generator=lambda u: 0.5 * (u - 1).abs() ** alpha,
         derivative=lambda u: 0.5 * alpha * torch.sign(u - 1) * (u - 1).abs() ** (alpha - 1),
-        log_score=log_score,
+        centred=centred,
         log_slope=lambda v: 0.5 * alpha * (alpha - 1) * _power(v, 1) * _power(log_distance(v), alpha - 2),
         inverse=lambda x: np.maximum(0, 1 + np.sign(x) * (2 * np.abs(x) / alpha) ** (1 / (alpha - 1))),
         supports_dpo=False,
@@ -193,7 +197,8 @@ FIXED: dict[str, Divergence] = {
             name="reverse_kl",
             generator=lambda u: torch.xlogy(u, u),
             derivative=lambda u: torch.log(u) + 1,
-            log_score=lambda v: v + 1,
+            centred=lambda v: v,
+            uncentred=lambda v: v + 1,
             log_slope=torch.ones_like,
             inverse=lambda x: np.exp(x - 1),
             supports_dpo=True,
@@ -202,7 +207,8 @@ FIXED: dict[str, Divergence] = {
             name="forward_kl",
             generator=lambda u: -torch.log(u),
             derivative=lambda u: -1 / u,
-            log_score=lambda v: -_power(v, -1),
+            centred=lambda v: -_power_minus_one(v, -1),
+            uncentred=lambda v: -_power(v, -1),
             log_slope=lambda v: _power(v, -1),
             inverse=lambda x: -1 / x,
             supports_dpo=True,
@@ -212,7 +218,7 @@ FIXED: dict[str, Divergence] = {
             name="js",
             generator=lambda u: torch.xlogy(u, u) - (u + 1) * torch.log((u + 1) / 2),
             derivative=lambda u: torch.log(2 * u / (1 + u)),
-            log_score=lambda v: log(2) + logsigmoid(v),
+            centred=lambda v: log(2) + logsigmoid(v),
             log_slope=lambda v: torch.sigmoid(-v),
             inverse=_inverse_of_jensen_shannon,
             supports_dpo=True,
@@ -221,7 +227,7 @@ FIXED: dict[str, Divergence] = {
             name="pearson_chi2",
             generator=lambda u: (u - 1) ** 2,
             derivative=lambda u: 2 * (u - 1),
-            log_score=lambda v: 2 * _power_minus_one(v, 1),
+            centred=lambda v: 2 * _power_minus_one(v, 1),
             log_slope=lambda v: 2 * _power(v, 1),
             inverse=lambda x: np.maximum(0, 1 + x / 2),
             supports_dpo=False,
@@ -231,7 +237,7 @@ FIXED: dict[str, Divergence] = {
             name="neyman_chi2",
             generator=lambda u: (1 - u) ** 2 / u,
             derivative=lambda u: 1 - 1 / u**2,
-            log_score=lambda v: -_power_minus_one(v, -2),
+            centred=lambda v: -_power_minus_one(v, -2),
             log_slope=lambda v: 2 * _power(v, -2),
             inverse=lambda x: (1 - x) ** -0.5,
             supports_dpo=True,
@@ -241,7 +247,7 @@ FIXED: dict[str, Divergence] = {
             name="cnp_chi2",
             generator=lambda u: (2 * (u - 1) ** 2 + (1 - u) ** 2 / u) / 3,
             derivative=lambda u: (4 * u - 3 - 1 / u**2) / 3,
-            log_score=lambda v: (4 * _power_minus_one(v, 1) - _power_minus_one(v, -2)) / 3,
+            centred=lambda v: (4 * _power_minus_one(v, 1) - _power_minus_one(v, -2)) / 3,
             log_slope=lambda v: (4 * _power(v, 1) + 2 * _power(v, -2)) / 3,
             inverse=_inverse_of_cnp,
             supports_dpo=True,
@@ -251,7 +257,7 @@ FIXED: dict[str, Divergence] = {
             name="hellinger",
             generator=lambda u: (torch.sqrt(u) - 1) ** 2,
             derivative=lambda u: 1 - u**-0.5,
-            log_score=lambda v: -_power_minus_one(v, -0.5),
+            centred=lambda v: -_power_minus_one(v, -0.5),
             log_slope=lambda v: 0.5 * _power(v, -0.5),
             inverse=lambda x: (1 - x) ** -2.0,
             supports_dpo=True,
@@ -261,7 +267,7 @@ FIXED: dict[str, Divergence] = {
             name="jeffrey",
             generator=lambda u: (u - 1) * torch.log(u),
             derivative=lambda u: torch.log(u) + 1 - 1 / u,
-            log_score=lambda v: v - _power_minus_one(v, -1),
+            centred=lambda v: v - _power_minus_one(v, -1),
             log_slope=lambda v: 1 + _power(v, -1),
             # With v = 1/u it reads v + log v = 1 - x, which is what the Wright omega function solves.
             inverse=lambda x: 1 / wrightomega(1 - np.asarray(x)),
@@ -272,7 +278,8 @@ FIXED: dict[str, Divergence] = {
             name="gan",
             generator=lambda u: torch.xlogy(u, u) - (u + 1) * torch.log(u + 1),
             derivative=lambda u: torch.log(u) - torch.log(u + 1),
-            log_score=logsigmoid,
+            centred=lambda v: log(2) + logsigmoid(v),
+            uncentred=logsigmoid,
             log_slope=lambda v: torch.sigmoid(-v),
             inverse=lambda x: 1 / np.expm1(-np.asarray(x)),
             supports_dpo=True,
@@ -282,7 +289,8 @@ FIXED: dict[str, Divergence] = {
             generator=lambda u: 0.5 * (u - 1).abs(),
             derivative=lambda u: torch.where(u > 1, 0.5, -0.5).to(u.dtype),
             # 0 · v keeps the score in the graph: its gradient is zero, not absent.
-            log_score=lambda v: torch.where(v > 0, 0.5, -0.5).to(v.dtype) + 0 * v,
+            centred=lambda v: (v > 0).to(v.dtype) + 0 * v,
+            uncentred=lambda v: (v > 0).to(v.dtype) - 0.5 + 0 * v,
             log_slope=torch.zeros_like,
             inverse=None,
             supports_dpo=False,
@@ -291,7 +299,8 @@ FIXED: dict[str, Divergence] = {
             name="chi_po",
             generator=lambda u: 0.5 * (u - 1) ** 2 + torch.xlogy(u, u),
             derivative=lambda u: u + torch.log(u),
-            log_score=lambda v: _power(v, 1) + v,
+            centred=lambda v: _power_minus_one(v, 1) + v,
+            uncentred=lambda v: _power(v, 1) + v,
             log_slope=lambda v: _power(v, 1) + 1,
             inverse=lambda x: wrightomega(np.asarray(x)),
             supports_dpo=True,

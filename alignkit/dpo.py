@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas as pd
+import numpy as np
 import torch
 import transformers
 from peft import LoraConfig
@@ -139,7 +139,7 @@ def train_dpo(
     finite = all(bool(weights.isfinite().all()) for weights in trained.parameters())
     last = log.iloc[-1]
     return {
-        "status": "ok" if finite and pd.notna(last.eval_loss) else "diverged",
+        "status": "ok" if finite and np.isfinite(last.eval_loss) else "diverged",
         "eval_loss": last.eval_loss,
         "chosen_logp": last["eval_logps/chosen"],
         "rejected_logp": last["eval_logps/rejected"],

@@ -1,6 +1,7 @@
 """The figures of notebooks 2 and 3: each function takes a tidy table and returns a figure."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,13 +27,22 @@ AXES = {
 }
 """What stands on an axis, with its unit."""
 MARKERS = "osD^vPX*<>"
+KEPT = ["sigmoid", "hinge", "ipo", "kto_pair", "cdpo"], ["reverse_kl", "forward_kl", "js", "alpha 0.5"]
+"""Losses and divergences that keep their colour in every figure."""
+
+
+def colour_of(name: str, position: int) -> Any:
+    """The colour of a method: its own, or the next one of the palette; the supervised policy is black."""
+    own = [group.index(name.split(" β=")[0]) for group in KEPT if name.split(" β=")[0] in group]
+    return "black" if name == "sft" else COLOURS[(own or [position])[0] % len(COLOURS)]
 
 
 def curves(log: pd.DataFrame, measures: Sequence[str], methods: Sequence[str]) -> Figure:
     """Measures against training step, one panel each, one line for each (method, seed); columns method, seed, step."""
     figure, axes = plt.subplots(1, len(measures), figsize=(3.6 * len(measures), 3.6))
     for axis, measure in zip(np.atleast_1d(axes), measures, strict=True):
-        for colour, method in zip(COLOURS, methods, strict=False):
+        for position, method in enumerate(methods):
+            colour = colour_of(method, position)
             for i, (_, one) in enumerate(log[log.method == method].groupby("seed")):
                 kept = one.dropna(subset=measure)
                 axis.plot(kept.step, kept[measure], color=colour, alpha=0.8, label=None if i else method)
@@ -41,20 +51,16 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Sequence[str]) -
     return figure
 
 
-def planes(table: pd.DataFrame, x: str, ys: Sequence[str], *, lines: bool = False, single: str = "sft") -> Figure:
+def planes(table: pd.DataFrame, x: str, ys: Sequence[str], *, lines: bool = False) -> Figure:
     """Each family of runs on planes (x, y): every seed a small point, the mean over seeds a large one.
 
-    Columns family, beta, seed, x and ys.  With `lines` the means of a family are joined along beta; the family
-    `single` is drawn in black.
+    Columns family, beta, seed, x and ys.  With `lines` the means of a family are joined along x.
     """
     ys = [y for y in ys if y in table and table[y].notna().any()]
     figure, axes = plt.subplots(1, len(ys), figsize=(4.6 * len(ys), 4.4), squeeze=False)
-    families = [name for name in table.family.unique() if name != single]
     for axis, y in zip(axes[0], ys, strict=True):
-        for i, name in enumerate([single, *families]):
-            rows = table[table.family == name]
-            colour = "black" if name == single else COLOURS[(i - 1) % len(COLOURS)]
-            _seeds_and_means(axis, rows, x, y, colour, MARKERS[i % len(MARKERS)], name, lines)
+        for i, (name, rows) in enumerate(table.groupby("family", sort=False)):
+            _seeds_and_means(axis, rows, x, y, colour_of(name, i), MARKERS[i % len(MARKERS)], name, lines)
         axis.set(xlabel=AXES[x], ylabel=AXES[y])
     axes[0][0].legend(fontsize="x-small")
     return figure
@@ -84,8 +90,9 @@ def histograms(samples: Mapping[str, pd.Series], measure: str = "reward") -> Fig
     """Histogram of a measure of single completions, one outline for each method on common bins."""
     figure, axis = plt.subplots()
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins=40)
-    for colour, (name, values) in zip(["black", *COLOURS], samples.items(), strict=False):
-        axis.hist(values, edges, density=True, histtype="step", linewidth=1.6, color=colour, label=name)
+    for position, (name, values) in enumerate(samples.items()):
+        style = {"histtype": "step", "linewidth": 1.6, "color": colour_of(name, position)}
+        axis.hist(values, edges, density=True, label=name, **style)
     axis.set(xlabel=f"{AXES[measure]}, single completions", ylabel="density")
     axis.legend(fontsize="small")
     return figure
@@ -112,8 +119,8 @@ def bells(grid: np.ndarray, target: np.ndarray, fits: Mapping[str, np.ndarray]) 
     figure, axis = plt.subplots()
     step = grid[1] - grid[0]
     axis.fill_between(grid, target / step, color="0.85", label="target")
-    for colour, (name, bell) in zip(COLOURS, fits.items(), strict=False):
-        axis.plot(grid, bell / step, color=colour, label=name)
+    for colour, style, (name, bell) in zip(COLOURS, ("-", "--", "-.", ":", (0, (6, 3))), fits.items(), strict=True):
+        axis.plot(grid, bell / step, color=colour, linestyle=style, linewidth=2, label=name)
     axis.set(xlabel="response (a point on a line)", ylabel="probability density")
     axis.legend(fontsize="small")
     return figure

@@ -1,6 +1,6 @@
 """The tables of notebooks 0, 2 and 3: what each method reaches, and at what drift."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,8 @@ RunsBySeed = dict[int, dict[str, Run]]
 def rows(runs: RunsBySeed, p: Aligned) -> pd.DataFrame:
     """One row for each evaluated (method, seed): its settings, reward, gold, KL, diversity, cost and status.
 
-    A diverged run keeps its row, with status "diverged" and no numbers.
+    A diverged run keeps its row, with status "diverged" and no numbers.  `usual` marks what was trained on the pairs,
+    rate, length, weights and scores that the main rows share.
     """
     out = []
     for seed, by_name in runs.items():
@@ -33,19 +34,25 @@ def rows(runs: RunsBySeed, p: Aligned) -> pd.DataFrame:
             if not key.endswith(EVALUATION):
                 continue
             name = key.removesuffix(EVALUATION)
-            out.append({"method": name, "seed": seed, "run": run.id, **_training(by_name.get(name)), **run.metrics})
+            trained = _training(by_name[name], by_name) if name in by_name else {}
+            out.append({"method": name, "seed": seed, "run": run.id, **trained, **run.metrics})
     table = pd.DataFrame(out)
-    seeds = table.groupby("method").seed.transform("nunique")
-    main = np.where(seeds == len(runs), "main", "side") if len(runs) > 1 else "main"
-    return table.assign(row=main, profile=p.profile, notebook=p.notebook)
+    # A side row is trained for the first seed only; a profile of one seed tells by the completions.
+    side = table.groupby("method").seed.transform("nunique") < len(runs)
+    side |= table.groupby("method").completions.transform("max") < p.main_completions
+    usual = table.loss.notna() & (table.lr == p.dpo()["lr"]) & (table.epochs == p.dpo_epochs) & (table.pairs == "pairs")
+    usual &= table[["scores", "lora_rank"]].isna().all(axis=1)
+    return table.assign(row=np.where(side, "side", "main"), usual=usual, profile=p.profile, notebook=p.notebook)
 
 
-def _training(run: Run | None) -> dict[str, object]:
-    if run is None or "loss" not in run.record["settings"]:
-        return {} if run is None else {"tokens_trained": run.metrics.get("tokens_trained")}
+def _training(run: Run, by_name: dict[str, Run]) -> dict[str, object]:
     settings, metrics = run.record["settings"], run.metrics
+    if "loss" not in settings:
+        return {"tokens_trained": metrics.get("tokens_trained")}
+    pairs = next(name for name, other in by_name.items() if other.id == settings["pairs"])
     shown = {column: settings.get(name) for name, column in SETTINGS.items()}
-    return shown | {name: metrics[name] for name in TRAINING}
+    drawn = by_name["generations"].metrics["tokens_generated"]
+    return {**shown, "pairs": pairs, "tokens_generated": drawn} | {name: metrics[name] for name in TRAINING}
 
 
 def completions(run: Run) -> pd.DataFrame:
@@ -87,13 +94,29 @@ def differences(table: pd.DataFrame, against: str, columns: list[str], by: str =
         part = []
         for method in wide[column].columns.drop(against):
             gain = (wide[column][method] - base).dropna()
-            if len(gain) < len(base):
-                continue  # a side row
+            if len(gain) < table.seed.nunique():
+                continue  # a side row, or one that diverged for some seed: no comparison over all seeds
             mean, low, high = seed_interval(gain)
             part.append((method, column, len(gain), mean, low, high, paired_p_value(gain.to_numpy())))
         frame = pd.DataFrame(part, columns=[by, "measure", "seeds", "difference", "low", "high", "p"])
         out.append(frame.assign(holm=holm(frame.p.to_numpy())))
     return pd.concat(out, ignore_index=True)
+
+
+def chosen_texts(by_name: dict[str, Run]) -> pd.DataFrame:
+    """The chosen texts of the training pairs, each once, with prompt, completion, text and reward."""
+    pairs = pd.read_parquet(by_name["pairs"].path / "pairs" / "train.parquet")
+    drawn = pd.read_parquet(by_name["generations"].path / "generations.parquet")
+    chosen = pairs[["prompt", "chosen"]].drop_duplicates().rename(columns={"chosen": "completion"})
+    return chosen.merge(drawn.drop_duplicates(["prompt", "completion"]), on=["prompt", "completion"])
+
+
+def quantiles(samples: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """What a box plot draws: 5, 25, 50, 75 and 95 percent quantile and mean of each sample."""
+    shares = [0.05, 0.25, 0.5, 0.75, 0.95]
+    out = {name: values.quantile(shares).rename(lambda q: f"q{100 * q:02.0f}") for name, values in samples.items()}
+    table = pd.DataFrame(out).T.rename_axis("method").reset_index()
+    return table.assign(mean=[values.mean() for values in samples.values()])
 
 
 def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
@@ -126,3 +149,47 @@ def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: list[str], family:
             values = {c: np.interp(kl**0.5, curve.kl**0.5, curve[c]) if reached else np.nan for c in columns}
             out.append({family: name, "seed": seed, "at_kl": kl, **values})
     return pd.DataFrame(out)
+
+
+def matched_differences(matched: pd.DataFrame, against: str, columns: list[str]) -> pd.DataFrame:
+    """Each family minus another at the same KL, seed by seed; Holm's adjustment is over all KLs and families.
+
+    `matched` is a table of `at_kl`.  Long form like `differences`, with at_kl and a label for figures; a family that
+    misses a KL in some seed has no row there.
+    """
+    out = []
+    for column in columns:
+        part = []
+        for kl, here in matched.groupby("at_kl"):
+            wide = here.pivot(index="seed", columns="family", values=column)
+            for family in wide.columns.drop(against):
+                gain = wide[family] - wide[against]
+                if gain.isna().any():
+                    continue
+                label = f"{family} at KL {kl:g}"
+                part.append((label, family, kl, column, *seed_interval(gain), paired_p_value(gain.to_numpy())))
+        frame = pd.DataFrame(part, columns=["label", "family", "at_kl", "measure", "difference", "low", "high", "p"])
+        out.append(frame.assign(holm=holm(frame.p.to_numpy())))
+    return pd.concat(out, ignore_index=True)
+
+
+def families(table: pd.DataFrame) -> pd.Series:
+    """The divergence of each row, with its alpha; "sft" where nothing was trained on pairs."""
+    alpha = " " + table.alpha.map(lambda value: f"{value:g}", na_action="ignore").fillna("").astype(str)
+    return (table.divergence + alpha.where(table.divergence == "alpha", "")).fillna("sft")
+
+
+def at_kl_by_prompt_length(runs: RunsBySeed, table: pd.DataFrame, kls: Iterable[float], columns: list[str]):
+    """`at_kl` for the shorter and the longer half of the test prompts; a further column prompts says which.
+
+    `columns` are columns of `completions`.
+    """
+    found = []
+    for row in table.itertuples():
+        texts = completions(runs[row.seed][row.method + EVALUATION])
+        words = texts.prompt.str.split().str.len()
+        for half, kept in (("short", words <= words.median()), ("long", words > words.median())):
+            means = texts.loc[kept, ["kl", *columns]].mean()
+            found.append({"prompts": half, "family": row.family, "seed": row.seed, "status": "ok", **means})
+    halves = pd.DataFrame(found).groupby("prompts", sort=False)
+    return pd.concat(at_kl(part, kls, columns).assign(prompts=half) for half, part in halves)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.data import load_reviews, prompts
 from alignkit.kl import kl_estimates
@@ -44,10 +44,10 @@ def evaluate(
     the mean KL to the reference (exact at each step, nats a sequence) and status; a diverged policy has no numbers.
     """
     model, tokenizer = load_policy(policy)
-    if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
-        return {"status": "diverged"}
     test = load_reviews(seed=0, **data)["test"]["text"]
     texts = prompts(list(test), tokenizer, n=n_prompts, shortest=5, longest=20, seed=0)
+    if not _can_be_sampled(model, tokenizer, texts):
+        return {"status": "diverged"}
     by_id = {tokenizer.convert_tokens_to_ids(token): value for token, value in (bias or {}).items()}
     asked = [f"{prefix} {text}".strip() for text in texts]
     samples = sample(model, tokenizer, asked, k=k, max_new_tokens=max_new_tokens, seed=seed, bias=by_id)
@@ -70,6 +70,13 @@ def evaluate(
         "mean_tokens": tokens / len(samples),
         "finished": float(samples.finished.mean()),
     }
+
+
+@torch.no_grad()
+def _can_be_sampled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> bool:
+    """Whether the logits after every prompt are finite; weights may be finite and overflow all the same."""
+    ids, mask = (t.to(model.device) for t in pad_left(tokenizer(texts)["input_ids"], 0))
+    return bool(model(ids, attention_mask=mask, logits_to_keep=1).logits.isfinite().all())
 
 
 def with_rewards(samples: pd.DataFrame, reward: Path, tokens: int, *, gold: bool) -> pd.DataFrame:

@@ -119,6 +119,8 @@ def build_pairs(
         raise UserFault(f"pairs: {construction!r}; allowed: {', '.join(CONSTRUCTIONS)}")
     compare = CONSTRUCTIONS[construction]
     if construction == "threshold":
+        if winner is None or loser is None or winner < loser:
+            raise UserFault(f"pairs: 'threshold' with winner {winner} and loser {loser}; allowed: winner >= loser")
         compare = partial(threshold, winner=winner, loser=loser)
     rng = np.random.default_rng(seed)
     table = pd.read_parquet(generations / "generations.parquet")

@@ -220,12 +220,17 @@ class DpoLosses(Aligned):
 class FDivergences(Aligned):
     """Notebook 3."""
 
+    divergence_lr: LearningRate
     reverse_kl_betas: Betas
     forward_kl_betas: Betas
     js_betas: Betas
     alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1, max_length=9)
     alpha_betas: Betas
     matched_kl: list[Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1, max_length=5)
+
+    def dpo(self) -> dict[str, Any]:
+        """The settings of `dpo.train_dpo` that all runs of the notebook share."""
+        return super().dpo() | {"lr": self.divergence_lr}
 
 
 NOTEBOOKS: dict[str, type[World]] = {

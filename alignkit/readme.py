@@ -7,7 +7,7 @@ import pandas as pd
 from alignkit import paths
 from alignkit.metrics import interval_text, seed_interval
 
-START, END = "<!-- results: written by `make report` from figures/*/1_reward_model.csv -->", "<!-- end of results -->"
+START, END = "<!-- results: written by `make report` from the tables in figures/ -->", "<!-- end of results -->"
 ROWS = {
     "reward": "reward model, all pairs, all training reviews",
     "tfidf_words": "TF-IDF, words",
@@ -15,16 +15,40 @@ ROWS = {
     "exact posterior": "exact posterior (nobody can do better)",
 }
 MEASURES = ["pairwise_accuracy", "sign_accuracy", "ece"]
+PLACED = ["kl", "reward", "gold", "unigram_entropy"]
+"""What the README tells of a policy."""
 
 
 def results(figures: Path) -> str:
-    """The Markdown table of notebook 1's main rows, for every published profile but smoke."""
+    """The Markdown tables of every published profile but smoke: reward models, then policies trained on pairs."""
+    return f"{reward_models(figures)}\n\n{policies(figures)}".strip()
+
+
+def policies(figures: Path) -> str:
+    """The Markdown table of notebook 2's main rows, or nothing if it was not published."""
+    lines = [
+        "| reviews | policy | seeds | KL to SFT (nats) | reward (proxy) | gold reward | entropy of words |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for file in sorted(_published(figures, "2_dpo_losses"), reverse=True):
+        table = pd.read_csv(file)
+        for method, rows in table[(table.row == "main") & (table.status == "ok")].groupby("method", sort=False):
+            cells = [interval_text(*seed_interval(rows[m].to_numpy()), 2) if m in rows else "" for m in PLACED]
+            lines.append(f"| {file.parent.name} | {method} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _published(figures: Path, notebook: str) -> list[Path]:
+    return [f for f in figures.glob(f"*/{notebook}.csv") if f.parent.name != "smoke"]
+
+
+def reward_models(figures: Path) -> str:
+    """The Markdown table of notebook 1's main rows."""
     lines = [
         "| reviews | model | seeds | pairwise accuracy | sign accuracy | calibration error |",
         "|---|---|---|---|---|---|",
     ]
-    files = [f for f in figures.glob("*/1_reward_model.csv") if f.parent.name != "smoke"]
-    for file in sorted(files, reverse=True):
+    for file in sorted(_published(figures, "1_reward_model"), reverse=True):
         table = pd.read_csv(file)
         for method, name in ROWS.items():
             rows = table[table.method == method]

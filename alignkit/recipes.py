@@ -95,7 +95,9 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
         if not method.main and seed != p.seeds[0]:
             continue
         start = {"policy": runs["sft"], "pairs": runs[method.pairs]}
-        settings = _shared(p, seed) | start | p.dpo() | method.settings
+        # As many steps on other pairs as on the profile's own, however many there are.
+        share = runs["pairs"].metrics["train_pairs"] / runs[method.pairs].metrics["train_pairs"]
+        settings = _shared(p, seed) | start | p.dpo() | {"epochs": p.dpo_epochs * share} | method.settings
         runs = runs | {method.name: get(train_dpo, **settings)}
         runs |= evaluated(p, seed, runs, method.name, main=method.main)
     return runs
@@ -139,6 +141,7 @@ def loss_methods(p: DpoLosses) -> list[Method]:
     deviations = [
         *(Method(f"one object, {loss}", dpo(loss, beta, scores="one_object")) for loss in ("sigmoid", "hinge")),
         Method("a tenth of the learning rate", dpo("sigmoid", beta, lr=p.dpo_lr / 10)),
+        Method("ten times β, three times the learning rate", dpo("sigmoid", 10 * beta, lr=3 * p.dpo_lr)),
     ]
     return [*main, *sweep, *others, *deviations]
 
@@ -195,7 +198,7 @@ def divergence_methods(p: FDivergences) -> list[Method]:
     ]
     longer = [
         Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.dpo_epochs))
-        for name, b in (("reverse_kl", p.main_beta), ("forward_kl", p.forward_kl_betas[0]))
+        for name, b in (("reverse_kl", p.reverse_kl_betas[-1]), ("forward_kl", p.forward_kl_betas[-1]))
     ]
     return [*main, *alphas, *deviations, *longer]
 

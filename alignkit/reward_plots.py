@@ -84,8 +84,10 @@ def distributions(rewards: np.ndarray, labels: np.ndarray, generated: np.ndarray
 def second_opinion(reviews: pd.DataFrame, generated: pd.DataFrame, attacks: pd.DataFrame, against: str) -> Figure:
     """The reward against a second opinion: column reward against column `against` of three tables."""
     figure, axis = plt.subplots(figsize=(5.6, 4.8))
-    axis.scatter(reviews[against], reviews.reward, s=5, alpha=0.3, color=NEUTRAL, label="test reviews")
-    axis.scatter(generated[against], generated.reward, s=5, alpha=0.3, color=POSITIVE, label="SFT generations")
+    axis.scatter(reviews[against], reviews.reward, s=5, alpha=0.3, color=NEUTRAL, label="test reviews", rasterized=True)
+    axis.scatter(
+        generated[against], generated.reward, s=5, alpha=0.3, color=POSITIVE, label="SFT generations", rasterized=True
+    )
     axis.scatter(attacks[against], attacks.reward, s=60, marker="X", color=NEGATIVE, label="constructed texts")
     axis.axline((0, 0), slope=1, color="black", linewidth=1, linestyle=":")
     axis.set(xlabel=f"{against} (nats)", ylabel="reward model (nats)")

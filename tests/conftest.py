@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -58,3 +59,38 @@ def alone() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
     return run
+
+
+class World(NamedTuple):
+    """A small pocket world with what preference training starts from, each in a folder of its own."""
+
+    data: dict[str, Any]
+    sft: Path
+    reward: Path
+    generations: Path
+    pairs: Path
+    generation: dict[str, Any]
+    """The settings of `generations`."""
+    sft_training: dict[str, Any]
+    """Batch, rate and lengths of `sft`."""
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Trained once for all tests: seconds."""
+    from alignkit.pairs import build_pairs, generate
+    from alignkit.reward import train_reward
+    from alignkit.sft import train_sft
+
+    data = {"source": "pocket", "train_reviews": 1000, "test_reviews": 100, "unsupervised_reviews": 100}
+    sft, reward, generations, pairs = (tmp_path_factory.mktemp(n) for n in ("sft", "reward", "generations", "pairs"))
+    shared = {"seed": 0, "data": data}
+    shape = {"vocab": 400, "width": 16, "layers": 1, "heads": 2, "tokens": 64}
+    training = {"tokens": 64, "batch": 16, "lr": 1e-2, "held_out": 50}
+    train_sft(sft, **shared, policy="scratch", tokenizer="word", epochs=3, **shape | training)
+    encoder = {"base": "scratch", "tokenizer": "encoder_word", "sinusoidal": True, "dropout": 0.0, "word_dropout": 0.2}
+    train_reward(reward, **shared, **shape, **encoder, epochs=4, min_steps=1, batch=32, lr=3e-2)
+    generation = {"policy": sft, "reward": reward, "n_prompts": 30, "k": 6, "max_new_tokens": 16, "reward_tokens": 64}
+    generate(generations, **shared, **generation)
+    build_pairs(pairs, **shared, generations=generations, construction="top_bottom")
+    return World(data, sft, reward, generations, pairs, generation, training)

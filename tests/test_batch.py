@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -18,6 +19,7 @@ from alignkit import batch, paths
 from alignkit.faults import UserFault
 
 NOTEBOOK = "1_reward_model"
+NOTEBOOKS = sorted(file.stem for file in (paths.CHECKOUT / "notebooks").glob("*.ipynb"))
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
@@ -277,8 +279,8 @@ class Batch(NamedTuple):
         """The figures of the smoke profile before they are published."""
         return {f.name: f.read_bytes() for f in paths_in(self.build / "smoke" / "figures") if f.suffix != ".csv"}
 
-    def executed(self) -> Path:
-        return self.build / "smoke" / f"{NOTEBOOK}.ipynb"
+    def executed(self, notebook: str = NOTEBOOK) -> Path:
+        return self.build / "smoke" / f"{notebook}.ipynb"
 
 
 def paths_in(folder: Path) -> list[Path]:
@@ -309,9 +311,10 @@ def errors(notebook: Path) -> list[nbformat.NotebookNode]:
 
 @pytest.mark.batch
 def test_one_command_trains_executes_and_draws(smoke: Batch):
-    assert errors(smoke.executed()) == []
+    assert [errors(smoke.executed(name)) for name in NOTEBOOKS] == [[] for _ in NOTEBOOKS]
     drawn = {Path(name).stem for name in smoke.figures()}
-    assert {"1_training", "1_reliability", "1_second_opinion"} <= drawn
+    assert {"1_training", "1_reliability", "1_second_opinion", "2_plane", "3_plane"} <= drawn
+    assert {name[0] for name in drawn} == {name[0] for name in NOTEBOOKS}
     assert {Path(name).suffix for name in smoke.figures()} == {".png", ".svg"}
     assert len(list((smoke.build / "store").glob("train_reward-*"))) == 4
     assert not list(smoke.build.rglob("*.failed.ipynb"))
@@ -351,13 +354,14 @@ def test_an_edit_makes_the_notebook_run_again(edited: str, smoke: Batch):
 
 
 @pytest.mark.batch
-def test_the_executed_notebook_gives_the_same_outputs_under_nbval(smoke: Batch):
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_an_executed_notebook_gives_the_same_outputs_under_nbval(notebook: str, smoke: Batch):
     done = smoke.run(
         "pytest", "-q", "--nbval", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "-p", "no:cacheprovider",
-        smoke.executed(),
+        smoke.executed(notebook),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    cells = [cell for cell in read(smoke.executed()).cells if cell.cell_type == "code"]
+    cells = [cell for cell in read(smoke.executed(notebook)).cells if cell.cell_type == "code"]
     assert done.stdout.startswith("." * len(cells))
 
 
@@ -365,7 +369,8 @@ def test_the_executed_notebook_gives_the_same_outputs_under_nbval(smoke: Batch):
 def test_papermill_runs_a_notebook_from_any_folder_and_draws_the_same_bytes(smoke: Batch, tmp_path: Path):
     before = smoke.figures()
     runs = sorted(f.name for f in (smoke.build / "store").iterdir())
-    shutil.rmtree(smoke.build / "smoke" / "figures")
+    for file in (smoke.build / "smoke" / "figures").glob(f"{NOTEBOOK[0]}_*"):
+        file.unlink()
     source, values = (
         smoke.root / "notebooks" / f"{NOTEBOOK}.ipynb",
         smoke.root / "params" / "smoke" / f"{NOTEBOOK}.yaml",
@@ -405,6 +410,8 @@ def test_a_failing_notebook_stays_with_the_failing_cell_named(smoke: Batch, tmp_
     shutil.copytree(smoke.root, broken.root, ignore=shutil.ignore_patterns(".snakemake", "__pycache__"))
     shutil.copytree(smoke.build / "store", broken.build / "store")
     file = broken.root / "notebooks" / f"{NOTEBOOK}.ipynb"
+    for other in set(file.parent.glob("*.ipynb")) - {file}:
+        other.unlink()
     notebook = read(file)
     cell = next(c for c in notebook.cells if c.id == "check")
     cell.source = "raise RuntimeError('broken on purpose')"
@@ -427,9 +434,11 @@ def test_publishing_puts_notebook_figures_and_tables_side_by_side(smoke: Batch):
     assert (done.returncode, done.stderr) == (0, "")
     target = smoke.root / "figures" / "smoke"
     assert {f"figures/smoke/{f.name}" for f in target.iterdir()} <= set(done.stdout.splitlines())
-    assert {f.name for f in target.iterdir()} == {f"{NOTEBOOK}.ipynb"} | {
-        f.name for f in paths_in(smoke.build / "smoke" / "figures")
-    }
+    made = {f.name for f in paths_in(smoke.build / "smoke" / "figures")}
+    assert {f.name for f in target.iterdir()} == made | {f"{name}.ipynb" for name in NOTEBOOKS} | {"results.csv"}
+    results = pd.read_csv(target / "results.csv")
+    assert {"2_dpo_losses", "3_f_divergences"} <= set(results.notebook)
+    assert {"method", "seed", "kl", "reward", "gold", "status"} <= set(results)
     injected = next(
         c for c in read(target / f"{NOTEBOOK}.ipynb").cells if "injected-parameters" in c.metadata.get("tags", "")
     )

@@ -115,6 +115,17 @@ def test_total_variation_has_a_zero_gradient_but_stays_in_the_graph():
     assert gradient.tolist() == [0, 0]
 
 
+@of_every
+def test_the_centred_score_is_the_score_less_its_value_at_equal_probabilities(div: Divergence):
+    v = U.log()
+    torch.testing.assert_close(div.centred_score(v), div.score(v) - div.score(0.0), rtol=1e-9, atol=1e-9)
+
+
+def test_gan_and_jensen_shannon_have_the_same_centred_score_to_the_bit():
+    v = torch.linspace(-60, 60, 999)
+    assert torch.equal(divergence("gan").centred_score(v), divergence("js").centred_score(v))
+
+
 # Identities between divergences
 
 LOG_U = st.floats(-30, 30)

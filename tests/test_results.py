@@ -67,6 +67,84 @@ def test_the_imdb_pairs_spelled_out_cost_312_500_000_forwards() -> None:
     assert in_batch["distinct pairs"] == pytest.approx(25_000 * batch / 4, rel=0.001)
 
 
+PLACED = ("2_dpo_losses", "3_f_divergences")
+COLUMNS = (
+    "profile notebook method loss divergence alpha beta seed reward gold kl chosen_logp clamped unigram_entropy "
+    "distinct_2 self_bleu repetition well_formed completions tokens_generated tokens_trained status"
+).split()
+
+
+def gain_over_sft(measure: str) -> pd.Series:
+    rows = table("pocket", "2_gain").set_index(["method", "measure"])
+    return rows.loc[("sigmoid", measure)]
+
+
+@pytest.mark.parametrize("measure", ["reward", "gold"])
+def test_in_the_pocket_world_dpo_raises_reward_and_gold_significantly_over_sft(measure: str) -> None:
+    gain = gain_over_sft(measure)
+    assert gain.seeds == 3
+    assert gain.low > 0
+    assert gain.holm < 0.05
+    rows = table("pocket", "2_dpo_losses")
+    seeds = (
+        rows[rows.method == "sigmoid"].set_index("seed")[measure]
+        - rows[rows.method == "sft"].set_index("seed")[measure]
+    )
+    assert gain[["difference", "low", "high"]].tolist() == pytest.approx(seed_interval(seeds.to_numpy()), rel=1e-3)
+
+
+def test_the_entropy_of_the_words_falls_under_dpo() -> None:
+    assert gain_over_sft("unigram_entropy").difference < 0
+
+
+@pytest.mark.parametrize("notebook", PLACED)
+def test_every_row_has_the_columns_of_a_policy_and_its_seeds_and_completions_say_main_or_side(notebook: str) -> None:
+    rows, p = table("pocket", notebook), params.profile_values("pocket", notebook)
+    assert set(COLUMNS) <= set(rows)
+    main, side = rows[rows.row == "main"], rows[rows.row == "side"]
+    assert set(main.groupby("method").seed.nunique()) == {3}
+    assert set(main.completions) == {p["main_completions"]}
+    assert set(side.groupby("method").seed.nunique()) == {1}
+    assert rows.status.eq("ok").all()
+    assert rows[rows.method == "sft"].kl.abs().max() < 1e-6
+
+
+def test_the_results_are_the_rows_of_all_notebooks() -> None:
+    tables = [table("pocket", notebook) for notebook in PLACED]
+    results = table("pocket", "results")
+    assert len(results) == sum(map(len, tables))
+    assert set(results) == set().union(*tables)
+
+
+def test_gan_and_jensen_shannon_ended_in_the_same_policy() -> None:
+    rows = table("pocket", "3_f_divergences").set_index("method")
+    gan = rows.loc["gan"]
+    b = params.profile_values("pocket", "3_f_divergences")["js_betas"][0]
+    training = pd.read_csv(FIGURES / "pocket" / "3_gan.csv").set_index("name")
+    assert gan.beta == b
+    assert training.largest_difference["log-probs of held-out pairs"] <= 1e-3
+
+
+def test_total_variation_does_not_move_the_policy() -> None:
+    rows = table("pocket", "3_f_divergences")
+    rows = rows[rows.method.str.startswith("total variation")]
+    assert len(rows) == 2
+    assert rows.kl.abs().max() < 1e-9
+
+
+def test_dpo_finds_the_closed_form_under_every_divergence_that_supports_it_and_misses_it_under_the_others() -> None:
+    gaps = table("pocket", "3_oracle")
+    assert gaps[gaps.supports_dpo].gap.max() <= 1e-3
+    assert gaps[~gaps.supports_dpo].groupby("divergence").gap.max().min() > 1e-2
+
+
+def test_every_comparison_at_equal_kl_has_an_interval_over_three_seeds() -> None:
+    rows = table("pocket", "3_matched")
+    assert rows[["low", "high", "holm"]].notna().all().all()
+    assert {"reward", "gold"} <= set(rows.measure)
+    assert {"forward_kl", "js", "alpha 0.5"} <= set(rows.family)
+
+
 @pytest.mark.parametrize("profile", ["pocket", "imdb_scratch"])
 def test_every_figure_has_its_vector_form_beside_it(profile: str) -> None:
     pictures = {f.stem for f in (FIGURES / profile).glob("*.png")}

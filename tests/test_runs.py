@@ -148,28 +148,39 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def identities() -> dict[str, dict[str, Any]]:
+    from alignkit.dpo import train_dpo
+    from alignkit.evaluation import evaluate
+    from alignkit.pairs import build_pairs
     from alignkit.reward import train_reward
     from alignkit.sampling import sample_completions
     from alignkit.sft import train_sft
 
     trainings = {"reward": train_reward, "sft": train_sft, "completions": sample_completions}
+    trainings |= {"pairs": build_pairs, "dpo": train_dpo, "evaluation": evaluate}
     return {name: runs.identify(function, seed=0, data=POCKET) for name, function in trainings.items()}
 
 
 @pytest.mark.parametrize(
     ("edited", "trained_again"),
     [
-        ("reward", {"reward"}),
+        ("reward", {"reward", "pairs", "evaluation"}),
         ("sft", {"sft"}),
-        ("sampling", {"sft", "completions"}),
-        ("metrics", set()),
-        ("models", {"reward", "sft", "completions"}),
-        ("data", {"reward", "sft", "completions"}),
+        ("sampling", {"sft", "completions", "pairs", "evaluation"}),
+        ("models", {"reward", "sft", "completions", "pairs", "dpo", "evaluation"}),
+        ("data", {"reward", "sft", "completions", "pairs", "evaluation"}),
         # not imported by the training modules themselves, but by what they import
-        ("pocket", {"reward", "sft", "completions"}),
+        ("pocket", {"reward", "sft", "completions", "pairs", "evaluation"}),
+        ("divergences", {"dpo"}),
+        ("losses", {"dpo"}),
+        ("deviations", {"dpo"}),
+        ("dpo", {"dpo"}),
+        ("kl", {"evaluation"}),
+        ("metrics", {"evaluation"}),
+        ("finite", set()),
         ("plots", set()),
         ("reward_plots", set()),
         ("reward_report", set()),
+        ("dpo_report", set()),
         ("params", set()),
         ("recipes", set()),
         ("batch", set()),
