@@ -119,7 +119,7 @@ def bells(grid: np.ndarray, target: np.ndarray, fits: Mapping[str, np.ndarray]) 
     figure, axis = plt.subplots()
     step = grid[1] - grid[0]
     axis.fill_between(grid, target / step, color="0.85", label="target")
-    for colour, style, (name, bell) in zip(COLOURS, ("-", "--", "-.", ":", (0, (6, 3))), fits.items(), strict=True):
+    for colour, style, (name, bell) in zip(COLOURS, ("-", "--", "-.", ":", (0, (6, 3))), fits.items(), strict=False):
         axis.plot(grid, bell / step, color=colour, linestyle=style, linewidth=2, label=name)
     axis.set(xlabel="response (a point on a line)", ylabel="probability density")
     axis.legend(fontsize="small")

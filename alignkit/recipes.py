@@ -114,7 +114,7 @@ def dpo(loss: str, beta: float, **settings: Any) -> dict[str, Any]:
 
 
 def primer(p: Primer, seed: int) -> Runs:
-    """Notebook 0: DPO as it is, and once more with LoRA."""
+    """Notebook 0: DPO, the main row of notebook 2."""
     runs = prepared(p, seed)
     methods = [Method("sigmoid", dpo("sigmoid", p.main_beta), main=True)]
     return aligned(p, seed, methods, runs)
