@@ -117,9 +117,11 @@ def test_its_first_code_cell_holds_the_pocket_parameters(file: Path):
     first, *others = cells(file, "code")
     assert tags(first) == ["parameters"]
     assert not any("parameters" in tags(cell) for cell in others)
-    assert list(assigned(first).items()) == list(values("pocket", file).items())
+    assert list(assigned(first)) == list(values("pocket", file))
     types = [type(value) for value in assigned(first).values()]
     assert types == [type(value) for value in values("pocket", file).values()]
+    if file.parent.name == "notebooks":  # one of another profile keeps the defaults of the day on which it ran
+        assert assigned(first) == values("pocket", file)
 
 
 def test_what_papermill_injected_are_the_parameters_of_its_profile(file: Path):
