@@ -40,7 +40,8 @@ def rows(runs: RunsBySeed, p: Aligned) -> pd.DataFrame:
     # A side row is trained for the first seed only; a profile of one seed tells by the completions.
     side = table.groupby("method").seed.transform("nunique") < len(runs)
     side |= table.groupby("method").completions.transform("max") < p.main_completions
-    usual = table.loss.notna() & (table.lr == p.dpo()["lr"]) & (table.epochs == p.dpo_epochs) & (table.pairs == "pairs")
+    usual = table.loss.notna() & (table.pairs == "pairs")
+    usual &= (table.lr == p.dpo()["lr"]) & (table.epochs == p.dpo()["epochs"])
     usual &= table[["scores", "lora_rank"]].isna().all(axis=1)
     return table.assign(row=np.where(side, "side", "main"), usual=usual, profile=p.profile, notebook=p.notebook)
 

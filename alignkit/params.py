@@ -27,6 +27,8 @@ Prompts = Annotated[int, Field(ge=1, le=10_000)]
 Completions = Annotated[int, Field(ge=1, le=1024)]
 NewTokens = Annotated[int, Field(ge=1, le=1024)]
 Beta = Annotated[float, Field(gt=0, le=1000)]
+PairEpochs = Annotated[float, Field(gt=0, le=100)]
+Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
 Betas = Annotated[list[Beta], Field(min_length=1, max_length=12)]
 
 
@@ -152,12 +154,9 @@ class Aligned(Rewarded):
 
     pair_prompts: Annotated[int, Field(ge=5, le=1_000_000)]
     pair_samples: Annotated[int, Field(ge=2, le=64)]
-    pair_construction: Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
     winner_reward: Annotated[float, Field(ge=-100, le=100)]
     loser_reward: Annotated[float, Field(ge=-100, le=100)]
-    dpo_epochs: Annotated[float, Field(gt=0, le=100)]
     dpo_batch: Annotated[int, Field(ge=1, le=4096)]
-    dpo_lr: LearningRate
     main_beta: Beta
 
     prompts: Prompts
@@ -180,9 +179,13 @@ class Aligned(Rewarded):
         sizes = {"n_prompts": self.pair_prompts, "k": self.pair_samples, "max_new_tokens": self.new_tokens}
         return {**sizes, "reward_tokens": self.reward_tokens}
 
+    def construction(self) -> str:
+        """Which completions of a prompt the notebook's own pairs compare."""
+        raise NotImplementedError
+
     def dpo(self) -> dict[str, Any]:
-        """The settings of `dpo.train_dpo` that all of its runs share."""
-        return {"epochs": self.dpo_epochs, "batch": self.dpo_batch, "lr": self.dpo_lr}
+        """The settings of `dpo.train_dpo` that all runs of a notebook share."""
+        raise NotImplementedError
 
     def evaluation(self, completions: int) -> dict[str, Any]:
         """The settings of `evaluation.evaluate`."""
@@ -190,11 +193,27 @@ class Aligned(Rewarded):
         return {**sizes, "reward_tokens": self.reward_tokens}
 
 
-class Primer(Aligned):
+class OnPairs(Aligned):
+    """What notebooks 0 and 2 share."""
+
+    pair_construction: Construction
+    dpo_epochs: PairEpochs
+    dpo_lr: LearningRate
+
+    def construction(self) -> str:
+        """Which completions of a prompt the notebook's own pairs compare."""
+        return self.pair_construction
+
+    def dpo(self) -> dict[str, Any]:
+        """The settings of `dpo.train_dpo` that all runs of a notebook share."""
+        return {"epochs": self.dpo_epochs, "batch": self.dpo_batch, "lr": self.dpo_lr}
+
+
+class Primer(OnPairs):
     """Notebook 0."""
 
 
-class DpoLosses(Aligned):
+class DpoLosses(OnPairs):
     """Notebook 2."""
 
     betas: Betas
@@ -220,6 +239,8 @@ class DpoLosses(Aligned):
 class FDivergences(Aligned):
     """Notebook 3."""
 
+    divergence_pairs: Construction
+    divergence_epochs: PairEpochs
     divergence_lr: LearningRate
     reverse_kl_betas: Betas
     forward_kl_betas: Betas
@@ -228,9 +249,13 @@ class FDivergences(Aligned):
     alpha_betas: Betas
     matched_kl: list[Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1, max_length=5)
 
+    def construction(self) -> str:
+        """Which completions of a prompt the notebook's own pairs compare."""
+        return self.divergence_pairs
+
     def dpo(self) -> dict[str, Any]:
-        """The settings of `dpo.train_dpo` that all runs of the notebook share."""
-        return super().dpo() | {"lr": self.divergence_lr}
+        """The settings of `dpo.train_dpo` that all runs of a notebook share."""
+        return {"epochs": self.divergence_epochs, "batch": self.dpo_batch, "lr": self.divergence_lr}
 
 
 NOTEBOOKS: dict[str, type[World]] = {

@@ -70,7 +70,7 @@ def prepared(p: Aligned, seed: int) -> Runs:
     runs = {"sft": get(train_sft, **_shared(p, seed), **p.sft()), "reward": get(train_reward, **_reward(p, seed))}
     models = {"policy": runs["sft"], "reward": runs["reward"]}
     runs["generations"] = get(generate, **_shared(p, seed), **models, **p.generation())
-    runs["pairs"] = paired(p, seed, runs, p.pair_construction)
+    runs["pairs"] = paired(p, seed, runs, p.construction())
     return runs | evaluated(p, seed, runs, "sft", main=True)
 
 
@@ -97,7 +97,7 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
         start = {"policy": runs["sft"], "pairs": runs[method.pairs]}
         # As many steps on other pairs as on the profile's own, however many there are.
         share = runs["pairs"].metrics["train_pairs"] / runs[method.pairs].metrics["train_pairs"]
-        settings = _shared(p, seed) | start | p.dpo() | {"epochs": p.dpo_epochs * share} | method.settings
+        settings = _shared(p, seed) | start | p.dpo() | {"epochs": p.dpo()["epochs"] * share} | method.settings
         runs = runs | {method.name: get(train_dpo, **settings)}
         runs |= evaluated(p, seed, runs, method.name, main=method.main)
     return runs
@@ -148,7 +148,7 @@ def loss_methods(p: DpoLosses) -> list[Method]:
 
 def other_pairs(p: DpoLosses) -> list[str]:
     """The constructions beside the profile's own."""
-    return [name for name in CONSTRUCTIONS if name != p.pair_construction]
+    return [name for name in CONSTRUCTIONS if name != p.construction()]
 
 
 def dpo_losses(p: DpoLosses, seed: int) -> Runs:
@@ -157,7 +157,7 @@ def dpo_losses(p: DpoLosses, seed: int) -> Runs:
     if seed != p.seeds[0]:
         return aligned(p, seed, loss_methods(p), runs)
     runs |= {f"pairs: {name}": paired(p, seed, runs, name) for name in other_pairs(p)}
-    unlike = paired(p, seed, runs, p.pair_construction, max_similarity=p.max_similarity)
+    unlike = paired(p, seed, runs, p.construction(), max_similarity=p.max_similarity)
     runs["pairs: no near-duplicates"] = unlike
     return aligned(p, seed, loss_methods(p), runs) | baselines(p, seed, runs)
 
@@ -197,7 +197,7 @@ def divergence_methods(p: FDivergences) -> list[Method]:
         Method("gan", f_dpo("gan", beta)),
     ]
     longer = [
-        Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.dpo_epochs))
+        Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.divergence_epochs))
         for name, b in (("reverse_kl", p.reverse_kl_betas[-1]), ("forward_kl", p.forward_kl_betas[-1]))
     ]
     return [*main, *alphas, *deviations, *longer]
