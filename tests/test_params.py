@@ -282,7 +282,7 @@ def test_the_parameters_of_a_notebook_are_those_of_its_cells(monkeypatch: pytest
         ("no_such_key = 1", ["parameters: no_such_key: unknown key; allowed: notebook, profile"]),
         ("sft_batch = 0\nseeds = []", ["parameters: seeds: []", "parameters: sft_batch: 0"]),
         ("notebook = '9_none'", ["parameters: notebook: '9_none'; allowed: 0_primer, 1_reward_model"]),
-        ("notebook = ['1_reward_model']", ["parameters: notebook: ['1_reward_model']; allowed: 0_primer, 1_reward_model"]),
+        ("notebook = ['1_reward_model']", ["parameters: notebook: ['1_reward_model']; allowed: 0_primer, 1_"]),
         ("policy = 'no/such-policy'", ["policy: 'no/such-policy' is a Hub id and the Hub cannot be reached"]),
     ],
 )
