@@ -7,10 +7,11 @@ ask for is trained once.  Main rows are trained for every seed, side rows for th
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from transformers import AutoTokenizer
+
 from alignkit.baselines import guided_search, positive_words, train_on_positive
 from alignkit.dpo import train_dpo
 from alignkit.evaluation import evaluate
-from alignkit.models import load_policy
 from alignkit.pairs import CONSTRUCTIONS, build_pairs, generate
 from alignkit.params import Aligned, DpoLosses, FDivergences, Primer, Rewarded, RewardModel, World
 from alignkit.reward import train_reward
@@ -164,7 +165,7 @@ def dpo_losses(p: DpoLosses, seed: int) -> Runs:
 
 def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     """What one would try before preference learning."""
-    _, tokenizer = load_policy(runs["sft"].path)
+    tokenizer = AutoTokenizer.from_pretrained(runs["sft"].path)
     words = positive_words(p.reviews(), tokenizer, p.biased_words, p.word_bias)
     search = {"beams": 2, "tries": 4, "chunk": 8, "n_prompts": p.prompts, "max_new_tokens": p.new_tokens}
     models = {"policy": runs["sft"], "reward": runs["reward"], "reward_tokens": p.reward_tokens}
