@@ -32,9 +32,10 @@ KEPT = ["sigmoid", "hinge", "ipo", "kto_pair", "cdpo"], ["reverse_kl", "forward_
 
 
 def colour_of(name: str, position: int) -> Any:
-    """The colour of a method: its own, or the next one of the palette; the supervised policy is black."""
-    own = [group.index(name.split(" β=")[0]) for group in KEPT if name.split(" β=")[0] in group]
-    return "black" if name == "sft" else COLOURS[(own or [position])[0] % len(COLOURS)]
+    """The colour of a method: its own, or one of those that are nobody's; the supervised policy is black."""
+    kind = name.split(" β=")[0]
+    own = [group.index(kind) for group in KEPT if kind in group]
+    return "black" if name == "sft" else COLOURS[own[0] if own else 5 + position % (len(COLOURS) - 5)]
 
 
 def curves(log: pd.DataFrame, measures: Sequence[str], methods: Sequence[str]) -> Figure:
@@ -54,7 +55,7 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Sequence[str]) -
 def planes(table: pd.DataFrame, x: str, ys: Sequence[str], *, lines: bool = False) -> Figure:
     """Each family of runs on planes (x, y): every seed a small point, the mean over seeds a large one.
 
-    Columns family, beta, seed, x and ys.  With `lines` the means of a family are joined along x.
+    Columns family, beta, seed, x and ys.  With `lines` the means of a family are joined along beta.
     """
     ys = [y for y in ys if y in table and table[y].notna().any()]
     figure, axes = plt.subplots(1, len(ys), figsize=(4.6 * len(ys), 4.4), squeeze=False)
@@ -67,7 +68,7 @@ def planes(table: pd.DataFrame, x: str, ys: Sequence[str], *, lines: bool = Fals
 
 
 def _seeds_and_means(axis: Axes, rows: pd.DataFrame, x: str, y: str, colour, marker: str, name: str, lines: bool):
-    means = rows.groupby("beta", dropna=False)[[x, y]].mean().sort_values(x)
+    means = rows.groupby("beta", dropna=False)[[x, y]].mean()
     axis.scatter(rows[x], rows[y], s=10, color=colour, alpha=0.45, marker=marker, linewidths=0)
     style = "-" if lines and len(means) > 1 else ""
     axis.plot(means[x], means[y], style, marker=marker, color=colour, markersize=6, linewidth=1.2, label=name)
