@@ -15,6 +15,8 @@ from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.params import NOTEBOOKS
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 def notebooks(profile: str) -> list[str]:
     """The notebooks that exist and have parameters in this profile, in reading order."""
@@ -144,8 +146,9 @@ def normalised(run: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if Path(source).is_absolute() or source.startswith("."):
                 cell.source = re.sub(r"(?m)^data = .*$", f'data = "{Path(source).name}"', cell.source)
         if cell.cell_type == "code":
-            # An erased progress line leaves an empty stream behind.
+            # An erased progress line leaves an empty stream behind, a progress bar a widget without its state.
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and not o.text.strip())]
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     return _renumbered(run)
 
 

@@ -7,6 +7,7 @@ ask for is trained once.  Main rows are trained for every seed, side rows for th
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import transformers
 from transformers import AutoTokenizer
 
 from alignkit.baselines import guided_search, positive_words, train_on_positive
@@ -18,6 +19,9 @@ from alignkit.reward import train_reward
 from alignkit.runs import Run, get
 from alignkit.sampling import sample_completions
 from alignkit.sft import train_sft
+
+# Bars of loading models would stay in the notebooks, as widgets without their state.
+transformers.logging.disable_progress_bar()
 
 Runs = dict[str, Run]
 

@@ -75,6 +75,12 @@ def test_it_shows_no_error_and_no_warning(file: Path):
     assert not {"error", "stderr"} & set(shown)
 
 
+def test_it_holds_no_progress_bar_and_no_widget(file: Path):
+    for output in outputs(file):
+        assert not [kind for kind in output.get("data", {}) if "widget" in kind]
+        assert not re.search(r"\d+%\|", json.dumps(output.get("text", "")))
+
+
 def test_it_was_executed_from_top_to_bottom(file: Path):
     if not outputs(file):
         pytest.skip("not yet executed")
