@@ -132,7 +132,8 @@ def missed_optima(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(7.2, 4.6))
     order = table.groupby("divergence").gap.max().sort_values().index
     sns.stripplot(
-        table.assign(gap=table.gap.clip(lower=1e-12)), y="divergence", x="gap", hue="beta", order=order, size=3, jitter=False, dodge=True,
+        table.assign(gap=table.gap.clip(lower=1e-12)), y="divergence", x="gap", hue="beta", order=order, size=3,
+        jitter=False, dodge=True,
         palette=[POSITIVE, NEGATIVE], ax=axis,
     )  # fmt: skip
     axis.axvline(1e-3, color="black", linewidth=1, linestyle=":")
