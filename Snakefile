@@ -12,7 +12,8 @@ NOTEBOOKS = batch.notebooks(PROFILE)
 SEEDS = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml").seeds for name in NOTEBOOKS}
 BUILD = str(paths.build())
 # What another notebook's runs start from is trained first, so that no job waits for another one's lock.
-FIRST = {"2_dpo_losses": "1_reward_model", "0_primer": "2_dpo_losses", "3_f_divergences": "2_dpo_losses"}
+FIRST = {"2_dpo_losses": "1_reward_model", "0_primer": "2_dpo_losses", "3_f_divergences": "2_dpo_losses",
+         "4_warp": "1_reward_model"}
 KEYS = {name: batch.content_key(name, PROFILE) + DATA for name in NOTEBOOKS}
 
 

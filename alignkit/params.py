@@ -30,6 +30,10 @@ Beta = Annotated[float, Field(gt=0, le=1000)]
 PairEpochs = Annotated[float, Field(gt=0, le=100)]
 Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
 Betas = Annotated[list[Beta], Field(min_length=1, max_length=12)]
+MatchedKls = Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=1, max_length=5)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Runs = Annotated[int, Field(ge=1, le=16)]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class World(BaseModel):
@@ -149,7 +153,21 @@ class RewardModel(Rewarded):
         return {"n_prompts": self.prompts, "k": self.completions, **lengths}
 
 
-class Aligned(Rewarded):
+class Evaluated(Rewarded):
+    """What the notebooks share that train policies and evaluate them."""
+
+    prompts: Prompts
+    main_completions: Completions
+    side_completions: Completions
+    new_tokens: NewTokens
+
+    def evaluation(self, completions: int) -> dict[str, Any]:
+        """The settings of `evaluation.evaluate`."""
+        sizes = {"n_prompts": self.prompts, "k": completions, "max_new_tokens": self.new_tokens}
+        return {**sizes, "reward_tokens": self.reward_tokens}
+
+
+class Aligned(Evaluated):
     """What the notebooks share that train policies on preference pairs."""
 
     pair_prompts: Annotated[int, Field(ge=5, le=1_000_000)]
@@ -158,11 +176,6 @@ class Aligned(Rewarded):
     loser_reward: Annotated[float, Field(ge=-100, le=100)]
     dpo_batch: Annotated[int, Field(ge=1, le=4096)]
     main_beta: Beta
-
-    prompts: Prompts
-    main_completions: Completions
-    side_completions: Completions
-    new_tokens: NewTokens
 
     def clashes(self) -> Iterator[str]:
         """One line for each pair of values that do not go together."""
@@ -186,11 +199,6 @@ class Aligned(Rewarded):
     def dpo(self) -> dict[str, Any]:
         """The settings of `dpo.train_dpo` that all runs of a notebook share."""
         raise NotImplementedError
-
-    def evaluation(self, completions: int) -> dict[str, Any]:
-        """The settings of `evaluation.evaluate`."""
-        sizes = {"n_prompts": self.prompts, "k": completions, "max_new_tokens": self.new_tokens}
-        return {**sizes, "reward_tokens": self.reward_tokens}
 
 
 class OnPairs(Aligned):
@@ -247,7 +255,7 @@ class FDivergences(Aligned):
     js_betas: Betas
     alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1, max_length=9)
     alpha_betas: Betas
-    matched_kl: list[Annotated[float, Field(gt=0, le=100)]] = Field(min_length=1, max_length=5)
+    matched_kl: MatchedKls
 
     def construction(self) -> str:
         """Which completions of a prompt the notebook's own pairs compare."""
@@ -258,11 +266,51 @@ class FDivergences(Aligned):
         return {"epochs": self.divergence_epochs, "batch": self.dpo_batch, "lr": self.divergence_lr}
 
 
+class Warp(Evaluated):
+    """Notebook 4."""
+
+    warp_iterations: Annotated[int, Field(ge=1, le=20)]
+    warp_runs: Runs
+    warp_steps: Steps
+    warp_batch: Annotated[int, Field(ge=2, le=4096)]
+    warp_samples: Annotated[int, Field(ge=1, le=64)]
+    warp_baseline: Literal["none", "mean", "rloo"]
+    warp_beta: Beta
+    warp_lr: LearningRate
+    warp_warmup: Annotated[int, Field(ge=0, le=10_000)]
+    ema_rate: Rate
+    liti_rate: Rate
+    ema_rates: Annotated[list[Rate], Field(min_length=1, max_length=6)]
+    run_counts: Annotated[list[Runs], Field(min_length=1, max_length=6)]
+    step_counts: Annotated[list[Steps], Field(min_length=1, max_length=6)]
+    warp_betas: Betas
+    etas: Annotated[list[Rate], Field(min_length=1, max_length=12)]
+    matched_kl: MatchedKls
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        yield from super().clashes()
+        if self.warp_batch % self.warp_samples:
+            yield f"warp_batch: {self.warp_batch} is not a multiple of warp_samples ({self.warp_samples})"
+        if self.liti_rate not in self.etas or 1.0 not in self.etas:
+            yield f"etas: {self.etas} lacks 1.0 or liti_rate ({self.liti_rate})"
+
+    def inner_loop(self) -> dict[str, Any]:
+        """The settings of `policy_gradient.train_policy_gradient` that all runs share."""
+        names = {"warp_steps": "steps", "warp_batch": "batch", "warp_samples": "k", "warp_baseline": "baseline",
+                 "warp_beta": "beta", "warp_lr": "lr", "warp_warmup": "warmup", "ema_rate": "ema_rate"}  # fmt: skip
+        shared = {setting: getattr(self, name) for name, setting in names.items()}
+        kept = sorted(steps for steps in self.step_counts if steps < self.warp_steps)
+        sizes = {"max_new_tokens": self.new_tokens, "reward_tokens": self.reward_tokens}
+        return {**shared, **sizes, "anchor": "ema", "keep": kept}
+
+
 NOTEBOOKS: dict[str, type[World]] = {
     "0_primer": Primer,
     "1_reward_model": RewardModel,
     "2_dpo_losses": DpoLosses,
     "3_f_divergences": FDivergences,
+    "4_warp": Warp,
 }
 
 

@@ -14,11 +14,12 @@ from alignkit.baselines import guided_search, positive_words, train_on_positive
 from alignkit.dpo import train_dpo
 from alignkit.evaluation import evaluate
 from alignkit.pairs import CONSTRUCTIONS, build_pairs, generate
-from alignkit.params import Aligned, DpoLosses, FDivergences, Primer, Rewarded, RewardModel, World
+from alignkit.params import Aligned, DpoLosses, Evaluated, FDivergences, Primer, Rewarded, RewardModel, Warp, World
 from alignkit.reward import train_reward
 from alignkit.runs import Run, get
 from alignkit.sampling import sample_completions
 from alignkit.sft import train_sft
+from alignkit.warp_recipe import Point, study
 
 # Bars of loading models would stay in the notebooks, as widgets without their state.
 transformers.logging.disable_progress_bar()
@@ -70,13 +71,18 @@ class Method(NamedTuple):
     """The name of the pairs run."""
 
 
-def prepared(p: Aligned, seed: int) -> Runs:
-    """What every method starts from: the SFT policy, the reward model, scored generations, pairs; and SFT evaluated."""
+def started(p: Evaluated, seed: int) -> Runs:
+    """What every method starts from: the SFT policy, the reward model; and SFT evaluated."""
     runs = {"sft": get(train_sft, **_shared(p, seed), **p.sft()), "reward": get(train_reward, **_reward(p, seed))}
+    return runs | evaluated(p, seed, runs, "sft", main=True)
+
+
+def prepared(p: Aligned, seed: int) -> Runs:
+    """What learning from pairs needs beyond `started`: scored generations and pairs."""
+    runs = started(p, seed)
     models = {"policy": runs["sft"], "reward": runs["reward"]}
     runs["generations"] = get(generate, **_shared(p, seed), **models, **p.generation())
-    runs["pairs"] = paired(p, seed, runs, p.construction())
-    return runs | evaluated(p, seed, runs, "sft", main=True)
+    return runs | {"pairs": paired(p, seed, runs, p.construction())}
 
 
 def paired(p: Aligned, seed: int, runs: Runs, construction: str, **settings: float) -> Run:
@@ -87,7 +93,7 @@ def paired(p: Aligned, seed: int, runs: Runs, construction: str, **settings: flo
     return get(build_pairs, **_shared(p, seed), **made_of, **settings)
 
 
-def evaluated(p: Aligned, seed: int, runs: Runs, name: str, *, main: bool, policy: str = "", **settings: Any) -> Runs:
+def evaluated(p: Evaluated, seed: int, runs: Runs, name: str, *, main: bool, policy: str = "", **settings: Any) -> Runs:
     """The evaluation of run `name`, or of run `policy` with other settings, under the name that the tables read."""
     models = {"policy": runs[policy or name], "reference": runs["sft"], "reward": runs["reward"]}
     sizes = p.evaluation(p.main_completions if main else p.side_completions)
@@ -213,9 +219,31 @@ def f_divergences(p: FDivergences, seed: int) -> Runs:
     return aligned(p, seed, divergence_methods(p), prepared(p, seed))
 
 
+def warp_points(p: Warp, seed: int) -> list[Point]:
+    """Notebook 4: the evaluated policies of `warp_recipe.variations`."""
+    runs = started(p, seed)
+    return study(p, seed, runs["sft"], runs["reward"])
+
+
+def warp(p: Warp, seed: int) -> Runs:
+    """Notebook 4: all runs behind `warp_points`, each once."""
+    runs = started(p, seed)
+    for point in warp_points(p, seed):
+        named = {f"{point.variation.name}, run {i}": run for i, run in enumerate(point.thetas, start=1)}
+        for name, run in {
+            **named,
+            f"{point.name}: merge": point.merged,
+            f"{point.name}: evaluation": point.evaluation,
+        }.items():
+            if run.id not in {known.id for known in runs.values()}:
+                runs[name] = run
+    return runs
+
+
 RECIPES: dict[str, Callable[[Any, int], Runs]] = {
     "0_primer": primer,
     "1_reward_model": reward_model,
     "2_dpo_losses": dpo_losses,
     "3_f_divergences": f_divergences,
+    "4_warp": warp,
 }

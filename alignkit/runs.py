@@ -48,7 +48,7 @@ class Run(NamedTuple):
 def get(train: Callable[..., dict[str, Any]], *, seed: int, data: dict[str, Any], **settings: Any) -> Run:
     """The run of this function with these settings: loaded if the store has it, else trained and kept.
 
-    settings are JSON values or other runs.  A run is written to a temporary folder and renamed when it
+    settings are JSON values, other runs or lists of them.  A run is written to a temporary folder and renamed when it
     is whole, so the store never holds half a run; processes that ask for the same run wait for the one
     that trains it.  Raises UserFault if the stored run is damaged.
     """
@@ -77,10 +77,17 @@ def identify(train: Callable[..., Any], *, seed: int, data: dict[str, Any], **se
         "seed": seed,
         # Where the reviews lie does not matter, what they say does.
         "data": fingerprint(**data),
-        "settings": {name: value.id if isinstance(value, Run) else value for name, value in settings.items()},
+        "settings": {name: _replaced(value, lambda run: run.id) for name, value in settings.items()},
         "versions": {name: version(name) for name in LIBRARIES},
         "sources": sources(train.__module__),
     }
+
+
+def _replaced(value: Any, by: Callable[[Run], Any]) -> Any:
+    """A setting with each run in it, alone or in a list, replaced."""
+    if isinstance(value, Run):
+        return by(value)
+    return [_replaced(item, by) for item in value] if isinstance(value, list) else value
 
 
 def sources(module: str) -> dict[str, str]:
@@ -112,7 +119,7 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, identity: dict[str, A
     folder = Path(tempfile.mkdtemp(prefix=f"tmp-{run.id}-", dir=run.path.parent))
     try:
         started = time.monotonic()
-        resolved = {name: value.path if isinstance(value, Run) else value for name, value in settings.items()}
+        resolved = {name: _replaced(value, lambda run: run.path) for name, value in settings.items()}
         metrics = train(folder, **resolved)
         record = {
             **identity,
