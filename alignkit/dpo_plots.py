@@ -1,6 +1,6 @@
 """The figures of notebooks 2 and 3: each function takes a tidy table and returns a figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -24,6 +24,11 @@ AXES = {
     "eval_loss": "validation loss",
     "well_formed": "well-formed share of sentences",
     "self_bleu": "self-BLEU within a prompt",
+    "repetition": "share of repeated 4-grams",
+    "kl_anchor": "KL to the anchor (nats a completion)",
+    "kl_sft": "KL to the SFT policy (nats a completion)",
+    "entropy": "entropy of the next token (nats)",
+    "length": "length (tokens a completion)",
 }
 """What stands on an axis, with its unit."""
 MARKERS = "osD^vPX*<>"
@@ -38,15 +43,17 @@ def colour_of(name: str, position: int) -> Any:
     return "black" if name == "sft" else COLOURS[own[0] if own else 5 + position % (len(COLOURS) - 5)]
 
 
-def curves(log: pd.DataFrame, measures: Sequence[str], methods: Sequence[str]) -> Figure:
+def curves(
+    log: pd.DataFrame, measures: Sequence[str], methods: Sequence[str], colour: Callable[[str, int], Any] = colour_of
+) -> Figure:
     """Measures against training step, one panel each, one line for each (method, seed); columns method, seed, step."""
     figure, axes = plt.subplots(1, len(measures), figsize=(3.6 * len(measures), 3.6))
     for axis, measure in zip(np.atleast_1d(axes), measures, strict=True):
         for position, method in enumerate(methods):
-            colour = colour_of(method, position)
             for i, (_, one) in enumerate(log[log.method == method].groupby("seed")):
                 kept = one.dropna(subset=measure)
-                axis.plot(kept.step, kept[measure], color=colour, alpha=0.8, label=None if i else method)
+                label = None if i else method
+                axis.plot(kept.step, kept[measure], color=colour(method, position), alpha=0.8, label=label)
         axis.set(xlabel="training step", ylabel=AXES[measure])
     np.atleast_1d(axes)[0].legend(fontsize="small")
     return figure

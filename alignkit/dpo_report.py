@@ -1,13 +1,14 @@
 """The tables of notebooks 0, 2 and 3: what each method reaches, and at what drift."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from alignkit.baselines import best_of
 from alignkit.evaluation import measures
-from alignkit.metrics import holm, paired_p_value, seed_interval
+from alignkit.metrics import holm, interval_text, paired_p_value, seed_interval, verdict
 from alignkit.params import Aligned
 from alignkit.runs import Run
 
@@ -81,6 +82,20 @@ def summary(table: pd.DataFrame, columns: list[str], by: str = "method") -> pd.D
             row[column], row[f"{column}_low"], row[f"{column}_high"] = seed_interval(group[column])
         out.append(row)
     return pd.DataFrame(out)
+
+
+def intervals(table: pd.DataFrame, columns: list[str], by: str = "method", digits: int = 2) -> pd.DataFrame:
+    """`summary` for readers: each mean with its interval as one text."""
+    means = summary(table, columns, by)
+    shown = {
+        c: [interval_text(*row, digits) for row in means[[c, f"{c}_low", f"{c}_high"]].to_numpy()] for c in columns
+    }
+    return pd.DataFrame({by: means[by], "seeds": means.seeds, **shown})
+
+
+def told(row: Any, digits: int = 2) -> str:
+    """A row of `differences` or `matched_differences` in words: difference, interval, and what they allow to say."""
+    return f"{interval_text(row.difference, row.low, row.high, digits)}; {verdict(row.low, row.high)}"
 
 
 def differences(table: pd.DataFrame, against: str, columns: list[str], by: str = "method") -> pd.DataFrame:

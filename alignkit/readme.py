@@ -25,17 +25,26 @@ def results(figures: Path) -> str:
 
 
 def policies(figures: Path) -> str:
-    """The Markdown table of notebook 2's main rows, or nothing if it was not published."""
+    """The Markdown table of notebook 2's main rows and of WARP after its last iteration; nothing if not published."""
     lines = [
         "| reviews | policy | seeds | KL to SFT (nats) | reward (proxy) | gold reward | entropy of words |",
         "|---|---|---|---|---|---|---|",
     ]
     for file in sorted(_published(figures, "2_dpo_losses"), reverse=True):
         table = pd.read_csv(file)
+        table = pd.concat([table, *(_warp(pd.read_csv(f)) for f in [file.with_name("4_warp.csv")] if f.is_file())])
         for method, rows in table[(table.row == "main") & (table.status == "ok")].groupby("method", sort=False):
             cells = [interval_text(*seed_interval(rows[m].to_numpy()), 2) if m in rows else "" for m in PLACED]
             lines.append(f"| {file.parent.name} | {method} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _warp(table: pd.DataFrame) -> pd.DataFrame:
+    """The main points of WARP's last front, and REINFORCE at its last step, each named."""
+    last = table[(table.method == "WARP") & (table.iteration == table.iteration.max())]
+    alone = table[(table.method == "REINFORCE, EMA anchor") & (table.eta == 1)]
+    alone = alone[alone.steps == alone.steps.max()]
+    return pd.concat([alone, last.assign(method="WARP, η=" + last.eta.map("{:g}".format))])
 
 
 def _published(figures: Path, notebook: str) -> list[Path]:
