@@ -173,6 +173,13 @@ def test_liti_at_its_ends_is_the_initialisation_and_the_merged_policy_to_the_bit
     assert_same(liti(init, merged, 1.0), merged)
 
 
+def test_a_policy_without_weight_does_not_count_even_if_it_diverged(init, thetas) -> None:
+    diverged = {name: torch.full_like(tensor, math.nan) for name, tensor in init.items()}
+    assert_same(liti(init, diverged, 0.0), init)
+    assert_same(liti(diverged, thetas[0], 1.0), thetas[0])
+    assert_same(lerp(init, [thetas[0], diverged], [1, 0]), thetas[0])
+
+
 def test_liti_is_a_straight_line_through_both_and_beyond(init, thetas) -> None:
     for eta in (-0.5, 0.3, 1.7):
         line = {name: (1 - eta) * init[name] + eta * thetas[0][name] for name in init}

@@ -20,10 +20,12 @@ from trl import RLOOConfig, RLOOTrainer
 
 from alignkit import policy_gradient
 from alignkit.faults import UserFault
-from alignkit.models import new_policy, train_tokenizer, trainer_arguments
+from alignkit.models import load_policy, new_policy, train_tokenizer, trainer_arguments
+from alignkit.pairs import zero_of
 from alignkit.pocket import generate_reviews
 from alignkit.policy_gradient import BASELINES, advantages, completion_sums, reinforce_loss, train_policy_gradient
-from alignkit.sampling import sample, sequence_log_probs
+from alignkit.reward import score_with
+from alignkit.sampling import full_texts, sample, sequence_log_probs
 from alignkit.warp_deviations import greedy, mean_with_prompt
 
 TOLERANCE = 1e-5
@@ -524,6 +526,32 @@ def test_tokens_are_counted_and_each_completion_is_scored_once(train: Train, mon
         assert some.prompt_ids.map(len).between(5, 15).all()
     first = [prompt for some in drawn for prompt in some.prompt.unique()]
     assert len(set(first)) == len(first)  # none comes twice before all have been seen
+
+
+def test_the_reward_of_the_first_step_is_that_of_the_text_less_beta_times_the_log_ratio(
+    run, train: Train, world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[pd.DataFrame] = []
+    penalised: list[torch.Tensor] = []
+
+    def spy_on_samples(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        drawn.append(sample(*arguments, **settings))
+        return drawn[-1]
+
+    def spy_on_rewards(rewards: torch.Tensor, baseline: str) -> torch.Tensor:
+        penalised.append(rewards)
+        return advantages(rewards, baseline)
+
+    monkeypatch.setattr(policy_gradient, "sample", spy_on_samples)
+    monkeypatch.setattr(policy_gradient, "advantages", spy_on_rewards)
+    out, _ = train(policy=run[0], anchor="reference", beta=0.7, steps=1)
+    model, codec = load_policy(run[0])
+    ids = drawn[0].prompt_ids.tolist(), drawn[0].completion_ids.tolist()
+    ratio = sequence_log_probs(model, *ids) - sequence_log_probs(load_policy(world.sft)[0], *ids)
+    assert np.abs(ratio).max() > 0.1
+    rewards = score_with(world.reward, full_texts(drawn[0], codec), tokens=64) - zero_of(world.reward)
+    np.testing.assert_allclose(penalised[0], (rewards - 0.7 * ratio).reshape(4, 2), rtol=0, atol=1e-4)
+    assert history(out).reward[0] == pytest.approx(rewards.mean())
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
