@@ -52,7 +52,7 @@ def slerp(
     Raises ValueError if names, shapes or weights do not fit.
     """
     shares = _shares(init, thetas, weights)
-    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):
         raise ValueError(f"slerp: weights {shares}; allowed: one for each policy, none below 0, sum 1")
     coefficients = {}
     for names in _groups(init, thetas, per).values():
@@ -129,7 +129,7 @@ def _gram(init: State, thetas: Sequence[State], names: Sequence[str]) -> torch.T
         start = _precise(init[name], init[name])
         deltas = torch.stack([(_precise(theta[name], start) - start).flatten() for theta in thetas]).double()
         gram += (deltas @ deltas.T).cpu()
-    return gram
+    return (gram + gram.T) / 2
 
 
 def _spherical(gram: torch.Tensor, shares: Sequence[float]) -> torch.Tensor:
@@ -148,7 +148,7 @@ def _spherical(gram: torch.Tensor, shares: Sequence[float]) -> torch.Tensor:
 
 def _two(a: torch.Tensor, b: torch.Tensor, product: torch.Tensor, weight: float) -> tuple[float, float]:
     """What two vectors with squared norms a and b and this inner product are multiplied by."""
-    if a <= 0 or b <= 0:
+    if weight in (0, 1) or a <= 0 or b <= 0:
         return 1 - weight, weight
     angle = (product / (a * b).sqrt()).clamp(-1, 1).acos()
     if angle.sin() < PARALLEL:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.data import load_reviews, prompts
@@ -96,14 +96,14 @@ def train_policy_gradient(
     Writes the policy, its tokenizer and history.csv (`_row`).  Returns status ("diverged" after a gradient that was not
     finite), tokens, and the seconds spent on generation, scoring and update.
     """
-    rng = np.random.default_rng([seed, *stream])
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(stream)))
     model, tokenizer = load_policy(policy)  # line 4; dropout is off
     sft, _ = load_policy(reference)
     anchored = load_policy(policy)[0] if anchor == "ema" else sft
     judge, zero = load_encoder(reward), zero_of(reward)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    schedule = transformers.get_constant_schedule_with_warmup(optimizer, warmup)
-    asked = _prompts(data, tokenizer, seed, rng, batch // k, steps)
+    schedule = LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / max(1, warmup)))
+    asked = _prompts(data, tokenizer, seed, rng, batch // k)
     draw = greedy if greedily else sample
     log, seconds, status = [], np.zeros(3), "ok"
     for step in range(1, steps + 1):
@@ -146,6 +146,7 @@ def completion_sums(
     In nats, summed over the tokens of a completion, its end among them; the prompt does not count.  `entropy` is that
     of the policy's next token, averaged over the completion.  Left padding gets no position.
     """
+    samples = samples.reset_index(drop=True)
     by_length = samples.completion_ids.map(len).sort_values(kind="stable").index
     parts = []
     # Short completions apart from long ones: less padding.
@@ -176,15 +177,18 @@ def _update(model: PreTrainedModel, optimizer: torch.optim.Optimizer, loss: torc
 
 
 def _prompts(
-    data: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, rng: np.random.Generator, n: int, steps: int
+    data: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, rng: np.random.Generator, n: int
 ) -> Iterator[list[str]]:
-    """n train prompts a step without end, none twice before all have been seen."""
+    """n train prompts a step without end, none a second time before all have been seen.
+
+    They are the beginnings of half of the train reviews, since some are too short.
+    """
     train = list(load_reviews(seed=seed, **data)["train"]["text"])
-    pool = prompts(train, tokenizer, n=max(n, min(n * steps, len(train) // 2)), shortest=5, longest=15, seed=seed)
+    pool = prompts(train, tokenizer, n=max(n, len(train) // 2), shortest=5, longest=15, seed=seed)
     waiting: list[int] = []
     while True:
-        if len(waiting) < n:
-            waiting = rng.permutation(len(pool)).tolist()
+        while len(waiting) < n:
+            waiting += rng.permutation(len(pool)).tolist()
         now, waiting = waiting[:n], waiting[n:]
         yield [pool[i] for i in now]
 

@@ -21,7 +21,8 @@ def greedy(
 ) -> pd.DataFrame:
     """The most likely next token at each step in place of a draw, so all k completions of a prompt are one.
 
-    Columns as in `sampling.sample`.  REINFORCE's gradient is a mean over draws from the policy; this is none.
+    Columns completion, prompt_ids and completion_ids of `sampling.sample`.  REINFORCE's gradient is a mean over draws
+    from the policy; this is none.
     """
     prompt_ids = [list(ids) for ids in tokenizer(texts)["input_ids"] for _ in range(k)]
     ids, mask = (t.to(model.device) for t in pad_left(prompt_ids, tokenizer.pad_token_id))

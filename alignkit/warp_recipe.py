@@ -58,7 +58,7 @@ def variations(p: Warp) -> list[Variation]:
         Variation("WARP", **size, main=True, etas=etas, every=True),
         *(Variation(f"WARP, μ={r:g}", {"ema_rate": r}, **size, main=True, etas=etas) for r in p.ema_rates),
         Variation("LERP", runs=p.warp_runs, how="lerp", main=True, etas=etas),
-        Variation("raw SLERP", runs=p.warp_runs, how="raw slerp", main=True, etas=(rate, 1.0)),
+        Variation("raw SLERP", runs=p.warp_runs, how="raw slerp", etas=(rate, 1.0)),
         Variation("REINFORCE, EMA anchor", **reinforce),
         Variation("REINFORCE, SFT anchor", {"anchor": "reference"}, **{**reinforce, "etas": (1.0,)}),
         Variation("REINFORCE, no anchor", {"anchor": "none"}, **{**reinforce, "etas": (1.0,)}),
