@@ -22,15 +22,22 @@ def colour_of(name: str, position: int) -> Any:
 
 
 def fronts(
-    table: pd.DataFrame, x: str, ys: Sequence[str], along: str, marked: float | None = None, sft: bool = True
+    table: pd.DataFrame,
+    x: str,
+    ys: Sequence[str],
+    along: str,
+    marked: float | None = None,
+    most: float | None = None,
 ) -> Figure:
     """Families of policies on planes (x, y): seeds as small points, their means joined along `along`.
 
     Columns family, seed, `along`, x and ys; rows of family "sft" are drawn in black.  Where `along` has the value
-    `marked`, the mean is large and carries the 95 % t intervals of both axes.
+    `marked`, the mean is large and carries the 95 % t intervals of both axes.  Points beyond x = `most` are left out.
     """
     ys = [y for y in ys if y in table and table[y].notna().any()]
     figure, axes = plt.subplots(1, len(ys), figsize=(4.8 * len(ys), 4.4), squeeze=False)
+    if most is not None:
+        table = table[table.groupby(["family", along])[x].transform("max") <= most]
     families = table[table.family != "sft"].groupby("family", sort=False)
     for axis, y in zip(axes[0], ys, strict=True):
         for i, (name, rows) in enumerate(families):
@@ -40,7 +47,7 @@ def fronts(
             axis.plot(means[x], means[y], "-", marker=marker, color=colour, markersize=5, linewidth=1.2, label=name)
             _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
         start = table[table.family == "sft"]
-        if sft and x in start:
+        if len(start):
             axis.plot(start[x].mean(), start[y].mean(), "k*", markersize=9, label="sft")
         axis.set(xlabel=AXES.get(x, ALONG.get(x, x)), ylabel=AXES.get(y, y))
     axes[0][0].legend(fontsize="x-small")

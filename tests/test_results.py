@@ -1,4 +1,4 @@
-"""What the README and notebook 1 claim, held against the committed tables."""
+"""What the README and the notebooks claim, held against the committed tables."""
 
 import numpy as np
 import pandas as pd
@@ -111,7 +111,7 @@ def test_every_row_has_the_columns_of_a_policy_and_its_seeds_and_completions_say
 
 
 def test_the_results_are_the_rows_of_all_notebooks() -> None:
-    tables = [table("pocket", notebook) for notebook in ("0_primer", *PLACED)]
+    tables = [table("pocket", notebook) for notebook in ("0_primer", *PLACED, "4_warp")]
     results = table("pocket", "results")
     assert len(results) == sum(map(len, tables))
     assert set(results) == set().union(*tables)
@@ -144,6 +144,63 @@ def test_every_comparison_at_equal_kl_has_an_interval_over_three_seeds() -> None
     assert rows[["low", "high", "holm"]].notna().all().all()
     assert {"reward", "gold"} <= set(rows.measure)
     assert {"forward_kl", "js", "alpha 0.5"} <= set(rows.family)
+
+
+# Notebook 4
+
+
+@pytest.mark.parametrize("policy", ["WARP, η=0.5", "WARP, η=1"])
+def test_warp_raises_the_mean_reward_over_sft_with_an_interval_clear_of_zero(policy: str) -> None:
+    gain = table("pocket", "4_gain").set_index(["policy", "measure"]).loc[(policy, "reward")]
+    assert gain.seeds == 3
+    assert gain.low > 0
+
+
+def test_warps_main_rows_have_every_seed_and_32_completions_of_100_prompts() -> None:
+    rows, p = table("pocket", "4_warp"), params.profile_values("pocket", "4_warp")
+    main = rows[rows.row == "main"]
+    assert (p["prompts"], p["main_completions"]) == (100, 32)
+    assert set(main.completions) == {p["main_completions"]}
+    places = main.groupby(["method", "iteration", "eta", "steps"]).seed.nunique()
+    assert set(places) == {len(p["seeds"])}
+    assert {"sft", "WARP", "LERP", *(f"WARP, μ={rate:g}" for rate in p["ema_rates"])} <= set(main.method)
+    assert rows.status.eq("ok").all()
+
+
+def test_the_three_points_of_mu_have_intervals_over_three_seeds() -> None:
+    rows = table("pocket", "4_mu_points")
+    assert rows.seeds.tolist() == [3, 3, 3]
+    assert rows.filter(regex="_(low|high)$").notna().all(axis=None)
+
+
+def test_slerp_and_lerp_are_compared_at_equal_kl_with_an_interval() -> None:
+    rows = table("pocket", "4_merges_matched")
+    rows = rows[rows.family == "LERP"]
+    assert set(rows.measure) == {"reward", "gold"}
+    assert rows[["low", "high", "holm"]].notna().all(axis=None)
+
+
+def test_padding_changes_the_log_prob_of_a_text_in_trls_rloo_trainer_and_not_here() -> None:
+    rows = table("pocket", "4_padding")
+    assert rows.left_pads.tolist() == list(range(9))
+    assert rows.alignkit.max() - rows.alignkit.min() <= 1e-4  # of six digits in the table
+    assert rows.trl.max() - rows.trl.min() > 0.1
+
+
+def test_k1_beats_the_exact_estimate_of_the_kl_at_the_optimum_for_a_rare_prize_only() -> None:
+    rows = table("pocket", "4_kl_estimators").set_index(["case", "estimate"])
+    assert rows.bias.drop(index="k2", level="estimate").abs().max() <= 1e-5
+    quieter = {case: here["standard deviation"][case].idxmin() for case, here in rows.groupby(level="case")}
+    assert quieter.pop("optimum for a rare prize") == "k1"
+    assert set(quieter.values()) == {"exact"}
+
+
+def test_the_time_of_warp_is_told_with_its_parts() -> None:
+    rows = table("pocket", "4_timings_of_warp")
+    parts = rows[["generation", "scoring", "update"]].sum(axis=1)
+    assert (parts <= rows.total).all()
+    assert (parts >= 0.8 * rows.total).all()
+    assert set(rows.runs) == {4}
 
 
 @pytest.mark.parametrize("profile", ["pocket", "imdb_scratch"])
