@@ -25,8 +25,8 @@ AXES = {
     "well_formed": "well-formed share of sentences",
     "self_bleu": "self-BLEU within a prompt",
     "repetition": "share of repeated 4-grams",
-    "kl_anchor": "KL to the anchor (nats a completion)",
-    "kl_sft": "KL to the SFT policy (nats a completion)",
+    "kl_anchor": "KL to the anchor (nats)",
+    "kl_sft": "KL to SFT (nats)",
     "entropy": "entropy of the next token (nats)",
     "length": "length (tokens a completion)",
 }

@@ -29,24 +29,24 @@ def fronts(
     marked: float | None = None,
     most: float | None = None,
 ) -> Figure:
-    """Families of policies on planes (x, y): seeds as small points, their means joined along `along`.
+    """Families of policies on planes (x, y): seeds as small points, their means joined along `along` from SFT on.
 
-    Columns family, seed, `along`, x and ys; rows of family "sft" are drawn in black.  Where `along` has the value
+    Columns family, seed, `along`, x and ys; rows of family "sft" are drawn as a star.  Where `along` has the value
     `marked`, the mean is large and carries the 95 % t intervals of both axes.  Points beyond x = `most` are left out.
     """
     ys = [y for y in ys if y in table and table[y].notna().any()]
     figure, axes = plt.subplots(1, len(ys), figsize=(4.8 * len(ys), 4.4), squeeze=False)
     if most is not None:
         table = table[table.groupby(["family", along])[x].transform("max") <= most]
+    start = table[table.family == "sft"]
     families = table[table.family != "sft"].groupby("family", sort=False)
     for axis, y in zip(axes[0], ys, strict=True):
         for i, (name, rows) in enumerate(families):
             colour, marker = colour_of(name, i), MARKERS[i % len(MARKERS)]
             axis.scatter(rows[x], rows[y], s=9, color=colour, alpha=0.45, marker=marker, linewidths=0)
-            means = rows.groupby(along)[sorted({x, y} - {along})].mean().reset_index()
+            means = pd.concat([start, rows]).groupby(along)[sorted({x, y} - {along})].mean().reset_index()
             axis.plot(means[x], means[y], "-", marker=marker, color=colour, markersize=5, linewidth=1.2, label=name)
             _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
-        start = table[table.family == "sft"]
         if len(start):
             axis.plot(start[x].mean(), start[y].mean(), "k*", markersize=9, label="sft")
         axis.set(xlabel=AXES.get(x, ALONG.get(x, x)), ylabel=AXES.get(y, y))
