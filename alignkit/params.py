@@ -34,6 +34,7 @@ MatchedKls = Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_le
 Rate = Annotated[float, Field(gt=0, le=1)]
 Runs = Annotated[int, Field(ge=1, le=16)]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
+Etas = Annotated[list[Rate], Field(min_length=1, max_length=12)]
 
 
 class World(BaseModel):
@@ -244,8 +245,8 @@ class DpoLosses(OnPairs):
                 yield f"best_of: {n} does not divide main_completions ({self.main_completions})"
 
 
-class FDivergences(Aligned):
-    """Notebook 3."""
+class Divergent(Aligned):
+    """What notebooks 3 and 5 share: one setting for every divergence, and the sweeps of the common ones."""
 
     divergence_pairs: Construction
     divergence_epochs: PairEpochs
@@ -253,9 +254,6 @@ class FDivergences(Aligned):
     reverse_kl_betas: Betas
     forward_kl_betas: Betas
     js_betas: Betas
-    alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1, max_length=9)
-    alpha_betas: Betas
-    matched_kl: MatchedKls
 
     def construction(self) -> str:
         """Which completions of a prompt the notebook's own pairs compare."""
@@ -266,8 +264,16 @@ class FDivergences(Aligned):
         return {"epochs": self.divergence_epochs, "batch": self.dpo_batch, "lr": self.divergence_lr}
 
 
-class Warp(Evaluated):
-    """Notebook 4."""
+class FDivergences(Divergent):
+    """Notebook 3."""
+
+    alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1, max_length=9)
+    alpha_betas: Betas
+    matched_kl: MatchedKls
+
+
+class Loop(Evaluated):
+    """What notebooks 4 to 6 share: the inner loop of WARP."""
 
     warp_iterations: Annotated[int, Field(ge=1, le=20)]
     warp_runs: Runs
@@ -279,30 +285,95 @@ class Warp(Evaluated):
     warp_lr: LearningRate
     warp_warmup: Annotated[int, Field(ge=0, le=10_000)]
     ema_rate: Rate
-    liti_rate: Rate
-    ema_rates: Annotated[list[Rate], Field(min_length=1, max_length=6)]
-    run_counts: Annotated[list[Runs], Field(min_length=1, max_length=6)]
-    step_counts: Annotated[list[Steps], Field(min_length=1, max_length=6)]
-    warp_betas: Betas
-    etas: Annotated[list[Rate], Field(min_length=1, max_length=12)]
-    matched_kl: MatchedKls
 
     def clashes(self) -> Iterator[str]:
         """One line for each pair of values that do not go together."""
         yield from super().clashes()
         if self.warp_batch % self.warp_samples:
             yield f"warp_batch: {self.warp_batch} is not a multiple of warp_samples ({self.warp_samples})"
-        if self.liti_rate not in self.etas or 1.0 not in self.etas:
-            yield f"etas: {self.etas} lacks 1.0 or liti_rate ({self.liti_rate})"
 
     def inner_loop(self) -> dict[str, Any]:
         """The settings of `policy_gradient.train_policy_gradient` that all runs share."""
         names = {"warp_steps": "steps", "warp_batch": "batch", "warp_samples": "k", "warp_baseline": "baseline",
                  "warp_beta": "beta", "warp_lr": "lr", "warp_warmup": "warmup", "ema_rate": "ema_rate"}  # fmt: skip
         shared = {setting: getattr(self, name) for name, setting in names.items()}
-        kept = sorted(steps for steps in self.step_counts if steps < self.warp_steps)
         sizes = {"max_new_tokens": self.new_tokens, "reward_tokens": self.reward_tokens}
-        return {**shared, **sizes, "anchor": "ema", "keep": kept}
+        return {**shared, **sizes, "anchor": "ema", "keep": []}
+
+
+class Fronts(Loop):
+    """What notebooks 4 and 5 share: fronts of WARP."""
+
+    liti_rate: Rate
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        yield from super().clashes()
+        if self.liti_rate not in self.etas or 1.0 not in self.etas:
+            yield f"etas: {self.etas} lacks 1.0 or liti_rate ({self.liti_rate})"
+
+
+class Warp(Fronts):
+    """Notebook 4."""
+
+    ema_rates: Annotated[list[Rate], Field(min_length=1, max_length=6)]
+    run_counts: Annotated[list[Runs], Field(min_length=1, max_length=6)]
+    step_counts: Annotated[list[Steps], Field(min_length=1, max_length=6)]
+    warp_betas: Betas
+    etas: Etas
+    matched_kl: MatchedKls
+
+    def inner_loop(self) -> dict[str, Any]:
+        """The settings of `policy_gradient.train_policy_gradient` that all runs share."""
+        return super().inner_loop() | {"keep": sorted(steps for steps in self.step_counts if steps < self.warp_steps)}
+
+
+class Improvements(Divergent, Fronts):
+    """Notebook 5."""
+
+    chi_alpha: Annotated[float, Field(gt=1, le=3)]
+    strengths: Betas
+    equal_steps: Steps
+    rloo_samples: list[Annotated[int, Field(ge=2, le=64)]] = Field(min_length=1, max_length=6)
+    main_samples: Annotated[int, Field(ge=2, le=64)]
+    anchored_lr: LearningRate
+    weak_reviews: Even
+    weak_steps: Count
+    etas: Etas
+    matched_kl: MatchedKls
+    confirm_seeds: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(min_length=1, max_length=20)
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        yield from super().clashes()
+        if used := sorted({*self.confirm_seeds} & {*self.seeds}):
+            yield f"confirm_seeds: {used} are among seeds, on which the method was chosen"
+        if self.equal_steps % (self.warp_iterations * self.warp_runs):
+            yield f"equal_steps: {self.equal_steps} is not a multiple of warp_iterations x warp_runs"
+        for k in [*self.rloo_samples, self.main_samples]:
+            if k > self.warp_batch:
+                yield f"rloo_samples or main_samples: {k} is more than warp_batch ({self.warp_batch})"
+
+
+class OneFront(Loop):
+    """Notebook 6."""
+
+    main_samples: Annotated[int, Field(ge=2, le=64)]
+    anchored_lr: LearningRate
+    front_steps: Steps
+    front_betas: Betas
+    pool_reference: Completions
+    pool_trained: Completions
+    frontier_betas: Annotated[list[Beta], Field(min_length=3, max_length=60)]
+    resample: list[Annotated[int, Field(ge=2, le=64)]] = Field(min_length=1, max_length=6)
+    matched_kl: MatchedKls
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        yield from super().clashes()
+        for n in self.resample:
+            if n > min(self.pool_reference, self.pool_trained):
+                yield f"resample: {n} is more than pool_reference or pool_trained"
 
 
 NOTEBOOKS: dict[str, type[World]] = {
@@ -311,6 +382,8 @@ NOTEBOOKS: dict[str, type[World]] = {
     "2_dpo_losses": DpoLosses,
     "3_f_divergences": FDivergences,
     "4_warp": Warp,
+    "5_improvements": Improvements,
+    "6_one_front": OneFront,
 }
 
 

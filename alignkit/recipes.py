@@ -11,10 +11,26 @@ import transformers
 from transformers import AutoTokenizer
 
 from alignkit.baselines import guided_search, positive_words, train_on_positive
+from alignkit.divergences import divergence
 from alignkit.dpo import train_dpo
 from alignkit.evaluation import evaluate
+from alignkit.front_recipe import pool, sweep
+from alignkit.improvements_recipe import confirmed, confirming, hacked, idea_points, spherical_path
 from alignkit.pairs import CONSTRUCTIONS, build_pairs, generate
-from alignkit.params import Aligned, DpoLosses, Evaluated, FDivergences, Primer, Rewarded, RewardModel, Warp, World
+from alignkit.params import (
+    Aligned,
+    Divergent,
+    DpoLosses,
+    Evaluated,
+    FDivergences,
+    Improvements,
+    OneFront,
+    Primer,
+    Rewarded,
+    RewardModel,
+    Warp,
+    World,
+)
 from alignkit.reward import train_reward
 from alignkit.runs import Run, get
 from alignkit.sampling import sample_completions
@@ -193,8 +209,6 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
 
 def divergence_methods(p: FDivergences) -> list[Method]:
     """The methods of notebook 3: a sweep over beta for each divergence, and what earlier reports ran."""
-    sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
-    main = [Method(f"{name} β={b:g}", f_dpo(name, b), main=True) for name, betas in sweeps.items() for b in betas]
     alphas = [
         Method(f"alpha {a:g} β={b:g}", f_dpo("alpha", b, alpha=a), main=a == 0.5)
         for a in p.alphas
@@ -211,7 +225,13 @@ def divergence_methods(p: FDivergences) -> list[Method]:
         Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.divergence_epochs))
         for name, b in (("reverse_kl", p.reverse_kl_betas[-1]), ("forward_kl", p.forward_kl_betas[-1]))
     ]
-    return [*main, *alphas, *deviations, *longer]
+    return [*common_sweeps(p), *alphas, *deviations, *longer]
+
+
+def common_sweeps(p: Divergent) -> list[Method]:
+    """Reverse KL, forward KL and Jensen-Shannon, each over its own betas: main rows in notebook 3, measure in 5."""
+    sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
+    return [Method(f"{name} β={b:g}", f_dpo(name, b), main=True) for name, betas in sweeps.items() for b in betas]
 
 
 def f_divergences(p: FDivergences, seed: int) -> Runs:
@@ -240,10 +260,69 @@ def warp(p: Warp, seed: int) -> Runs:
     return runs
 
 
+NEW_DIVERGENCES = ("pearson_chi2", "neyman_chi2", "cnp_chi2", "hellinger", "jeffrey", "chi_po", "chi_alpha",
+                   "total_variation", "gan")  # fmt: skip
+"""Those of notebook 5."""
+OTHER_LOSSES = ("ipo", "kto_pair")
+"""Losses that notebook 5 combines with several divergences."""
+
+
+def strength_to_beta(name: str, strength: float) -> float:
+    """The β with which a divergence's score has the slope `strength` at the reference, where reverse KL has β.
+
+    Total variation and χ^α have no such slope and take the strength itself.
+    """
+    return strength if name in ("total_variation", "chi_alpha") else strength / float(divergence(name).slope(0.0))
+
+
+def new_divergence_methods(p: Improvements) -> list[Method]:
+    """Notebook 5's runs on pairs: new divergences over β, and two other losses under several divergences.
+
+    Total variation does not move and GAN is Jensen-Shannon (notebook 3): one β is enough to show it again.
+    """
+    found = []
+    for name in NEW_DIVERGENCES:
+        alpha = {"alpha": p.chi_alpha} if name == "chi_alpha" else {}
+        strengths = p.strengths[:1] if name in ("total_variation", "gan") else p.strengths
+        for b in (strength_to_beta(name, s) for s in strengths):
+            found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha)))
+    for loss in OTHER_LOSSES:
+        for name in ("reverse_kl", "js", "chi_po"):
+            b = strength_to_beta(name, p.main_beta)
+            found.append(Method(f"{loss}, {name}", f_dpo(name, b, loss=loss)))
+    return found
+
+
+def improved_pairs(p: Improvements, seed: int) -> Runs:
+    """Notebook 5: the common sweeps and `new_divergence_methods`, on notebook 3's pairs."""
+    return aligned(p, seed, [*common_sweeps(p), *new_divergence_methods(p)], prepared(p, seed))
+
+
+def improvements(p: Improvements, seed: int) -> Runs:
+    """Notebook 5: all runs, those of the confirmation's seeds shared out among the profile's own."""
+    runs = improved_pairs(p, seed)
+    models = runs["sft"], runs["reward"]
+    found = idea_points(p, seed, *models)
+    new = [confirmed(p, other) for other in confirming(p, seed)]
+    evaluations = [point.evaluation for point in found] + [e for _, e in spherical_path(p, seed, *models, found)]
+    evaluations += [h.evaluation for h in hacked(p, seed, *models)]
+    evaluations += [point.evaluation for one in new for point in one.points]
+    return runs | {f"evaluation {i}": run for i, run in enumerate(evaluations)}
+
+
+def one_front(p: OneFront, seed: int) -> Runs:
+    """Notebook 6: its own sweep and the pool; the other policies come from the tables of the other notebooks."""
+    runs = started(p, seed)
+    trained = sweep(p, seed, runs["sft"], runs["reward"])
+    return runs | trained | {"pool": pool(p, seed, runs["sft"], runs["reward"], trained)}
+
+
 RECIPES: dict[str, Callable[[Any, int], Runs]] = {
     "0_primer": primer,
     "1_reward_model": reward_model,
     "2_dpo_losses": dpo_losses,
     "3_f_divergences": f_divergences,
     "4_warp": warp,
+    "5_improvements": improvements,
+    "6_one_front": one_front,
 }

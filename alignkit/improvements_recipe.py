@@ -1,0 +1,139 @@
+"""Notebook 5's runs beyond pairs: variations of WARP at equal tokens, their confirmation, averaged reward models."""
+
+from typing import NamedTuple
+
+from alignkit.credit import train_with_credit
+from alignkit.evaluation import evaluate
+from alignkit.merged import evaluate_interpolation
+from alignkit.params import Improvements
+from alignkit.policy_gradient import train_policy_gradient
+from alignkit.reward import train_reward
+from alignkit.runs import Run, get
+from alignkit.sft import train_sft
+from alignkit.spherical_path import between
+from alignkit.warm import average_rewards
+from alignkit.warp_recipe import Point, Variation, points
+
+ANCHORED = "anchored RLOO"
+"""The method that notebook 5 chose."""
+WITH_RLOO = "WARP + RLOO"
+COMPARED = ("WARP", WITH_RLOO, ANCHORED)
+"""What is trained for every seed and confirmed on others."""
+MEMBERS = ({}, {"lr": 0.5, "word_dropout": 0.1}, {"lr": 2.0, "word_dropout": 0.2})
+"""How the members of an averaged reward model differ: factor of the learning rate, word dropout."""
+
+
+def ideas(p: Improvements) -> list[Variation]:
+    """WARP, then one change at a time, each with `equal_steps` steps of `warp_batch` completions."""
+    iterations, runs = p.warp_iterations, p.warp_runs
+    plain = {"steps": p.equal_steps // (iterations * runs), "keep": []}
+    rloo = {**plain, "baseline": "rloo", "k": p.main_samples}
+    fixed = {**rloo, "anchor": "reference"}
+    falling = {**fixed, "lr": p.anchored_lr}
+    alone = {**falling, "steps": p.equal_steps}
+    four = {"iterations": iterations, "runs": runs, "etas": p.etas}
+    one = {"etas": p.etas, "train": train_with_credit}
+    sentence = {**alone, "baseline": "sentence", "k": 1}
+    return [
+        Variation("WARP", plain, **four, main=True, every=True),
+        Variation(WITH_RLOO, rloo, **four, main=True),
+        Variation(ANCHORED, alone, **one, main=True),
+        *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
+          for k in p.rloo_samples if k != p.main_samples),
+        Variation("+ fixed anchor", fixed, **four),
+        Variation("+ falling rate", falling, **four, train=train_with_credit),
+        Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, **one),
+        Variation("one run, exact KL", {**alone, "exact_kl": True}, **one),
+        Variation("one run, sentence credit", sentence, **one),
+    ]  # fmt: skip
+
+
+def idea_points(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Point]:
+    """The evaluated fronts of all ideas with one seed; beyond those compared, with the first seed only."""
+    wanted = [v for v in ideas(p) if v.main or seed == p.seeds[0]]
+    return [point for variation in wanted for point in points(p, seed, sft, reward, variation)]
+
+
+class Confirmed(NamedTuple):
+    """One seed that no choice was made on."""
+
+    sft: Run
+    evaluation: Run
+    points: list[Point]
+
+
+def confirming(p: Improvements, seed: int) -> list[int]:
+    """The confirmation's seeds that are trained along with this one."""
+    return p.confirm_seeds[p.seeds.index(seed) :: len(p.seeds)]
+
+
+def confirmed(p: Improvements, seed: int) -> Confirmed:
+    """A new seed from its start: own SFT policy, own reward model, then the compared methods."""
+    shared = {"seed": seed, "data": p.reviews()}
+    sft = get(train_sft, **shared, **p.sft())
+    reward = get(train_reward, **shared, **p.reward_training(), min_steps=1)
+    models = {"policy": sft, "reference": sft, "reward": reward}
+    start = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
+    found = [point for v in ideas(p) if v.name in COMPARED for point in points(p, seed, sft, reward, v)]
+    return Confirmed(sft, start, found)
+
+
+def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: list[Point]) -> list[tuple[float, Run]]:
+    """Evaluations along the arc from the merge of WARP's first iteration to that of its last, by the share of the last.
+
+    The nearest thing to spherical interpolation through several iterates (SQUAD) that is defined here: at the SFT
+    policy itself the task vector is zero and has no direction.
+    """
+    merges = {point.iteration: point.merged for point in found if point.variation.name == "WARP"}
+    shared = {"seed": seed, "data": p.reviews()}
+    out = []
+    for share in (0.25, 0.5, 0.75):
+        theta = get(between, **shared, init=sft, first=merges[1], second=merges[max(merges)], share=share)
+        models = {"init": sft, "merged": theta, "reference": sft, "reward": reward}
+        settings = p.evaluation(p.side_completions)
+        out.append((share, get(evaluate_interpolation, **shared, **models, eta=1.0, **settings)))
+    return out
+
+
+class Hacked(NamedTuple):
+    """One policy trained on a proxy: which proxy, anchor and steps, the training run and its evaluation."""
+
+    proxy: str
+    anchor: str
+    steps: int
+    trained: Run
+    evaluation: Run
+
+
+def proxies(p: Improvements, seed: int, reward: Run) -> dict[str, Run]:
+    """The reward model, one trained on few reviews, and the mean of three such that share their start and reviews."""
+    shared = {"seed": seed, "data": p.reviews()}
+    few = {**p.reward_training(), "n_train": p.weak_reviews, "min_steps": p.weak_steps}
+    start = get(train_reward, **shared, **few)
+    members = []
+    for change in MEMBERS:
+        own = {"lr": p.reward_lr * change.get("lr", 1.0), "word_dropout": change.get("word_dropout", 0.0)}
+        members.append(get(train_reward, **shared, **{**few, "base": start, **own}))
+    averaged = get(average_rewards, **shared, rewards=members, tokens=p.reward_tokens)
+    return {"full": reward, "weak": members[0], "weak, averaged": averaged}
+
+
+def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Hacked]:
+    """REINFORCE against each proxy, with an EMA anchor and with none, evaluated on the way."""
+    shared = {"seed": seed, "data": p.reviews()}
+    found = []
+    kept = [p.warp_steps // 4, p.warp_steps // 2]
+    for name, proxy in proxies(p, seed, reward).items():
+        for anchor in ("ema", "none"):
+            settings = {**p.inner_loop(), "anchor": anchor, "keep": kept, "reward": proxy, "stream": [0, 0]}
+            trained = get(train_policy_gradient, **shared, **settings, policy=sft, reference=sft)
+            for steps in [*kept, p.warp_steps]:
+                folder = (
+                    trained
+                    if steps == p.warp_steps
+                    else Run(f"{trained.id}/step-{steps}", trained.path / f"step-{steps}")
+                )
+                models = {"policy": folder, "reference": sft, "reward": proxy}
+                run = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
+                found.append(Hacked(name, anchor, steps, trained, run))
+    return found

@@ -1,0 +1,87 @@
+"""Completions of several policies for the same prompts, with their log-probs under all of them: what the optimal
+frontier is estimated from, and what one gets by drawing several completions and keeping one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from alignkit.data import load_reviews, prompts
+from alignkit.evaluation import with_rewards
+from alignkit.frontier import balance_log_weights
+from alignkit.models import load_policy
+from alignkit.sampling import full_texts, sample, sequence_log_probs
+
+
+class Pool(NamedTuple):
+    """Arrays over (prompts, n): reward, gold (None where it is not known), policy (who drew it), and log_probs
+    (policies, prompts, n) in nats; policy 0 is the reference."""
+
+    reward: np.ndarray
+    gold: np.ndarray | None
+    policy: np.ndarray
+    log_probs: np.ndarray
+
+    def log_weights(self) -> np.ndarray:
+        """log(π_ref / what drew the pool), (prompts, n)."""
+        counts = np.bincount(self.policy[0], minlength=len(self.log_probs))
+        return balance_log_weights(self.log_probs, counts)
+
+    def of(self, policy: int) -> "Pool":
+        """What one policy drew."""
+        kept = self.policy[0] == policy
+        gold = None if self.gold is None else self.gold[:, kept]
+        return Pool(self.reward[:, kept], gold, self.policy[:, kept], self.log_probs[:, :, kept])
+
+    def at(self, prompts_: np.ndarray) -> "Pool":
+        """These prompts alone, some of them perhaps several times."""
+        gold = None if self.gold is None else self.gold[prompts_]
+        return Pool(self.reward[prompts_], gold, self.policy[prompts_], self.log_probs[:, prompts_])
+
+
+def draw_pool(
+    out: Path,
+    *,
+    seed: int,
+    data: dict[str, Any],
+    policies: Sequence[Path],
+    counts: Sequence[int],
+    reward: Path,
+    reward_tokens: int,
+    n_prompts: int,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Draw counts[i] completions of each test prompt from policies[i], the reference first, and score all of them.
+
+    The prompts are those of `evaluation.evaluate`, the random numbers are not.  Writes pool.parquet: prompt, policy (a
+    position), completion, reward, gold (pocket), tokens, and log_prob_0, log_prob_1, ... of the completion in nats.
+    """
+    models = [load_policy(folder)[0] for folder in policies]
+    tokenizer = load_policy(policies[0])[1]
+    test = load_reviews(seed=0, **data)["test"]["text"]
+    texts = prompts(list(test), tokenizer, n=n_prompts, shortest=5, longest=20, seed=0)
+    drawn = []
+    for i, (model, k) in enumerate(zip(models, counts, strict=True)):
+        chance = int(np.random.SeedSequence(seed, spawn_key=(i, 1)).generate_state(1)[0] >> 1)
+        drawn.append(sample(model, tokenizer, texts, k=k, max_new_tokens=max_new_tokens, seed=chance).assign(policy=i))
+    samples = pd.concat(drawn, ignore_index=True)
+    samples["text"] = full_texts(samples, tokenizer)
+    samples = with_rewards(samples, reward, reward_tokens, gold=data["source"] == "pocket")
+    for i, model in enumerate(models):
+        ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
+        samples[f"log_prob_{i}"] = sequence_log_probs(model, *ids)
+    samples["tokens"] = samples.completion_ids.map(len)
+    samples.drop(columns=["prompt_ids", "completion_ids", "text"]).to_parquet(out / "pool.parquet", index=False)
+    return {"status": "ok", "tokens_generated": int(samples.tokens.sum())}
+
+
+def load_pool(folder: Path) -> Pool:
+    """The arrays of a pool that `draw_pool` wrote; prompts in their order, the draws of a policy side by side."""
+    table = pd.read_parquet(folder / "pool.parquet")
+    each = {prompt: i for i, prompt in enumerate(table.prompt.unique())}
+    table = table.assign(place=table.prompt.map(each)).sort_values(["place", "policy"], kind="stable")
+    grid = lambda column: table[column].to_numpy().reshape(len(each), -1)  # noqa: E731
+    log_probs = np.stack([grid(c) for c in table if c.startswith("log_prob_")])
+    return Pool(grid("reward"), grid("gold") if "gold" in table else None, grid("policy"), log_probs)

@@ -1,0 +1,61 @@
+"""Draw several completions, keep one with probability ∝ exp(r/β): a policy that comes close to the optimum.
+
+With completions of the SFT policy this is soft best-of-n (Verdun et al. 2025), which becomes best-of-n as β → 0.  With
+those of a trained policy it is sampling-importance resampling (Rubin 1987): weights exp(r/β) π_ref/π.  The kept
+completion has the optimum's distribution π* ∝ π_ref exp(r/β) as n grows; for finite n its reward and KL are computed
+here, from a pool of draws.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import logsumexp
+
+REPEATS = 64
+"""Random companies of n - 1 other draws that a draw is put into."""
+
+
+def kept_share(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """How many times as often a draw is kept as it is drawn, (prompts, N); its mean over a prompt's draws is 1.
+
+    n E[w / (w + Σ of n - 1 others' w)], over companies of n - 1 *other* draws of the pool.  log_weights is
+    (prompts, N), up to a constant a prompt.  Raises ValueError if a prompt has fewer than n draws.
+    """
+    prompts, size = log_weights.shape
+    if not 1 <= n <= size:
+        raise ValueError(f"{n} draws; allowed: 1 to {size}, those of a prompt")
+    share = np.zeros_like(log_weights, dtype=float)
+    for _ in range(REPEATS):
+        # Cyclic shifts of a random order: every draw gets n - 1 different others.
+        order = rng.permuted(np.tile(np.arange(size), (prompts, 1)), axis=1)
+        shuffled = np.take_along_axis(log_weights, order, axis=1)
+        companies = np.stack([np.roll(shuffled, shift, axis=1) for shift in range(n)])
+        kept = np.exp(shuffled - logsumexp(companies, axis=0))
+        np.put_along_axis(share, order, np.take_along_axis(share, order, axis=1) + kept, axis=1)
+    share *= n / REPEATS
+    return share / share.mean(axis=1, keepdims=True)
+
+
+def resampled(
+    rewards: np.ndarray,
+    log_ratios: np.ndarray,
+    n: int,
+    betas: Sequence[float],
+    gold: np.ndarray | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Reward, gold and KL of keeping one of n draws with weight exp(r/β - log-ratio), for each β.
+
+    rewards and log_ratios = log π/π_ref of the whole completion (nats) are (prompts, N) for draws of π; for draws of
+    the reference the log-ratios are 0.  The KL to the reference is E[log share + log-ratio] over what is kept, with
+    `kept_share`.  Columns n, beta, kl, reward, gold.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for beta in betas:
+        share = kept_share(rewards / beta - log_ratios, n, rng)
+        kl = np.where(share > 0, share * (np.log(np.maximum(share, 1e-300)) + log_ratios), 0).mean()
+        truth = np.nan if gold is None else (share * gold).mean()
+        rows.append((n, beta, float(kl), float((share * rewards).mean()), float(truth)))
+    return pd.DataFrame(rows, columns=["n", "beta", "kl", "reward", "gold"])

@@ -1,0 +1,155 @@
+"""Token advantages against the exact gradient of E[r] - β KL, on policies whose texts can all be listed."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from alignkit.credit import (
+    sentence_starts,
+    token_advantages,
+    token_terms,
+    train_with_credit,
+    values_before,
+)
+from alignkit.faults import UserFault
+from alignkit.models import load_policy, new_policy, train_tokenizer
+from alignkit.policy_gradient import completion_sums
+from alignkit.sampling import sample
+
+BETA, PROMPT, STOP = 0.3, [1, 3, 2], 2
+LOOP = {"reward_tokens": 64, "steps": 3, "batch": 8, "k": 2, "baseline": "rloo", "beta": 0.5, "lr": 1e-2, "warmup": 1,
+        "anchor": "reference", "ema_rate": 0.1, "max_new_tokens": 12}  # fmt: skip
+
+
+def lively(tokens, seed: int) -> GPT2LMHeadModel:
+    model = new_policy(tokens, width=16, layers=1, heads=2, positions=32).eval()
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.4, generator=noise)
+    return model
+
+
+@pytest.fixture(scope="module")
+def listed() -> tuple[GPT2LMHeadModel, pd.DataFrame, dict[str, torch.Tensor], torch.Tensor]:
+    """A policy over four tokens, all of its completions of at most three, their terms, and random rewards."""
+    codec = train_tokenizer("word", ["a"], 4)
+    policy, anchor = lively(codec, 0).double(), lively(codec, 1).double()
+    end = policy.config.eos_token_id
+    every = [list(ids) for n in (1, 2, 3) for ids in product(range(4), repeat=n)]
+    kept = [ids for ids in every if end not in ids[:-1] and (len(ids) == 3 or ids[-1] == end)]
+    samples = pd.DataFrame({"prompt_ids": [PROMPT] * len(kept), "completion_ids": kept})
+    rewards = 1 + torch.randn(len(kept), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return policy, samples, token_terms(policy, anchor, samples), rewards
+
+
+def value_of(ids: list[int]) -> float:
+    """Some number that depends on the text so far and on nothing else."""
+    return float(np.random.default_rng(ids).normal())
+
+
+def mean_gradient(listed, k: int, values: torch.Tensor | None, exact_kl: bool) -> tuple[torch.Tensor, ...]:
+    """Of the objective, by the mean over all draws of two completions of one prompt."""
+    policy, _, terms, rewards = listed
+    chance = terms["own"].detach().sum(dim=1).double().exp()
+    weights = torch.zeros_like(terms["own"], dtype=torch.float64)
+    for pair in product(range(len(rewards)), repeat=2):
+        some = list(pair)
+        here = {name: term[some] for name, term in terms.items()}
+        gains = token_advantages(
+            rewards[some], here, beta=BETA, k=k, values=None if values is None else values[some], exact_kl=exact_kl
+        )
+        weights.index_add_(0, torch.tensor(some), chance[some].prod() * gains / 2)
+    objective = (weights * terms["own"].double()).sum()
+    if exact_kl:
+        objective = objective - BETA * (chance * terms["exact"].double().sum(dim=1)).sum()
+    return torch.autograd.grad(objective, list(policy.parameters()), retain_graph=True)
+
+
+def exact_gradient(listed) -> tuple[torch.Tensor, ...]:
+    policy, _, terms, rewards = listed
+    own = terms["own"].double().sum(dim=1)
+    log_ratio = own - (own.detach() - terms["k1"].double().sum(dim=1))
+    objective = (own.exp() * (rewards - BETA * log_ratio)).sum()
+    return torch.autograd.grad(objective, list(policy.parameters()), retain_graph=True)
+
+
+def test_the_listed_completions_have_probability_one(listed):
+    assert float(listed[2]["own"].detach().sum(dim=1).exp().sum()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("exact_kl", [False, True])
+@pytest.mark.parametrize("baseline", ["rloo", "sentence"])
+def test_the_mean_gradient_over_all_draws_is_that_of_reward_less_beta_kl(listed, baseline: str, exact_kl: bool):
+    samples, values = listed[1], None
+    if baseline == "sentence":
+        starts = sentence_starts(samples, {STOP})
+        values = torch.zeros(listed[2]["own"].shape, dtype=torch.float64)
+        for row, (ids, here) in enumerate(zip(samples.completion_ids, starts, strict=True)):
+            for start in here:
+                values[row, start:] = value_of(PROMPT + ids[:start])
+    found = mean_gradient(listed, 2 if values is None else 1, values, exact_kl)
+    exact = exact_gradient(listed)
+    assert max(gradient.abs().max() for gradient in exact) > 0.01
+    for gradient, expected in zip(found, exact, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
+
+
+def test_terms_add_up_to_the_sums_of_the_whole_completion(world):
+    model, tokenizer = load_policy(world.sft)
+    other = lively(tokenizer, 3)
+    samples = sample(model, tokenizer, ["the film", "a dull story about", "i"], k=3, max_new_tokens=12, seed=0)
+    terms = token_terms(model, other, samples)
+    own, against = completion_sums(model, other, samples)
+    torch.testing.assert_close(terms["own"].sum(dim=1), own, rtol=0, atol=1e-4)
+    for name in ("k1", "exact"):
+        torch.testing.assert_close(terms[name].sum(dim=1), against[name], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(terms["entropy"], against["entropy"], rtol=0, atol=1e-5)
+    assert terms["mask"].sum(dim=1).tolist() == samples.completion_ids.map(len).tolist()
+
+
+def test_a_sentence_is_worth_what_it_adds_to_the_text_before_it():
+    samples = pd.DataFrame({"prompt_ids": [[5]], "completion_ids": [[6, 9, 7, 8, 9, 1]]})
+    starts = sentence_starts(samples, {9})
+    assert starts == [[0, 2, 5]]
+
+    class Codec:
+        def decode(self, ids, skip_special_tokens):
+            return " ".join(map(str, ids))
+
+    read = lambda texts: torch.tensor([float(len(t.split())) for t in texts])  # noqa: E731
+    values = values_before(samples, starts, Codec(), read)
+    assert values.tolist() == [[1, 1, 3, 3, 3, 6]]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_policy(folder)[0].state_dict()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"baseline": "sentence", "k": 1}, {"exact_kl": True}, {"anchor": "ema"}, {"decay": False}]
+)
+def test_a_training_writes_a_policy_that_moved_and_a_log(world, tmp_path: Path, changes):
+    models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
+    metrics = train_with_credit(tmp_path, seed=0, data=world.data, **models, **{**LOOP, **changes}, keep=[2])
+    assert metrics["status"] == "ok"
+    assert metrics["texts_scored"] >= LOOP["steps"] * LOOP["batch"]
+    log = pd.read_csv(tmp_path / "history.csv")
+    assert log.step.tolist() == [1, 2, 3]
+    assert abs(log.kl_anchor[0]) < 1e-4
+    start, half, end = (weights_of(f) for f in (world.sft, tmp_path / "step-2", tmp_path))
+    assert not any(torch.equal(a["transformer.wte.weight"], b["transformer.wte.weight"])
+                   for a, b in ((start, half), (half, end)))  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [("baseline", "mean"), ("anchor", "none")])
+def test_a_setting_that_this_loop_does_not_have_is_one_line(world, tmp_path: Path, key: str, value: str):
+    models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
+    with pytest.raises(UserFault, match=f"{key}: '{value}'; allowed: "):
+        train_with_credit(tmp_path, seed=0, data=world.data, **models, **{**LOOP, key: value})
