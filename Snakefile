@@ -12,8 +12,10 @@ NOTEBOOKS = batch.notebooks(PROFILE)
 SEEDS = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml").seeds for name in NOTEBOOKS}
 BUILD = str(paths.build())
 # What another notebook's runs start from is trained first, so that no job waits for another one's lock.
-FIRST = {"2_dpo_losses": "1_reward_model", "0_primer": "2_dpo_losses", "3_f_divergences": "2_dpo_losses",
-         "4_warp": "1_reward_model"}
+FIRST = {"2_dpo_losses": ["1_reward_model"], "0_primer": ["2_dpo_losses"], "3_f_divergences": ["2_dpo_losses"],
+         "4_warp": ["1_reward_model"], "5_improvements": ["3_f_divergences", "4_warp"], "6_one_front": ["1_reward_model"]}
+# Whose tables a notebook reads.
+TABLES = {"6_one_front": ["2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements"]}
 KEYS = {name: batch.content_key(name, PROFILE) + DATA for name in NOTEBOOKS}
 
 
@@ -28,7 +30,7 @@ def trained(notebook, seed):
 
 rule train:
     input:
-        lambda w: [trained(n, w.seed) for n in [FIRST.get(w.notebook)] if int(w.seed) in SEEDS.get(n, [])],
+        lambda w: [trained(n, w.seed) for n in FIRST.get(w.notebook, []) if int(w.seed) in SEEDS.get(n, [])],
     output:
         touch(f"{BUILD}/{PROFILE}/trained/{{notebook}}-seed-{{seed}}"),
     params:
@@ -47,6 +49,7 @@ rule train:
 rule notebook:
     input:
         lambda w: [trained(w.notebook, seed) for seed in SEEDS[w.notebook]],
+        lambda w: [f"{BUILD}/{PROFILE}/{n}.ipynb" for n in TABLES.get(w.notebook, []) if n in NOTEBOOKS],
     output:
         f"{BUILD}/{PROFILE}/{{notebook}}.ipynb",
     params:

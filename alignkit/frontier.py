@@ -53,7 +53,8 @@ def balance_log_weights(log_probs: np.ndarray, counts: Sequence[int], reference:
     samples of a prompt each policy drew; the mixture has these shares.  `reference` is the position of π_ref.
     Returns (prompts, n).
     """
-    shares = np.log(np.asarray(counts, dtype=float) / np.sum(counts))
+    with np.errstate(divide="ignore"):  # a policy that drew nothing
+        shares = np.log(np.asarray(counts, dtype=float) / np.sum(counts))
     mixture = logsumexp(log_probs + shares[:, None, None], axis=0)
     return log_probs[reference] - mixture
 

@@ -40,6 +40,7 @@ def ideas(p: Improvements) -> list[Variation]:
         Variation(ANCHORED, alone, **one, main=True),
         *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
           for k in p.rloo_samples if k != p.main_samples),
+        Variation(f"{WITH_RLOO}, higher rate", {**rloo, "lr": p.anchored_lr}, **four),
         Variation("+ fixed anchor", fixed, **four),
         Variation("+ falling rate", falling, **four, train=train_with_credit),
         Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, **one),

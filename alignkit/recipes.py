@@ -15,7 +15,7 @@ from alignkit.divergences import divergence
 from alignkit.dpo import train_dpo
 from alignkit.evaluation import evaluate
 from alignkit.front_recipe import pool, sweep
-from alignkit.improvements_recipe import confirmed, confirming, hacked, idea_points, spherical_path
+from alignkit.improvements_recipe import confirmed, confirming, hacked, idea_points, proxies, spherical_path
 from alignkit.pairs import CONSTRUCTIONS, build_pairs, generate
 from alignkit.params import (
     Aligned,
@@ -247,17 +247,7 @@ def warp_points(p: Warp, seed: int) -> list[Point]:
 
 def warp(p: Warp, seed: int) -> Runs:
     """Notebook 4: all runs behind `warp_points`, each once."""
-    runs = started(p, seed)
-    for point in warp_points(p, seed):
-        named = {f"{point.variation.name}, run {i}": run for i, run in enumerate(point.thetas, start=1)}
-        for name, run in {
-            **named,
-            f"{point.name}: merge": point.merged,
-            f"{point.name}: evaluation": point.evaluation,
-        }.items():
-            if run.id not in {known.id for known in runs.values()}:
-                runs[name] = run
-    return runs
+    return _each_once(started(p, seed), [pair for point in warp_points(p, seed) for pair in parts(point)])
 
 
 NEW_DIVERGENCES = ("pearson_chi2", "neyman_chi2", "cnp_chi2", "hellinger", "jeffrey", "chi_po", "chi_alpha",
@@ -299,15 +289,36 @@ def improved_pairs(p: Improvements, seed: int) -> Runs:
 
 
 def improvements(p: Improvements, seed: int) -> Runs:
-    """Notebook 5: all runs, those of the confirmation's seeds shared out among the profile's own."""
+    """Notebook 5: all runs, each once; those of the confirmation's seeds are shared out among the profile's own."""
     runs = improved_pairs(p, seed)
     models = runs["sft"], runs["reward"]
     found = idea_points(p, seed, *models)
-    new = [confirmed(p, other) for other in confirming(p, seed)]
-    evaluations = [point.evaluation for point in found] + [e for _, e in spherical_path(p, seed, *models, found)]
-    evaluations += [h.evaluation for h in hacked(p, seed, *models)]
-    evaluations += [point.evaluation for one in new for point in one.points]
-    return runs | {f"evaluation {i}": run for i, run in enumerate(evaluations)}
+    named = [pair for point in found for pair in parts(point)]
+    named += [(f"arc, {share:g}: evaluation", run) for share, run in spherical_path(p, seed, *models, found)]
+    named += [(f"proxy: {name}", run) for name, run in proxies(p, seed, runs["reward"]).items()]
+    for h in hacked(p, seed, *models):
+        place = f"{h.proxy} proxy, {h.anchor} anchor"
+        named += [(place, h.trained), (f"{place}, {h.steps} steps: evaluation", h.evaluation)]
+    for other in confirming(p, seed):
+        new, mark = confirmed(p, other), f"new seed {other}: "
+        named += [(f"{mark}sft", new.sft), (f"{mark}sft: evaluation", new.evaluation)]
+        named += [(mark + name, run) for point in new.points for name, run in parts(point)]
+    return _each_once(runs, named)
+
+
+def parts(point: Point) -> list[tuple[str, Run]]:
+    """The runs behind a point of a front, named."""
+    thetas = [(f"{point.variation.name}, run {i}", run) for i, run in enumerate(point.thetas, start=1)]
+    return [*thetas, (f"{point.name}: merge", point.merged), (f"{point.name}: evaluation", point.evaluation)]
+
+
+def _each_once(runs: Runs, named: Iterable[tuple[str, Run]]) -> Runs:
+    out, known = dict(runs), {run.id for run in runs.values()}
+    for name, run in named:
+        if run.id not in known:
+            out[name] = run
+            known.add(run.id)
+    return out
 
 
 def one_front(p: OneFront, seed: int) -> Runs:

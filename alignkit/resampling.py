@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import logsumexp
 
-REPEATS = 64
+REPEATS = 256
 """Random companies of n - 1 other draws that a draw is put into."""
 
 
@@ -25,13 +26,14 @@ def kept_share(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.
     prompts, size = log_weights.shape
     if not 1 <= n <= size:
         raise ValueError(f"{n} draws; allowed: 1 to {size}, those of a prompt")
-    share = np.zeros_like(log_weights, dtype=float)
+    weights = np.exp(log_weights - logsumexp(log_weights, axis=1, keepdims=True))
+    share = np.zeros_like(weights)
     for _ in range(REPEATS):
-        # Cyclic shifts of a random order: every draw gets n - 1 different others.
+        # Windows over a random order, a ring: every draw gets n - 1 different others.
         order = rng.permuted(np.tile(np.arange(size), (prompts, 1)), axis=1)
-        shuffled = np.take_along_axis(log_weights, order, axis=1)
-        companies = np.stack([np.roll(shuffled, shift, axis=1) for shift in range(n)])
-        kept = np.exp(shuffled - logsumexp(companies, axis=0))
+        shuffled = np.take_along_axis(weights, order, axis=1)
+        ring = np.concatenate([shuffled, shuffled[:, : n - 1]], axis=1)
+        kept = shuffled / np.maximum(sliding_window_view(ring, n, axis=1).sum(axis=2), np.finfo(float).tiny)
         np.put_along_axis(share, order, np.take_along_axis(share, order, axis=1) + kept, axis=1)
     share *= n / REPEATS
     return share / share.mean(axis=1, keepdims=True)

@@ -1,0 +1,232 @@
+"""The tables of notebook 6: the optimal frontier, every method's distance from it, and what each one costs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from alignkit import paths
+from alignkit.dpo_report import at_kl, families
+from alignkit.faults import UserFault
+from alignkit.frontier import best_of_n, efficiency, optimal_frontier, optimal_reward
+from alignkit.improvements_recipe import ANCHORED
+from alignkit.overoptimisation import fit
+from alignkit.params import OneFront
+from alignkit.pool import Pool
+from alignkit.resampling import resampled
+from alignkit.runs import Run
+
+SWEPT = "anchored RLOO, over β"
+"""The method that is notebook 6's own."""
+
+Frontiers = Mapping[int, pd.DataFrame]
+"""The optimal frontier of each seed."""
+
+
+def optimum(pool: Pool, betas: Sequence[float]) -> pd.DataFrame:
+    """`optimal_frontier` from all policies' completions by the balance heuristic, and the gold of the same optima.
+
+    Columns beta, kl, reward, ess, gold: what the truth is along the policies that are optimal for the proxy.
+    """
+    log_weights = pool.log_weights()
+    table = optimal_frontier(pool.reward, betas, log_weights)
+    if pool.gold is None:
+        return table
+    gold = []
+    for beta in table.beta:
+        log_w = log_weights + pool.reward / beta
+        weights = np.exp(log_w - log_w.max(axis=1, keepdims=True))
+        gold.append(((weights * pool.gold).sum(axis=1) / weights.sum(axis=1)).mean())
+    return table.assign(gold=np.where(table.kl.isna(), np.nan, gold))
+
+
+def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float]) -> np.ndarray:
+    """Standard error of the frontier's reward at given KLs: from two halves of the pool's draws, (kls,)."""
+    halves = []
+    for start in (0, 1):
+        kept = np.concatenate([np.flatnonzero(pool.policy[0] == i)[start::2] for i in range(len(pool.log_probs))])
+        half = Pool(pool.reward[:, kept], None, pool.policy[:, kept], pool.log_probs[:, :, kept])
+        table = optimal_frontier(half.reward, betas, half.log_weights())
+        halves.append([optimal_reward(kl, table) for kl in kls])
+    # A half has twice the variance of the whole, their difference four times.
+    return np.abs(np.subtract(*halves)) / 2
+
+
+def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
+    """The tables of other notebooks in one: those just made, or those that are published.
+
+    Raises UserFault if one is missing.
+    """
+    found = []
+    for name in notebooks:
+        places = [paths.figures(profile), (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile]
+        files = [place / f"{name}.csv" for place in places]
+        file = next((f for f in files if f.is_file()), None)
+        if file is None:
+            raise UserFault(f"{files[0]}: missing; notebook {name} writes it, execute that one first")
+        found.append(pd.read_csv(file))
+    return pd.concat(found, ignore_index=True)
+
+
+def sweep_rows(runs: Mapping[int, Mapping[str, Run]], p: OneFront) -> pd.DataFrame:
+    """One row for each β and seed of notebook 6's own sweep, and SFT's, like those of the other notebooks."""
+    out = []
+    for seed, by_name in runs.items():
+        out.append({"method": "sft", "seed": seed, **by_name["sft: evaluation"].metrics})
+        for beta in p.front_betas:
+            trained = by_name[f"β={beta:g}"].metrics
+            tokens = {name: trained[name] for name in ("tokens_generated", "tokens_trained")}
+            run = by_name[f"β={beta:g}: evaluation"]
+            status = {"status": trained["status"]} if trained["status"] != "ok" else {}
+            row = {"method": SWEPT, "seed": seed, "beta": beta, "steps": p.front_steps, "run": run.id, **tokens}
+            out.append({**row, **run.metrics, **status})
+    return pd.DataFrame(out).assign(row="main", profile=p.profile, notebook=p.notebook)
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a column family: what a sweep (over β, η or steps) belongs to, in the words of this notebook.
+
+    Rows that are no policy of one method's usual setting (other pairs, rates, what earlier reports did) have none.
+    """
+    divergence = "DPO, " + families(table)
+    loss = "DPO, " + table.loss.fillna("")
+    out = pd.Series(pd.NA, index=table.index, dtype=object)
+    pairs = table.notebook.isin(["3_f_divergences", "5_improvements"]) & table.loss.notna()
+    out[pairs & (table.loss == "sigmoid")] = divergence
+    out[pairs & (table.loss != "sigmoid")] = "DPO, " + table.method
+    out[(table.notebook == "2_dpo_losses") & table.loss.notna()] = loss + " (notebook 2)"
+    out[table.loss.notna() & (table.usual != True)] = pd.NA  # noqa: E712
+    out[table.method == "positive reviews"] = "fine-tuning on positive reviews"
+    runs = table.notebook.isin(["4_warp", "5_improvements", "6_one_front"]) & table.loss.isna()
+    out[runs] = table.method
+    out[table.method.isin(["frozen θ^m", "greedy decoding", "token mean with prompt"])] = pd.NA
+    out[(table.notebook == "4_warp") & (table.method == "WARP")] = "WARP, T=100"
+    new = table.notebook == "5_improvements"
+    out[new & (table.method == "WARP")] = "WARP, T=50"
+    out[new & (table.method == ANCHORED)] = f"{ANCHORED}, over η"
+    later = table.iteration.fillna(0)
+    out[runs & later.lt(table.groupby(["notebook", "method"]).iteration.transform("max"))] = pd.NA
+    out[table.method == "sft"] = "sft"
+    return table.assign(family=out)
+
+
+def efficiencies(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
+    """Rows with their efficiency, the frontier's reward at their KL and what they miss, each by its own seed."""
+    kept = table[table.seed.isin(list(frontiers)) & (table.status == "ok")].copy()
+    kept["optimal"] = [optimal_reward(r.kl, frontiers[r.seed]) for r in kept.itertuples()]
+    kept["efficiency"] = [efficiency(r.kl, r.reward, frontiers[r.seed]) for r in kept.itertuples()]
+    return kept
+
+
+def at_matched_kl(table: pd.DataFrame, frontiers: Frontiers, kls: Sequence[float]) -> pd.DataFrame:
+    """Efficiency of each family's front at given KLs, seed by seed (`dpo_report.at_kl`); NaN beyond its reach."""
+    columns = [c for c in ("reward", "gold") if c in table]
+    usable = table[table.family.notna() & table.seed.isin(list(frontiers))]
+    found = at_kl(usable, kls, columns)
+    values = [efficiency(r.at_kl, r.reward, frontiers[r.seed]) for r in found.itertuples()]
+    return found.assign(efficiency=values, status="ok")
+
+
+def above(
+    table: pd.DataFrame, spreads: Mapping[int, float], errors: Mapping[int, Mapping[float, float]]
+) -> pd.DataFrame:
+    """Each row's excess over the frontier, its standard error, and the simultaneous 95 % bound (Bonferroni).
+
+    `table` is one of `efficiencies` with columns completions and prompts; `spreads` are those of `spread`, `errors` the
+    frontier's own standard error by KL, each for a seed.  Column above: whether the excess is beyond the bound.  The
+    KL's own noise is left out: near the optimum it makes reward and KL err together along the frontier.
+    """
+    known = table[table.optimal.notna() & (table.kl > 0)].copy()
+    z = norm.ppf(1 - 0.05 / max(1, len(known)))
+    own = [spreads[r.seed] / np.sqrt(r.completions * r.prompts) for r in known.itertuples()]
+    other = [np.interp(r.kl, list(errors[r.seed]), list(errors[r.seed].values())) for r in known.itertuples()]
+    error = np.hypot(own, other)
+    excess = known.reward - known.optimal
+    return known.assign(excess=excess, error=error, bound=z * error, above=excess > z * error)
+
+
+def resampling_rows(
+    pools: Mapping[int, Pool], names: Mapping[int, str], ns: Sequence[int], betas: Sequence[float]
+) -> pd.DataFrame:
+    """`resampled` for the draws of some of a pool's policies (position -> name), each n and seed."""
+    out = []
+    for seed, pool in pools.items():
+        for position, name in names.items():
+            own = pool.of(position)
+            ratios = own.log_probs[position] - own.log_probs[0]
+            for n in ns:
+                rows = resampled(own.reward, ratios, n, betas, own.gold, seed=seed)
+                out.append(rows.assign(seed=seed, family=f"{name}, one of {n}", status="ok"))
+    return pd.concat(out, ignore_index=True)
+
+
+def ceiling(frontier: pd.DataFrame, kl: float) -> float:
+    """What no policy of this KL exceeds: the lowest tangent of the frontier there.
+
+    max_π E[r] - β KL is reached by π*_β, so E_π[r] <= r_β + β (KL(π) - KL_β) for every policy and every β.
+    """
+    known = frontier.dropna(subset=["kl", "reward"])
+    known = known[np.isfinite(known.beta)]
+    return float((known.reward + known.beta * (kl - known.kl)).min())
+
+
+def best_of_rows(pools: Mapping[int, Pool], ns: Sequence[int]) -> pd.DataFrame:
+    """Best of n of the reference's draws for each seed: kl (the bound log n - (n-1)/n), reward and gold."""
+    out = []
+    for seed, pool in pools.items():
+        own = pool.of(0)
+        rows = best_of_n(own.reward, ns).rename(columns={"kl_bound": "kl"})
+        if own.gold is not None:
+            # The best is what a resampling with a very small β keeps.
+            kept = [resampled(own.reward, np.zeros_like(own.reward), n, [1e-3], own.gold).gold[0] for n in ns]
+            rows = rows.assign(gold=kept)
+        out.append(rows.assign(seed=seed, family="best of n", status="ok"))
+    return pd.concat(out, ignore_index=True)
+
+
+def best_of_fit(best_of: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
+    """Gao et al.'s form for best-of-n fitted to the gain in gold of `best_of_rows`, for each seed."""
+    out = []
+    for seed, rows in best_of.groupby("seed"):
+        start = frontiers[seed].gold.iloc[0]
+        found = fit(rows.kl.to_numpy(), rows.gold.to_numpy() - start, "bon")
+        out.append({"family": "best of n", "seed": seed, **found._asdict(), "status": "ok"})
+    return pd.DataFrame(out)
+
+
+def spread(pool: Pool) -> float:
+    """Standard deviation of the reward within a prompt, the largest among the pool's policies."""
+    each = [pool.of(i).reward.var(axis=1, ddof=1).mean() for i in range(len(pool.log_probs))]
+    return float(np.sqrt(max(each)))
+
+
+SETTING = ("beta", "eta", "steps", "n")
+"""What tells the policies of one family apart."""
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows with reward and gold as gains over their seed's SFT policy: rewards of different seeds have other zeros."""
+    start = table[table.method == "sft"].groupby("seed")[["reward", "gold"]].mean()
+    columns = [c for c in ("reward", "gold") if table[c].notna().any()]
+    return table.assign(**{c: table[c] - table.seed.map(start[c]) for c in columns})
+
+
+def setting_means(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds for each setting of each family; families keep their order."""
+    known = [name for name in SETTING if name in table]
+    means = table.groupby(["family", *known], sort=False, dropna=False)[["kl", *columns]].mean()
+    return means.reset_index().sort_values("kl")
+
+
+def frontier_gains(frontiers: Frontiers, kls: np.ndarray) -> pd.DataFrame:
+    """The optimal gain in reward over SFT at given KLs, mean over seeds, and gold's along the same policies."""
+    out = {"kl": kls}
+    for column in ("reward", "gold"):
+        if all(column in table for table in frontiers.values()):
+            curves = [
+                [optimal_reward(kl, table.assign(reward=table[column])) - table[column].iloc[0] for kl in kls]
+                for table in frontiers.values()
+            ]
+            out[column] = np.mean(curves, axis=0)
+    return pd.DataFrame(out)

@@ -1,0 +1,83 @@
+"""Pools of completions: whose draws they are, under whom they are scored, and what is read from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignkit.merged import save_policy, state_of
+from alignkit.models import load_policy
+from alignkit.pool import draw_pool, load_pool
+from alignkit.reward import score_with
+from alignkit.sampling import sequence_log_probs
+from alignkit.spherical_path import between
+
+SIZES = {"reward_tokens": 64, "n_prompts": 6, "max_new_tokens": 10}
+
+
+def moved(world, to: Path, by: float) -> Path:
+    """The SFT policy with its weights scaled a little: another policy."""
+    save_policy(to, world.sft, {name: weight * by for name, weight in state_of(world.sft).items()})
+    return to
+
+
+@pytest.fixture(scope="module")
+def pool_folder(world, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("pool")
+    other = moved(world, tmp_path_factory.mktemp("other"), 1.1)
+    drawn = draw_pool(
+        out, seed=0, data=world.data, policies=[world.sft, other], counts=[5, 3], reward=world.reward, **SIZES
+    )
+    assert drawn["tokens_generated"] == pd.read_parquet(out / "pool.parquet").tokens.sum()
+    return out
+
+
+def test_each_policy_draws_its_count_for_each_prompt(pool_folder: Path):
+    pool = load_pool(pool_folder)
+    assert pool.reward.shape == pool.gold.shape == (6, 8)
+    assert pool.log_probs.shape == (2, 6, 8)
+    assert (pool.policy == [0] * 5 + [1] * 3).all()
+    assert pool.of(1).reward.shape == (6, 3)
+    np.testing.assert_array_equal(pool.of(1).log_probs, pool.log_probs[:, :, 5:])
+
+
+def test_policies_draw_with_different_random_numbers(pool_folder: Path, world, tmp_path: Path):
+    draw_pool(
+        tmp_path, seed=0, data=world.data, policies=[world.sft, world.sft], counts=[4, 4], reward=world.reward, **SIZES
+    )
+    table = pd.read_parquet(tmp_path / "pool.parquet")
+    first, second = (table[table.policy == i].completion.tolist() for i in (0, 1))
+    assert first != second
+    np.testing.assert_array_equal(table.log_prob_0, table.log_prob_1)
+
+
+def test_draws_of_the_reference_alone_have_equal_weights(pool_folder: Path):
+    np.testing.assert_allclose(load_pool(pool_folder).of(0).log_weights(), 0, atol=1e-12)
+
+
+def test_weights_of_the_pool_are_the_reference_over_the_mixture(pool_folder: Path):
+    pool = load_pool(pool_folder)
+    mixture = 5 / 8 * np.exp(pool.log_probs[0]) + 3 / 8 * np.exp(pool.log_probs[1])
+    np.testing.assert_allclose(np.exp(pool.log_weights()), np.exp(pool.log_probs[0]) / mixture, rtol=1e-9)
+
+
+def test_a_row_has_the_log_prob_and_the_reward_of_its_own_text(pool_folder: Path, world):
+    table = pd.read_parquet(pool_folder / "pool.parquet").query("policy == 0")
+    model, tokenizer = load_policy(world.sft)
+    prompts = tokenizer(table.prompt.tolist())["input_ids"]
+    ends = [tokenizer.eos_token_id]
+    ids = [tokenizer(c)["input_ids"] + (ends if len(tokenizer(c)["input_ids"]) < n else [])
+           for c, n in zip(table.completion, table.tokens, strict=True)]  # fmt: skip
+    np.testing.assert_allclose(table.log_prob_0, sequence_log_probs(model, prompts, ids), atol=1e-4)
+    texts = (table.prompt + " " + table.completion).str.strip().tolist()
+    rewards = score_with(world.reward, texts, tokens=64)
+    np.testing.assert_allclose(np.diff(rewards), np.diff(table.reward), atol=1e-4)
+
+
+def test_the_arc_between_two_policies_starts_and_ends_at_them(world, tmp_path: Path):
+    first, second = moved(world, tmp_path / "a", 1.05), moved(world, tmp_path / "b", 0.9)
+    for share, end in ((0.0, first), (1.0, second)):
+        between(tmp_path / f"{share}", seed=0, data=world.data, init=world.sft, first=first, second=second, share=share)
+        found, expected = state_of(tmp_path / f"{share}"), state_of(end)
+        assert all((found[name] == expected[name]).all() for name in expected)
