@@ -17,6 +17,7 @@ FIRST = {"2_dpo_losses": ["1_reward_model"], "0_primer": ["2_dpo_losses"], "3_f_
 # Whose tables a notebook reads.
 TABLES = {"6_one_front": ["2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements"]}
 KEYS = {name: batch.content_key(name, PROFILE) + DATA for name in NOTEBOOKS}
+KEYS |= {name: KEYS[name] + "".join(KEYS[n] for n in read if n in KEYS) for name, read in TABLES.items() if name in KEYS}
 
 
 rule all:

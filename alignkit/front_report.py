@@ -41,8 +41,8 @@ def optimum(pool: Pool, betas: Sequence[float]) -> pd.DataFrame:
     return table.assign(gold=np.where(table.kl.isna(), np.nan, gold))
 
 
-def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float]) -> np.ndarray:
-    """Standard error of the frontier's reward at given KLs: from two halves of the pool's draws, (kls,)."""
+def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float]) -> dict[float, float]:
+    """Standard error of the frontier's reward, from two halves of the pool's draws, at those KLs that both reach."""
     halves = []
     for start in (0, 1):
         kept = np.concatenate([np.flatnonzero(pool.policy[0] == i)[start::2] for i in range(len(pool.log_probs))])
@@ -50,7 +50,8 @@ def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float]) -> 
         table = optimal_frontier(half.reward, betas, half.log_weights())
         halves.append([optimal_reward(kl, table) for kl in kls])
     # A half has twice the variance of the whole, their difference four times.
-    return np.abs(np.subtract(*halves)) / 2
+    found = np.abs(np.subtract(*halves)) / 2
+    return {kl: float(error) for kl, error in zip(kls, found, strict=True) if np.isfinite(error)}
 
 
 def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
@@ -105,6 +106,8 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     new = table.notebook == "5_improvements"
     out[new & (table.method == "WARP")] = "WARP, T=50"
     out[new & (table.method == ANCHORED)] = f"{ANCHORED}, over η"
+    side = (table.notebook == "4_warp") & table.method.str.contains(r"^(?:M=|β=|LERP|raw SLERP)")
+    out[side] = "WARP, one iteration, " + table.method
     later = table.iteration.fillna(0)
     out[runs & later.lt(table.groupby(["notebook", "method"]).iteration.transform("max"))] = pd.NA
     out[table.method == "sft"] = "sft"

@@ -15,10 +15,14 @@ from alignkit.warm import average_rewards
 from alignkit.warp_recipe import Point, Variation, points
 
 ANCHORED = "anchored RLOO"
-"""The method that notebook 5 chose."""
+"""A fixed anchor, a rate that falls, one run, no merge."""
+CHOSEN = "anchored, sentence credit"
+"""The same with credit by sentence: the method that was best on the first seed."""
 WITH_RLOO = "WARP + RLOO"
-COMPARED = ("WARP", WITH_RLOO, ANCHORED)
-"""What is trained for every seed and confirmed on others."""
+TUNED = "WARP + RLOO, higher rate"
+"""WARP + RLOO at the learning rate of the anchored methods."""
+COMPARED = ("WARP", WITH_RLOO, TUNED, CHOSEN)
+"""What is confirmed on other seeds."""
 MEMBERS = ({}, {"lr": 0.5, "word_dropout": 0.1}, {"lr": 2.0, "word_dropout": 0.2})
 """How the members of an averaged reward model differ: factor of the learning rate, word dropout."""
 
@@ -37,15 +41,15 @@ def ideas(p: Improvements) -> list[Variation]:
     return [
         Variation("WARP", plain, **four, main=True, every=True),
         Variation(WITH_RLOO, rloo, **four, main=True),
+        Variation(TUNED, {**rloo, "lr": p.anchored_lr}, **four, main=True),
         Variation(ANCHORED, alone, **one, main=True),
+        Variation(CHOSEN, sentence, **one, main=True),
         *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
           for k in p.rloo_samples if k != p.main_samples),
-        Variation(f"{WITH_RLOO}, higher rate", {**rloo, "lr": p.anchored_lr}, **four),
         Variation("+ fixed anchor", fixed, **four),
         Variation("+ falling rate", falling, **four, train=train_with_credit),
         Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, **one),
         Variation("one run, exact KL", {**alone, "exact_kl": True}, **one),
-        Variation("one run, sentence credit", sentence, **one),
     ]  # fmt: skip
 
 

@@ -20,8 +20,30 @@ PLACED = ["kl", "reward", "gold", "unigram_entropy"]
 
 
 def results(figures: Path) -> str:
-    """The Markdown tables of every published profile but smoke: reward models, then policies trained on pairs."""
-    return f"{reward_models(figures)}\n\n{policies(figures)}".strip()
+    """The Markdown tables of every published profile but smoke: efficiencies, reward models, policies."""
+    return "\n\n".join(filter(None, [efficiencies(figures), reward_models(figures), policies(figures)]))
+
+
+def efficiencies(figures: Path) -> str:
+    """The Markdown table of notebook 6: methods with all seeds, by their efficiency at the middle KL."""
+    lines = []
+    for file in sorted(_published(figures, "6_efficiency"), reverse=True):
+        table = pd.read_csv(file)
+        columns = [c for c in ("KL 0.5", "KL 1", "KL 2") if c in table]
+        kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
+        lines += [
+            f"| {file.parent.name}: share of the optimal gain | seeds | {' | '.join(columns)} |",
+            "|---" * (2 + len(columns)) + "|",
+        ]
+        for row in kept.sort_values("KL 1", ascending=False).to_dict("records"):
+            cells = [_interval(row, c) for c in columns]
+            lines.append(f"| {row['family']} | {row['seeds']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(row: dict[str, float], column: str) -> str:
+    values = [row[name] for name in (column, f"{column}_low", f"{column}_high")]
+    return "" if pd.isna(values[0]) else interval_text(*values, 2)
 
 
 def policies(figures: Path) -> str:

@@ -253,6 +253,8 @@ def warp(p: Warp, seed: int) -> Runs:
 NEW_DIVERGENCES = ("pearson_chi2", "neyman_chi2", "cnp_chi2", "hellinger", "jeffrey", "chi_po", "chi_alpha",
                    "total_variation", "gan")  # fmt: skip
 """Those of notebook 5."""
+PROMISING = ("chi_po", "pearson_chi2")
+"""Those that looked best on the first seed, and are trained for every seed."""
 OTHER_LOSSES = ("ipo", "kto_pair")
 """Losses that notebook 5 combines with several divergences."""
 
@@ -275,7 +277,7 @@ def new_divergence_methods(p: Improvements) -> list[Method]:
         alpha = {"alpha": p.chi_alpha} if name == "chi_alpha" else {}
         strengths = p.strengths[:1] if name in ("total_variation", "gan") else p.strengths
         for b in (strength_to_beta(name, s) for s in strengths):
-            found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha)))
+            found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha), main=name in PROMISING))
     for loss in OTHER_LOSSES:
         for name in ("reverse_kl", "js", "chi_po"):
             b = strength_to_beta(name, p.main_beta)

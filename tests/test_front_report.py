@@ -49,7 +49,7 @@ def test_halves_of_a_pool_say_how_noisy_the_frontier_is():
     tilt = TILT(REFERENCE, REWARD, 0.5)
     small, large = (
         np.mean(
-            [front_report.frontier_error(pooled([REFERENCE, tilt], n), [2.0, 1.0, 0.5], [0.3])[0] for _ in range(20)]
+            [front_report.frontier_error(pooled([REFERENCE, tilt], n), [2.0, 1.0, 0.5], [0.3])[0.3] for _ in range(20)]
         )
         for n in (100, 1600)
     )

@@ -215,3 +215,28 @@ def test_every_row_of_a_reward_model_has_its_run_in_the_index(profile: str) -> N
     rows = table(profile, "1_reward_model").dropna(subset="seed")
     index = table(profile, "1_runs")
     assert set(zip(rows.method, rows.seed, strict=True)) <= set(zip(index.run, index.seed, strict=True))
+
+
+def test_anchored_rloo_beats_warp_and_warp_with_rloo_in_hypervolume_on_five_seeds_that_no_choice_was_made_on() -> None:
+    gain = table("pocket", "5_confirmation_gain")
+    assert {"WARP", "WARP + RLOO"} <= set(gain.method)
+    assert set(gain.measure) == {"reward", "gold"}
+    assert gain.seeds.eq(5).all()
+    assert (gain.low > 0).all()
+    p = params.load(paths.PARAMS / "pocket" / "5_improvements.yaml")
+    assert not {*p.seeds} & {*p.confirm_seeds}
+    tokens = table("pocket", "5_confirmation").groupby("method").tokens.mean()
+    assert tokens.max() / tokens.min() < 1.15
+
+
+def test_the_best_method_has_98_percent_of_the_optimal_gain_at_kl_1_and_at_kl_2_over_three_seeds() -> None:
+    efficiency = table("pocket", "6_efficiency")
+    efficiency = efficiency[efficiency.seeds == 3]
+    assert efficiency["KL 1"].max() >= 0.98
+    assert efficiency["KL 2"].max() >= 0.98
+
+
+def test_no_policy_lies_above_the_optimal_frontier_beyond_the_simultaneous_bound() -> None:
+    checked = table("pocket", "6_above")
+    assert len(checked) > 100
+    assert not checked.above.any()
