@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import comb
 from scipy.stats import norm
 
 from alignkit import paths
@@ -181,9 +182,10 @@ def best_of_rows(pools: Mapping[int, Pool], ns: Sequence[int]) -> pd.DataFrame:
         own = pool.of(0)
         rows = best_of_n(own.reward, ns).rename(columns={"kl_bound": "kl"})
         if own.gold is not None:
-            # The best is what a resampling with a very small β keeps.
-            kept = [resampled(own.reward, np.zeros_like(own.reward), n, [1e-3], own.gold).gold[0] for n in ns]
-            rows = rows.assign(gold=kept)
+            gold = np.take_along_axis(own.gold, own.reward.argsort(axis=1), axis=1).mean(axis=0)
+            below, size = np.arange(len(gold)), len(gold)
+            # The chance that the draw with so many below it is the best of a random subset of n.
+            rows = rows.assign(gold=[gold @ (comb(below, n - 1) / comb(size, n)) for n in ns])
         out.append(rows.assign(seed=seed, family="best of n", status="ok"))
     return pd.concat(out, ignore_index=True)
 

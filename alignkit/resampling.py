@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.special import logsumexp
 
 REPEATS = 256
 """Random companies of n - 1 other draws that a draw is put into."""
@@ -26,14 +25,15 @@ def kept_share(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.
     prompts, size = log_weights.shape
     if not 1 <= n <= size:
         raise ValueError(f"{n} draws; allowed: 1 to {size}, those of a prompt")
-    weights = np.exp(log_weights - logsumexp(log_weights, axis=1, keepdims=True))
+    # What is e^600 times less likely than the best of its prompt is not told apart from its like, and not lost either.
+    weights = np.exp(np.maximum(log_weights - log_weights.max(axis=1, keepdims=True), -600.0))
     share = np.zeros_like(weights)
     for _ in range(REPEATS):
         # Windows over a random order, a ring: every draw gets n - 1 different others.
         order = rng.permuted(np.tile(np.arange(size), (prompts, 1)), axis=1)
         shuffled = np.take_along_axis(weights, order, axis=1)
         ring = np.concatenate([shuffled, shuffled[:, : n - 1]], axis=1)
-        kept = shuffled / np.maximum(sliding_window_view(ring, n, axis=1).sum(axis=2), np.finfo(float).tiny)
+        kept = shuffled / sliding_window_view(ring, n, axis=1).sum(axis=2)
         np.put_along_axis(share, order, np.take_along_axis(share, order, axis=1) + kept, axis=1)
     share *= n / REPEATS
     return share / share.mean(axis=1, keepdims=True)

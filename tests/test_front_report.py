@@ -111,3 +111,11 @@ def test_gains_are_over_the_same_seeds_own_start():
     table = pd.DataFrame({"method": ["sft", "a", "sft", "a"], "seed": [0, 0, 1, 1], "reward": [1.0, 3, 10, 14],
                           "gold": [np.nan] * 4})  # fmt: skip
     assert front_report.gains(table).reward.tolist() == [0, 2, 0, 4]
+
+
+def test_the_gold_of_best_of_n_is_that_of_the_draw_with_the_highest_reward():
+    pool = pooled([REFERENCE], 6)
+    rows = front_report.best_of_rows({0: pool}, [1, 6])
+    best = pool.reward.argmax(axis=1)
+    assert rows.gold.tolist() == pytest.approx([pool.gold.mean(), pool.gold[np.arange(5), best].mean()], abs=1e-6)
+    assert rows.kl.tolist() == pytest.approx([0, np.log(6) - 5 / 6])

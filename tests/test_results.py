@@ -111,7 +111,9 @@ def test_every_row_has_the_columns_of_a_policy_and_its_seeds_and_completions_say
 
 
 def test_the_results_are_the_rows_of_all_notebooks() -> None:
-    tables = [table("pocket", notebook) for notebook in ("0_primer", *PLACED, "4_warp")]
+    tables = [
+        table("pocket", notebook) for notebook in ("0_primer", *PLACED, "4_warp", "5_improvements", "6_one_front")
+    ]
     results = table("pocket", "results")
     assert len(results) == sum(map(len, tables))
     assert set(results) == set().union(*tables)
