@@ -337,7 +337,7 @@ class Improvements(Divergent, Fronts):
     rloo_samples: list[Annotated[int, Field(ge=2, le=64)]] = Field(min_length=1, max_length=6)
     main_samples: Annotated[int, Field(ge=2, le=64)]
     anchored_lr: LearningRate
-    weak_reviews: Even
+    weak_reviews: list[Even] = Field(min_length=1, max_length=5)
     weak_steps: Count
     etas: Etas
     matched_kl: MatchedKls
