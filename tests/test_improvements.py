@@ -1,0 +1,68 @@
+"""What notebook 5 compares is comparable: equal steps, equal slopes, seeds that no choice was made on."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignkit import params, paths
+from alignkit.divergences import divergence
+from alignkit.improvements_recipe import COMPARED, confirming, ideas
+from alignkit.improvements_report import fits
+from alignkit.overoptimisation import curve
+from alignkit.recipes import NEW_DIVERGENCES, new_divergence_methods, strength_to_beta
+
+
+@pytest.fixture(params=["smoke", "pocket", "imdb_scratch", "imdb"])
+def p(request) -> params.Improvements:
+    return params.load(paths.PARAMS / request.param / "5_improvements.yaml")
+
+
+def test_every_idea_has_the_same_number_of_steps_and_about_as_many_completions(p):
+    for idea in ideas(p):
+        assert idea.changes["steps"] * idea.iterations * idea.runs == p.equal_steps
+        k = idea.changes.get("k", p.warp_samples)
+        completions = idea.changes.get("batch", p.warp_batch) // k * k
+        assert 0.9 * p.warp_batch < completions <= p.warp_batch
+
+
+def test_what_is_compared_is_trained_for_every_seed_and_differs_in_name(p):
+    names = [idea.name for idea in ideas(p)]
+    assert len(set(names)) == len(names)
+    assert set(COMPARED) <= {idea.name for idea in ideas(p) if idea.main}
+
+
+def test_the_new_seeds_are_shared_out_each_to_one_of_the_profiles_own(p):
+    shared = [seed for own in p.seeds for seed in confirming(p, own)]
+    assert sorted(shared) == sorted(p.confirm_seeds)
+    assert not {*p.confirm_seeds} & {*p.seeds}
+
+
+def test_a_new_seed_that_is_also_a_seed_is_one_line(p):
+    values = p.model_dump() | {"confirm_seeds": [p.seeds[0]]}
+    assert params.faults(values, "file") == [
+        f"file: confirm_seeds: [{p.seeds[0]}] are among seeds, on which the method was chosen"
+    ]
+
+
+@pytest.mark.parametrize("name", [n for n in NEW_DIVERGENCES if n not in ("total_variation", "chi_alpha")])
+def test_a_beta_gives_the_score_the_slope_of_reverse_kl_at_the_reference(name: str):
+    beta = strength_to_beta(name, 0.4)
+    step = 1e-5
+    rise = divergence(name).score(np.array([-step, step])).diff().item() / (2 * step)
+    assert beta * rise == pytest.approx(0.4, rel=1e-4)
+
+
+def test_every_new_divergence_is_trained(p):
+    trained = {method.settings["divergence_name"] for method in new_divergence_methods(p)}
+    assert set(NEW_DIVERGENCES) <= trained
+
+
+def test_a_family_with_too_few_points_has_no_fit_and_others_have():
+    kl = np.array([0.5, 1.0, 2.0, 4.0])
+    good = pd.DataFrame({"family": "a", "kl": kl, "gold": 1 + curve(kl, 2.0, 0.5)})
+    few = pd.DataFrame({"family": "b", "kl": [0.01, 1.0], "gold": [1.0, 2.0]})
+    start = pd.DataFrame({"family": ["sft"], "kl": [0.0], "gold": [1.0]})
+    found = fits(pd.concat([start, good, few]).assign(seed=0, status="ok"), "family").set_index("family")
+    assert (found.alpha["a"], found.beta["a"]) == pytest.approx((2.0, 0.5))
+    assert np.isnan(found.alpha["b"])
+    assert found.most_kl["a"] == 4.0
