@@ -10,7 +10,7 @@ from scipy.stats import norm
 from alignkit import paths
 from alignkit.dpo_report import at_kl, families
 from alignkit.faults import UserFault
-from alignkit.frontier import best_of_n, efficiency, optimal_frontier, optimal_reward
+from alignkit.frontier import LEAST_KL, best_of_n, efficiency, optimal_frontier, optimal_reward
 from alignkit.improvements_recipe import ANCHORED
 from alignkit.overoptimisation import fit
 from alignkit.params import OneFront
@@ -141,7 +141,7 @@ def above(
     frontier's own standard error by KL, each for a seed.  Column above: whether the excess is beyond the bound.  The
     KL's own noise is left out: near the optimum it makes reward and KL err together along the frontier.
     """
-    known = table[table.optimal.notna() & (table.kl > 0)].copy()
+    known = table[table.optimal.notna() & (table.kl >= LEAST_KL)].copy()
     z = norm.ppf(1 - 0.05 / max(1, len(known)))
     own = [spreads[r.seed] / np.sqrt(r.completions * r.prompts) for r in known.itertuples()]
     other = [np.interp(r.kl, list(errors[r.seed]), list(errors[r.seed].values())) for r in known.itertuples()]
