@@ -1,9 +1,9 @@
 """Notebook 6's own runs: the anchored method over β, and the pool of completions behind the optimal frontier."""
 
-from alignkit.credit import train_with_credit
 from alignkit.evaluation import evaluate
 from alignkit.params import OneFront
 from alignkit.pool import draw_pool
+from alignkit.reinforce import train_policy_gradient
 from alignkit.runs import Run, get
 
 Runs = dict[str, Run]
@@ -12,11 +12,12 @@ Runs = dict[str, Run]
 def sweep(p: OneFront, seed: int, sft: Run, reward: Run) -> Runs:
     """Anchored RLOO for each β, and its evaluation under "β=...: evaluation"."""
     shared = {"seed": seed, "data": p.reviews()}
-    anchored = {"steps": p.front_steps, "baseline": "rloo", "k": p.main_samples, "anchor": "reference"}
+    anchored = {"steps": p.front_steps, "baseline": "rloo", "k": p.main_samples, "anchor": "reference",
+                "decay": True}  # fmt: skip
     runs: Runs = {}
     for beta in p.front_betas:
         settings = {**p.inner_loop(), **anchored, "lr": p.anchored_lr, "beta": beta, "reward": reward}
-        trained = get(train_with_credit, **shared, **settings, policy=sft, reference=sft, stream=[0, 0])
+        trained = get(train_policy_gradient, **shared, **settings, policy=sft, reference=sft, stream=[0, 0])
         models = {"policy": trained, "reference": sft, "reward": reward}
         runs[f"β={beta:g}"] = trained
         runs[f"β={beta:g}: evaluation"] = get(evaluate, **shared, **models, **p.evaluation(p.main_completions))

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import comb
 from scipy.stats import norm
 
 from alignkit import paths
 from alignkit.dpo_report import at_kl, families
 from alignkit.faults import UserFault
-from alignkit.frontier import LEAST_KL, best_of_n, efficiency, optimal_frontier, optimal_reward
+from alignkit.frontier import LEAST_KL, best_of_n, chance_of_best, efficiency, optimal_frontier, optimal_reward
 from alignkit.improvements_recipe import ANCHORED
 from alignkit.overoptimisation import fit
 from alignkit.params import OneFront
@@ -183,9 +182,7 @@ def best_of_rows(pools: Mapping[int, Pool], ns: Sequence[int]) -> pd.DataFrame:
         rows = best_of_n(own.reward, ns).rename(columns={"kl_bound": "kl"})
         if own.gold is not None:
             gold = np.take_along_axis(own.gold, own.reward.argsort(axis=1), axis=1).mean(axis=0)
-            below, size = np.arange(len(gold)), len(gold)
-            # The chance that the draw with so many below it is the best of a random subset of n.
-            rows = rows.assign(gold=[gold @ (comb(below, n - 1) / comb(size, n)) for n in ns])
+            rows = rows.assign(gold=[gold @ chance_of_best(len(gold), n) for n in ns])
         out.append(rows.assign(seed=seed, family="best of n", status="ok"))
     return pd.concat(out, ignore_index=True)
 

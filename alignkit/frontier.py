@@ -71,12 +71,15 @@ def best_of_n(rewards: np.ndarray, ns: Sequence[int]) -> pd.DataFrame:
     for n in ns:
         if not 1 <= n <= total:
             raise ValueError(f"best of {n}: allowed: 1 to {total}, the samples of a prompt")
-        below = np.arange(total)
-        # The chance that the sample with so many below it is the best of a random subset of n.
-        with np.errstate(divide="ignore"):
-            log_chance = np.where(below >= n - 1, _log_choose(below, n - 1), -np.inf) - _log_choose(total, n)
-        rows.append((n, np.log(n) - (n - 1) / n, float((ordered @ np.exp(log_chance)).mean())))
+        rows.append((n, np.log(n) - (n - 1) / n, float((ordered @ chance_of_best(total, n)).mean())))
     return pd.DataFrame(rows, columns=["n", "kl_bound", "reward"])
+
+
+def chance_of_best(total: int, n: int) -> np.ndarray:
+    """The chance that each of `total` samples, in ascending order, is the best of a random subset of n; sum 1."""
+    below = np.arange(total)
+    with np.errstate(divide="ignore"):
+        return np.exp(np.where(below >= n - 1, _log_choose(below, n - 1), -np.inf) - _log_choose(total, n))
 
 
 def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:

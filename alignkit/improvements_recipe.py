@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-from alignkit.credit import train_with_credit
 from alignkit.evaluation import evaluate
 from alignkit.merged import evaluate_interpolation
 from alignkit.params import Improvements
-from alignkit.policy_gradient import train_policy_gradient
+from alignkit.reinforce import SENTENCE, train_policy_gradient
 from alignkit.reward import train_reward
 from alignkit.runs import Run, get
 from alignkit.sft import train_sft
@@ -36,23 +35,22 @@ def ideas(p: Improvements) -> list[Variation]:
     plain = {"steps": p.equal_steps // (iterations * runs), "keep": []}
     rloo = {**plain, "baseline": "rloo", "k": p.main_samples}
     fixed = {**rloo, "anchor": "reference"}
-    falling = {**fixed, "lr": p.anchored_lr}
+    falling = {**fixed, "lr": p.anchored_lr, "decay": True}
     alone = {**falling, "steps": p.equal_steps}
     four = {"iterations": iterations, "runs": runs, "etas": p.etas}
-    one = {"etas": p.etas, "train": train_with_credit}
-    sentence = {**alone, "baseline": "sentence", "k": 1}
+    sentence = {**alone, "baseline": SENTENCE, "k": 1}
     return [
         Variation("WARP", plain, **four, main=True, every=True),
         Variation(WITH_RLOO, rloo, **four, main=True),
         Variation(TUNED, {**rloo, "lr": p.anchored_lr}, **four, main=True),
-        Variation(ANCHORED, alone, **one, main=True),
-        Variation(CHOSEN, sentence, **one, main=True),
+        Variation(ANCHORED, alone, etas=p.etas, main=True),
+        Variation(CHOSEN, sentence, etas=p.etas, main=True),
         *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
           for k in p.rloo_samples if k != p.main_samples),
         Variation("+ fixed anchor", fixed, **four),
-        Variation("+ falling rate", falling, **four, train=train_with_credit),
-        Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, **one),
-        Variation("one run, exact KL", {**alone, "exact_kl": True}, **one),
+        Variation("+ falling rate", falling, **four),
+        Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, etas=p.etas),
+        Variation("one run, exact KL", {**alone, "exact_kl": True}, etas=p.etas),
     ]  # fmt: skip
 
 

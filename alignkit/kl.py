@@ -3,22 +3,29 @@
 import torch
 
 
-def kl_estimates(
-    policy_logits: torch.Tensor, ref_logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Estimates of the sequence KL, each (batch,): sums over the tokens that the mask counts.
+def token_kl(policy_logits: torch.Tensor, ref_logits: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Estimates of the KL of each step, (batch, length) each, differentiable.
 
-    Logits are (batch, length, vocabulary), at the positions that predict `tokens`; tokens and mask are (batch, length).
+    Logits are (batch, length, vocabulary), at the positions that predict `tokens`, (batch, length).
     With ℓ = log π - log π_ref of a token (Schulman 2020, "Approximating KL divergence"): k1 = ℓ (unbiased, may be
     negative), k2 = ℓ²/2 (biased), k3 = exp(-ℓ) - 1 + ℓ (unbiased, never negative).  exact sums over the whole
-    vocabulary at each step and leaves only the sampled prefixes to chance (Rao-Blackwell; unbiased).
+    vocabulary and leaves only the sampled prefixes to chance (Rao-Blackwell; unbiased).
     """
     log_pi, log_ref = (torch.log_softmax(logits.float(), dim=-1) for logits in (policy_logits, ref_logits))
     ratio = (log_pi - log_ref).gather(2, tokens[..., None]).squeeze(2)
-    per_token = {
+    return {
         "k1": ratio,
         "k2": ratio**2 / 2,
         "k3": torch.expm1(-ratio) + ratio,
         "exact": (log_pi.exp() * (log_pi - log_ref)).sum(dim=-1),
     }
-    return {name: (values * mask).sum(dim=1) for name, values in per_token.items()}
+
+
+def kl_estimates(
+    policy_logits: torch.Tensor, ref_logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Estimates of the sequence KL, each (batch,): sums of `token_kl` over the tokens that the mask counts.
+
+    Tokens and mask are (batch, length).
+    """
+    return {name: (values * mask).sum(dim=1) for name, values in token_kl(policy_logits, ref_logits, tokens).items()}

@@ -293,7 +293,7 @@ class Loop(Evaluated):
             yield f"warp_batch: {self.warp_batch} is not a multiple of warp_samples ({self.warp_samples})"
 
     def inner_loop(self) -> dict[str, Any]:
-        """The settings of `policy_gradient.train_policy_gradient` that all runs share."""
+        """The settings of `reinforce.train_policy_gradient` that all runs share."""
         names = {"warp_steps": "steps", "warp_batch": "batch", "warp_samples": "k", "warp_baseline": "baseline",
                  "warp_beta": "beta", "warp_lr": "lr", "warp_warmup": "warmup", "ema_rate": "ema_rate"}  # fmt: skip
         shared = {setting: getattr(self, name) for name, setting in names.items()}
@@ -324,7 +324,7 @@ class Warp(Fronts):
     matched_kl: MatchedKls
 
     def inner_loop(self) -> dict[str, Any]:
-        """The settings of `policy_gradient.train_policy_gradient` that all runs share."""
+        """The settings of `reinforce.train_policy_gradient` that all runs share."""
         return super().inner_loop() | {"keep": sorted(steps for steps in self.step_counts if steps < self.warp_steps)}
 
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignkit.data import load_reviews, prompts
-from alignkit.evaluation import with_rewards
+from alignkit.evaluation import test_prompts, with_rewards
 from alignkit.frontier import balance_log_weights
 from alignkit.models import load_policy
 from alignkit.sampling import full_texts, sample, sequence_log_probs
@@ -35,11 +34,6 @@ class Pool(NamedTuple):
         gold = None if self.gold is None else self.gold[:, kept]
         return Pool(self.reward[:, kept], gold, self.policy[:, kept], self.log_probs[:, :, kept])
 
-    def at(self, prompts_: np.ndarray) -> "Pool":
-        """These prompts alone, some of them perhaps several times."""
-        gold = None if self.gold is None else self.gold[prompts_]
-        return Pool(self.reward[prompts_], gold, self.policy[prompts_], self.log_probs[:, prompts_])
-
 
 def draw_pool(
     out: Path,
@@ -60,8 +54,7 @@ def draw_pool(
     """
     models = [load_policy(folder)[0] for folder in policies]
     tokenizer = load_policy(policies[0])[1]
-    test = load_reviews(seed=0, **data)["test"]["text"]
-    texts = prompts(list(test), tokenizer, n=n_prompts, shortest=5, longest=20, seed=0)
+    texts = test_prompts(data, tokenizer, n_prompts)
     drawn = []
     for i, (model, k) in enumerate(zip(models, counts, strict=True)):
         chance = int(np.random.SeedSequence(seed, spawn_key=(i, 1)).generate_state(1)[0] >> 1)

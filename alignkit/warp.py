@@ -1,10 +1,10 @@
 """WARP (Ramé et al. 2024, "WARP: On the Benefits of Weight Averaged Rewarded Policies"), Algorithm 1, line by line."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from alignkit.merged import interpolate, merge_policies
-from alignkit.policy_gradient import train_policy_gradient
+from alignkit.reinforce import train_policy_gradient
 from alignkit.runs import Run, get
 
 
@@ -26,11 +26,10 @@ def warp(
     runs: int,
     eta: float,
     how: str = "slerp",
-    train: Callable[..., dict[str, Any]] = train_policy_gradient,
 ) -> list[Iteration]:
     """Algorithm 1; `iterations` is its I, `runs` its M, `eta` its η.
 
-    `shared` are seed and data, `training` the settings of `train`, which does lines 4 to 9.
+    `shared` are seed and data, `training` the settings of `reinforce.train_policy_gradient`, lines 4 to 9.
     Every run has its own policy, optimizer, anchor and random stream and is a run of the store: the M runs of an
     iteration may be trained side by side by several processes, and calls that agree in their first lines share them.
 
@@ -40,7 +39,8 @@ def warp(
     done, init = [], theta_sft  # line 1
     for i in range(iterations):  # line 2
         thetas = [  # lines 3 to 9
-            get(train, **shared, **training, policy=init, reference=theta_sft, stream=[i, m]) for m in range(runs)
+            get(train_policy_gradient, **shared, **training, policy=init, reference=theta_sft, stream=[i, m])
+            for m in range(runs)
         ]
         merged = get(merge_policies, **shared, init=init, thetas=thetas, how=how)  # line 12
         next_init = get(interpolate, **shared, init=init, merged=merged, eta=eta)  # line 13

@@ -1,12 +1,11 @@
 """WARP and its variations as runs, and which points of their fronts are evaluated; the variations of notebook 4."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from alignkit.merged import evaluate_interpolation, merge_policies
 from alignkit.params import Fronts, Warp
-from alignkit.policy_gradient import train_policy_gradient
 from alignkit.runs import Run, get
 from alignkit.warp import warp
 
@@ -28,8 +27,6 @@ class Variation(NamedTuple):
     """Whether the fronts of all iterations are evaluated, or the last one's alone."""
     steps: Sequence[int] = ()
     """Earlier steps whose merge is evaluated as well; for one iteration."""
-    train: Callable[..., dict[str, Any]] = train_policy_gradient
-    """The inner loop."""
 
 
 class Point(NamedTuple):
@@ -79,7 +76,6 @@ def points(p: Fronts, seed: int, sft: Run, reward: Run, variation: Variation) ->
     shared = {"seed": seed, "data": p.reviews()}
     training = {**p.inner_loop(), "reward": reward, **variation.changes}
     size = {"iterations": variation.iterations, "runs": variation.runs, "eta": p.liti_rate, "how": variation.how}
-    size["train"] = variation.train
     found: list[Point] = []
 
     def evaluate(iteration: int, eta: float, steps: int, thetas: list[Run], merged: Run) -> None:

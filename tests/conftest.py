@@ -61,6 +61,27 @@ def alone() -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
+@pytest.fixture(scope="session")
+def lively_policy() -> Callable[..., Any]:
+    """A function that builds a policy whose log-probs depend strongly on every token and its place; a fresh GPT-2 is
+    near uniform."""
+
+    import torch
+
+    from alignkit.models import new_policy
+
+    def build_policy(tokenizer: Any, seed: int) -> Any:
+        model = new_policy(tokenizer, width=16, layers=2, heads=2, positions=64).eval()
+        noise = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.ndim > 1:
+                    weight.normal_(0, 0.3, generator=noise)
+        return model
+
+    return build_policy
+
+
 class World(NamedTuple):
     """A small pocket world with what preference training starts from, each in a folder of its own."""
 

@@ -1,10 +1,7 @@
-"""The policy gradient against enumeration, against TRL, and through tiny trainings."""
+"""The policy gradient against enumeration and against TRL."""
 
 import inspect
-import math
-from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,33 +11,18 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from trl import RLOOConfig, RLOOTrainer
 
-from alignkit import policy_gradient
 from alignkit.faults import UserFault
-from alignkit.models import load_policy, new_policy, train_tokenizer, trainer_arguments
-from alignkit.pairs import zero_of
+from alignkit.models import train_tokenizer, trainer_arguments
 from alignkit.pocket import generate_reviews
-from alignkit.policy_gradient import BASELINES, advantages, completion_sums, reinforce_loss, train_policy_gradient
-from alignkit.reward import score_with
-from alignkit.sampling import full_texts, sample, sequence_log_probs
+from alignkit.policy_gradient import advantages, completion_sums, reinforce_loss
+from alignkit.sampling import sequence_log_probs
 from alignkit.warp_deviations import greedy, mean_with_prompt
 
 TOLERANCE = 1e-5
 TEXTS = generate_reviews(300, seed=0).text.tolist()
-
-
-def lively_policy(tokenizer: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
-    """A policy whose log-probs depend strongly on every token and its place; a fresh GPT-2 is near uniform."""
-    model = new_policy(tokenizer, width=16, layers=2, heads=2, positions=64).eval()
-    noise = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.3, generator=noise)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +31,12 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def policy(tokenizer) -> GPT2LMHeadModel:
+def policy(tokenizer, lively_policy) -> GPT2LMHeadModel:
     return lively_policy(tokenizer, seed=0)
 
 
 @pytest.fixture(scope="module")
-def anchor(tokenizer) -> GPT2LMHeadModel:
+def anchor(tokenizer, lively_policy) -> GPT2LMHeadModel:
     return lively_policy(tokenizer, seed=1)
 
 
@@ -77,7 +59,7 @@ BETA = 0.3
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
+def tiny(lively_policy) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
     """Policy and anchor over four tokens, one of which ends a text, in float64 as far as their logits."""
     codec = train_tokenizer("word", ["a"], 4)
     assert len(codec) == 4
@@ -354,7 +336,7 @@ def test_greedy_gives_k_times_the_most_likely_tokens_and_draws_nothing(policy, t
         assert found.completion[start : start + 3].nunique() == 1
 
 
-def test_greedy_ends_with_the_first_end_token() -> None:
+def test_greedy_ends_with_the_first_end_token(lively_policy) -> None:
     codec = train_tokenizer("word", ["a"], 4)
     model = lively_policy(codec, seed=0)
     with torch.no_grad():  # whatever was said, the end comes next
@@ -378,193 +360,3 @@ def test_only_the_log_probs_of_mean_with_prompt_can_be_differentiated(policy, an
     own, ratio = mean_with_prompt(policy, anchor, samples)
     assert own.requires_grad
     assert not ratio.requires_grad
-
-
-# Training
-
-
-Train = Callable[..., tuple[Path, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def train(world, tmp_path_factory) -> Train:
-    """A function that trains with these settings changed and returns the folder and what training returned."""
-
-    def run(**changed: Any) -> tuple[Path, dict[str, Any]]:
-        usual = {
-            **{"seed": 0, "data": world.data, "policy": world.sft, "reference": world.sft, "reward": world.reward},
-            **{"reward_tokens": 64, "steps": 4, "batch": 8, "k": 2, "baseline": "rloo", "beta": 0.1, "lr": 1e-2},
-            **{"warmup": 0, "anchor": "ema", "ema_rate": 0.1, "max_new_tokens": 8, "stream": (0, 0)},
-        }
-        out = tmp_path_factory.mktemp("run")
-        return out, train_policy_gradient(out, **usual | changed)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def run(train: Train) -> tuple[Path, dict[str, Any]]:
-    """The usual settings."""
-    return train()
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    one, other = weights(first), weights(second)
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def history(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "history.csv")
-
-
-def test_the_same_seed_and_stream_give_the_same_weights_and_history(run, train: Train) -> None:
-    again, metrics = train()
-    assert same_weights(run[0], again)
-    pd.testing.assert_frame_equal(history(run[0]), history(again), check_exact=True)
-    assert metrics["tokens_generated"] == run[1]["tokens_generated"]
-
-
-def test_training_moves_the_policy_and_not_the_files_that_it_starts_from(run, world) -> None:
-    assert not same_weights(run[0], world.sft)
-    assert run[1]["status"] == "ok"
-
-
-def test_two_streams_start_equal_and_part(run, train: Train) -> None:
-    other, _ = train(stream=(0, 1))
-    first, second = history(run[0]), history(other)
-    assert first.kl_anchor[0] == second.kl_anchor[0] == 0
-    assert (first.kl_anchor[1:] > 0).all()
-    assert first.reward[0] != second.reward[0]
-    assert not same_weights(run[0], other)
-
-
-@pytest.mark.parametrize("warmup", [0, 3])
-def test_weights_kept_on_the_way_are_those_of_a_shorter_run(train: Train, warmup: int) -> None:
-    longer, _ = train(warmup=warmup, keep=[2])
-    shorter, _ = train(warmup=warmup, steps=2)
-    assert same_weights(longer / "step-2", shorter)
-    assert not same_weights(longer / "step-2", longer)
-    pd.testing.assert_frame_equal(history(longer)[:2], history(shorter), check_exact=True)
-
-
-def test_the_history_has_a_row_for_each_step(run) -> None:
-    log = history(run[0])
-    columns = ["step", "reward", "kl_anchor", "entropy", "length", "repetition", "grad_norm", "kl_sft"]
-    assert log.columns.tolist() == columns
-    assert log.step.tolist() == [1, 2, 3, 4]
-    assert log.drop(columns="kl_sft").notna().all(axis=None)
-    assert log.kl_sft.notna().tolist() == [True, False, False, False]
-    assert log.kl_sft[0] > 0  # after the first step
-    assert (log.length <= 8).all()
-
-
-def test_without_an_anchor_beta_does_not_matter(train: Train) -> None:
-    free, heavy = (train(anchor="none", beta=beta)[0] for beta in (0.1, 50.0))
-    assert same_weights(free, heavy)
-    assert not same_weights(train(beta=50.0)[0], heavy)
-
-
-def test_the_anchor_is_the_start_under_ema_and_the_sft_policy_as_reference(run, train: Train) -> None:
-    ema, _ = train(policy=run[0])
-    reference, _ = train(policy=run[0], anchor="reference")
-    assert history(ema).kl_anchor[0] == 0
-    assert history(reference).kl_anchor[0] > 0
-    assert history(reference).kl_sft[0] > 0
-
-
-def test_an_ema_that_does_not_move_is_the_reference(train: Train) -> None:
-    still, _ = train(ema_rate=0.0)
-    reference, _ = train(anchor="reference")
-    assert same_weights(still, reference)
-    pd.testing.assert_frame_equal(history(still), history(reference), check_exact=True)
-
-
-def test_an_ema_that_follows_at_once_never_has_a_kl_to_pay(train: Train) -> None:
-    out, _ = train(ema_rate=1.0)
-    assert history(out).kl_anchor.tolist() == [0] * 4
-
-
-def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_weights_finite(
-    train: Train, world, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scored = policy_gradient.score
-    calls: list[int] = []
-
-    def breaks(*arguments: Any, **settings: Any) -> np.ndarray:
-        calls.append(1)
-        return scored(*arguments, **settings) * (math.nan if len(calls) == 3 else 1)
-
-    monkeypatch.setattr(policy_gradient, "score", breaks)
-    out, metrics = train()
-    assert metrics["status"] == "diverged"
-    assert history(out).step.tolist() == [1, 2, 3]
-    assert all(tensor.isfinite().all() for tensor in weights(out).values())
-    assert not same_weights(out, world.sft)
-
-
-def test_tokens_are_counted_and_each_completion_is_scored_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[pd.DataFrame] = []
-
-    def spy(*arguments: Any, **settings: Any) -> pd.DataFrame:
-        drawn.append(sample(*arguments, **settings))
-        return drawn[-1]
-
-    monkeypatch.setattr(policy_gradient, "sample", spy)
-    out, metrics = train(k=4)
-    lengths = [some.completion_ids.map(len) for some in drawn]
-    assert metrics["tokens_generated"] == metrics["tokens_trained"] == sum(some.sum() for some in lengths)
-    assert history(out).length.tolist() == [some.mean() for some in lengths]
-    for some in drawn:
-        assert some.groupby("prompt", sort=False).size().tolist() == [4, 4]
-        assert some.prompt_ids.map(len).between(5, 15).all()
-    first = [prompt for some in drawn for prompt in some.prompt.unique()]
-    assert len(set(first)) == len(first)  # none comes twice before all have been seen
-
-
-def test_the_reward_of_the_first_step_is_that_of_the_text_less_beta_times_the_log_ratio(
-    run, train: Train, world, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[pd.DataFrame] = []
-    penalised: list[torch.Tensor] = []
-
-    def spy_on_samples(*arguments: Any, **settings: Any) -> pd.DataFrame:
-        drawn.append(sample(*arguments, **settings))
-        return drawn[-1]
-
-    def spy_on_rewards(rewards: torch.Tensor, baseline: str) -> torch.Tensor:
-        penalised.append(rewards)
-        return advantages(rewards, baseline)
-
-    monkeypatch.setattr(policy_gradient, "sample", spy_on_samples)
-    monkeypatch.setattr(policy_gradient, "advantages", spy_on_rewards)
-    out, _ = train(policy=run[0], anchor="reference", beta=0.7, steps=1)
-    model, codec = load_policy(run[0])
-    ids = drawn[0].prompt_ids.tolist(), drawn[0].completion_ids.tolist()
-    ratio = sequence_log_probs(model, *ids) - sequence_log_probs(load_policy(world.sft)[0], *ids)
-    assert np.abs(ratio).max() > 0.1
-    rewards = score_with(world.reward, full_texts(drawn[0], codec), tokens=64) - zero_of(world.reward)
-    np.testing.assert_allclose(penalised[0], (rewards - 0.7 * ratio).reshape(4, 2), rtol=0, atol=1e-4)
-    assert history(out).reward[0] == pytest.approx(rewards.mean())
-
-
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_one_sample_a_prompt_has_a_baseline_over_the_batch(train: Train, baseline: str) -> None:
-    out, metrics = train(k=1, baseline=baseline, steps=1)
-    assert metrics["status"] == "ok"
-    assert history(out).grad_norm[0] > 0
-
-
-def test_greedy_completions_leave_nothing_to_learn_from_with_a_baseline(train: Train, world) -> None:
-    out, _ = train(greedily=True, steps=2, k=4)
-    assert (history(out).grad_norm < 1e-4).all()
-    assert history(train(greedily=True, baseline="none", steps=1)[0]).grad_norm[0] > 1e-2
-
-
-def test_a_token_mean_has_a_smaller_gradient_than_the_sum(train: Train) -> None:
-    mean, whole = (history(train(token_mean=value, steps=1)[0]) for value in (True, False))
-    assert mean.reward[0] == whole.reward[0]
-    assert 0 < mean.grad_norm[0] < whole.grad_norm[0] / 5

@@ -17,7 +17,7 @@ from alignkit import params, warp_report
 from alignkit.evaluation import evaluate
 from alignkit.merged import evaluate_interpolation, interpolate, merge_policies, state_of
 from alignkit.merging import liti, slerp
-from alignkit.policy_gradient import train_policy_gradient
+from alignkit.reinforce import train_policy_gradient
 from alignkit.runs import Run, get
 from alignkit.warp import warp
 from alignkit.warp_recipe import Point, points, variations
@@ -77,7 +77,7 @@ def test_a_run_that_another_process_trained_has_the_same_weights(sft: Run, share
     [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
     settings = {**loop, "reward": str(loop["reward"].path), "policy": str(sft.path), "reference": str(sft.path)}
     call = (
-        "import json, sys; from pathlib import Path; from alignkit.policy_gradient import train_policy_gradient\n"
+        "import json, sys; from pathlib import Path; from alignkit.reinforce import train_policy_gradient\n"
         "s = json.loads(sys.argv[2]); s |= {n: Path(s[n]) for n in ('policy', 'reference', 'reward')}\n"
         "train_policy_gradient(Path(sys.argv[1]), **s)"
     )
