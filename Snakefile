@@ -59,7 +59,7 @@ rule notebook:
         failed=f"{BUILD}/{PROFILE}/logs/{{notebook}}.failed.ipynb",
     log:
         f"{BUILD}/{PROFILE}/logs/{{notebook}}.log",
-    threads: workflow.cores
+    threads: 1
     shell:
         # The copy of a failed notebook stays, with the cell that failed marked in it.
         "echo 'execute {wildcards.notebook}'; "

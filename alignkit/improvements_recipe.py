@@ -70,7 +70,9 @@ class Confirmed(NamedTuple):
 
 def confirming(p: Improvements, seed: int) -> list[int]:
     """The confirmation's seeds that are trained along with this one."""
-    return p.confirm_seeds[p.seeds.index(seed) :: len(p.seeds)]
+    place = p.seeds.index(seed)
+    # From the last to the first: the first seed has the side rows as well.
+    return p.confirm_seeds[len(p.seeds) - 1 - place :: len(p.seeds)]
 
 
 def confirmed(p: Improvements, seed: int) -> Confirmed:
@@ -102,10 +104,9 @@ def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: lis
 
 
 class Hacked(NamedTuple):
-    """One policy trained on a proxy: which proxy, anchor and steps, the training run and its evaluation."""
+    """One policy trained on a proxy: which proxy, after how many steps, the training run and its evaluation."""
 
     proxy: str
-    anchor: str
     steps: int
     trained: Run
     evaluation: Run
@@ -130,21 +131,17 @@ def proxies(p: Improvements, seed: int, reward: Run) -> dict[str, Run]:
 
 
 def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Hacked]:
-    """REINFORCE against each proxy with an EMA anchor, and against the full one with none, evaluated on the way."""
+    """RLOO against each proxy with a KL so weak that the policy goes far, evaluated on the way."""
     shared = {"seed": seed, "data": p.reviews()}
+    kept = sorted({p.warp_steps // n for n in (8, 4, 2)} - {0})
+    far = {"baseline": "rloo", "k": p.main_samples, "anchor": "reference", "beta": p.weak_beta, "keep": kept}
     found = []
-    kept = [p.warp_steps // 4, p.warp_steps // 2]
     for name, proxy in proxies(p, seed, reward).items():
-        for anchor in ("ema", "none") if name == FULL else ("ema",):
-            settings = {**p.inner_loop(), "anchor": anchor, "keep": kept, "reward": proxy, "stream": [0, 0]}
-            trained = get(train_policy_gradient, **shared, **settings, policy=sft, reference=sft)
-            for steps in [*kept, p.warp_steps]:
-                folder = (
-                    trained
-                    if steps == p.warp_steps
-                    else Run(f"{trained.id}/step-{steps}", trained.path / f"step-{steps}")
-                )
-                models = {"policy": folder, "reference": sft, "reward": proxy}
-                run = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
-                found.append(Hacked(name, anchor, steps, trained, run))
+        settings = {**p.inner_loop(), **far, "reward": proxy, "stream": [0, 0]}
+        trained = get(train_policy_gradient, **shared, **settings, policy=sft, reference=sft)
+        ways = {n: Run(f"{trained.id}/step-{n}", trained.path / f"step-{n}") for n in kept} | {p.warp_steps: trained}
+        for steps, policy in ways.items():
+            models = {"policy": policy, "reference": sft, "reward": proxy}
+            run = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
+            found.append(Hacked(name, steps, trained, run))
     return found

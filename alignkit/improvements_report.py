@@ -58,15 +58,15 @@ def against(volume: pd.DataFrame, method: str, others: Sequence[str], measures: 
 
 
 def hack_rows(found: Mapping[int, Sequence[Hacked]], sft: Mapping[int, Run]) -> pd.DataFrame:
-    """One row for each (proxy, seed, anchor, steps): KL, proxy reward, gold and repetition; SFT's rows have 0 steps.
+    """One row for each (proxy, seed, steps): KL, proxy reward, gold and repetition; SFT's rows have 0 steps.
 
     The SFT policy's proxy reward is the full reward model's; other proxies have another zero.
     """
-    rows = [{"proxy": "sft", "seed": s, "anchor": "", "steps": 0, "run": r.id, **r.metrics} for s, r in sft.items()]
+    rows = [{"proxy": "sft", "seed": s, "steps": 0, "run": r.id, **r.metrics} for s, r in sft.items()]
     for seed, here in found.items():
         for h in here:
             status = {} if h.trained.metrics["status"] == "ok" else {"status": "diverged"}
-            place = {"proxy": h.proxy, "seed": seed, "anchor": h.anchor, "steps": h.steps, "run": h.evaluation.id}
+            place = {"proxy": h.proxy, "seed": seed, "steps": h.steps, "run": h.evaluation.id}
             rows.append({**place, **h.evaluation.metrics, **status})
     return pd.DataFrame(rows)
 

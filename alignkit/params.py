@@ -339,6 +339,7 @@ class Improvements(Divergent, Fronts):
     anchored_lr: LearningRate
     weak_reviews: list[Even] = Field(min_length=1, max_length=5)
     weak_steps: Count
+    weak_beta: Beta
     etas: Etas
     matched_kl: MatchedKls
     confirm_seeds: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(min_length=1, max_length=20)

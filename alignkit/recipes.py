@@ -299,8 +299,8 @@ def improvements(p: Improvements, seed: int) -> Runs:
     named += [(f"arc, {share:g}: evaluation", run) for share, run in spherical_path(p, seed, *models, found)]
     named += [(f"proxy: {name}", run) for name, run in proxies(p, seed, runs["reward"]).items()]
     for h in hacked(p, seed, *models):
-        place = f"{h.proxy} proxy, {h.anchor} anchor"
-        named += [(place, h.trained), (f"{place}, {h.steps} steps: evaluation", h.evaluation)]
+        place = f"proxy: {h.proxy}"
+        named += [(f"{place}, RLOO", h.trained), (f"{place}, {h.steps} steps: evaluation", h.evaluation)]
     for other in confirming(p, seed):
         new, mark = confirmed(p, other), f"new seed {other}: "
         named += [(f"{mark}sft", new.sft), (f"{mark}sft: evaluation", new.evaluation)]
