@@ -1,6 +1,7 @@
 """Reviews and prompts: one loader for the pocket world, a local path, a CSV file and a Hub id."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def _cut(frame: pd.DataFrame, size: int | None, name: str) -> pd.DataFrame:
 
 
 def prompts(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, *, n: int, shortest: int, longest: int, seed: int
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, n: int, shortest: int, longest: int, seed: int
 ) -> list[str]:
     """The beginnings of the first n texts, each `shortest` to `longest` policy tokens long, drawn with the seed.
 

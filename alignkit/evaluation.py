@@ -74,7 +74,7 @@ def evaluate(
 def test_prompts(data: dict[str, Any], tokenizer: PreTrainedTokenizerBase, n: int) -> list[str]:
     """The beginnings of n test reviews, 5-20 tokens each, the same for every run and seed."""
     test = load_reviews(seed=0, **data)["test"]["text"]
-    return prompts(list(test), tokenizer, n=n, shortest=5, longest=20, seed=0)
+    return prompts(test, tokenizer, n=n, shortest=5, longest=20, seed=0)
 
 
 @torch.no_grad()

@@ -76,13 +76,17 @@ def confirming(p: Improvements, seed: int) -> list[int]:
 
 
 def confirmed(p: Improvements, seed: int) -> Confirmed:
-    """A new seed from its start: own SFT policy, own reward model, then the compared methods."""
+    """A new seed from its start: own SFT policy, own reward model, then the compared methods.
+
+    `side_completions` a prompt are enough: the interval is over seeds, which differ by far more than draws do.
+    """
     shared = {"seed": seed, "data": p.reviews()}
     sft = get(train_sft, **shared, **p.sft())
     reward = get(train_reward, **shared, **p.reward_training(), min_steps=1)
     models = {"policy": sft, "reference": sft, "reward": reward}
     start = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
-    found = [point for v in ideas(p) if v.name in COMPARED for point in points(p, seed, sft, reward, v)]
+    compared = [v._replace(main=False) for v in ideas(p) if v.name in COMPARED]
+    found = [point for v in compared for point in points(p, seed, sft, reward, v)]
     return Confirmed(sft, start, found)
 
 

@@ -141,7 +141,7 @@ def train_prompts(
 
     They are the beginnings of half of the train reviews, since some are too short.
     """
-    train = list(load_reviews(seed=seed, **data)["train"]["text"])
+    train = load_reviews(seed=seed, **data)["train"]["text"][:]
     pool = prompts(train, tokenizer, n=max(n, len(train) // 2), shortest=5, longest=15, seed=seed)
     waiting: list[int] = []
     while True:
