@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import transformers
 
-from alignkit.data import load_reviews, prompts
-from alignkit.evaluation import measures, with_rewards
+from alignkit.data import load_reviews
+from alignkit.evaluation import measures, test_prompts, with_rewards
 from alignkit.models import load_policy
 from alignkit.sampling import full_texts, sample
 from alignkit.sft import fine_tune
@@ -84,8 +84,7 @@ def guided_search(
     has no KL.  Writes completions.parquet with the best text of each test prompt; returns `measures` of them.
     """
     model, tokenizer = load_policy(policy)
-    test = load_reviews(seed=0, **data)["test"]["text"]
-    texts = prompts(list(test), tokenizer, n=n_prompts, shortest=5, longest=20, seed=0)
+    texts = test_prompts(data, tokenizer, n_prompts)
     start = [list(ids) for ids in tokenizer(texts)["input_ids"]]
     gold = data["source"] == "pocket"
     state = pd.DataFrame({"which": range(len(texts)), "ids": start, "finished": False, "reward": -np.inf})

@@ -1,7 +1,7 @@
 """Who is credited for a reward: every token of a completion alike, or each sentence for what it adds.
 
 One number for a whole completion is Algorithm 1 as published.  Here that number may differ from token to token: the
-expected gradient of E[r] - β KL stays what it is, the noise does not.
+expected gradient of E[r] - β KL stays what it is (under any baseline but "mean"), the noise does not.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,8 @@ def token_advantages(
     values: torch.Tensor | None = None,
     exact_kl: bool = False,
 ) -> torch.Tensor:
-    """What each token is credited with, (batch, longest completion), float64; rewards are (batch,), k to a prompt.
+    """What each token is credited with, (batch, longest completion), float64, on the CPU; rewards are (batch,), k to a
+    prompt.
 
     Without values: the `advantages` of r - β KL for all tokens alike; with k = 1 their baseline is taken over the whole
     batch.  With values V(t), the reward of the text before the token's sentence (`values_before`):
@@ -36,8 +37,7 @@ def token_advantages(
     The KL is k1, or with exact_kl the sum of exact steps, to which the caller adds β times its own gradient: the sum
     over steps of what a step changes at once and of what it changes later (product rule).
     """
-    kl = terms["exact" if exact_kl else "k1"].detach().double()
-    mask = terms["mask"]
+    kl, mask = terms["exact" if exact_kl else "k1"].detach().double().cpu(), terms["mask"].cpu()
     if values is None:
         penalised = rewards - beta * kl.sum(dim=1)
         groups = penalised.view(-1, k) if k > 1 else penalised.view(1, -1)

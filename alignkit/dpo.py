@@ -151,5 +151,5 @@ def train_dpo(
 
 def _tokens(rows: datasets.Dataset, epochs: float) -> int:
     """Tokens that training runs through the network: prompt and completion of both sides."""
-    sides = ("prompt_ids", "chosen_ids", "prompt_ids", "rejected_ids")
-    return round(epochs * sum(len(ids) for side in sides for ids in rows[side]))
+    lengths = {side: sum(map(len, rows[side][:])) for side in ("prompt_ids", "chosen_ids", "rejected_ids")}
+    return round(epochs * (2 * lengths["prompt_ids"] + lengths["chosen_ids"] + lengths["rejected_ids"]))

@@ -17,7 +17,7 @@ from alignkit.pocket import gold_reward, well_formed
 from alignkit.reward import score_with
 from alignkit.sampling import full_texts, pad_left, sample
 
-SELF_BLEU_GROUP = 8
+SELF_BLEU_GROUP = 4
 """Completions of a prompt that are compared with each other."""
 
 

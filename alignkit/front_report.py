@@ -102,9 +102,9 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     runs = table.notebook.isin(["4_warp", "5_improvements", "6_one_front"]) & table.loss.isna()
     out[runs] = table.method
     out[table.method.isin(["frozen θ^m", "greedy decoding", "token mean with prompt"])] = pd.NA
-    out[(table.notebook == "4_warp") & (table.method == "WARP")] = "WARP, T=100"
+    warp = runs & (table.method == "WARP")
+    out[warp] = "WARP, T=" + table.steps[warp].astype(int).astype(str)
     new = table.notebook == "5_improvements"
-    out[new & (table.method == "WARP")] = "WARP, T=50"
     out[new & (table.method == ANCHORED)] = f"{ANCHORED}, over η"
     side = (table.notebook == "4_warp") & table.method.str.contains(r"^(?:M=|β=|LERP|raw SLERP)")
     out[side] = "WARP, one iteration, " + table.method

@@ -41,8 +41,12 @@ def advantages(rewards: torch.Tensor, baseline: str) -> torch.Tensor:
 
 
 def reinforce_loss(log_probs: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
-    """-mean(A log π(y|x)), with REINFORCE's gradient (Williams 1992); no gradient flows through A.  Both (batch,)."""
-    return -(advantage.detach() * log_probs).mean()
+    """-mean(A log π(y|x)), with REINFORCE's gradient (Williams 1992); no gradient flows through A.
+
+    Both are (batch,), or (batch, tokens) of single tokens, which are summed over each completion.
+    """
+    weighted = advantage.detach() * log_probs
+    return -weighted.view(len(weighted), -1).sum(dim=1).mean()
 
 
 def completion_sums(

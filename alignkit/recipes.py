@@ -55,15 +55,13 @@ def reward_model(p: RewardModel, seed: int) -> Runs:
     """Notebook 1: the reward model, what it is compared with, and the SFT policy with its samples.
 
     - reward: all pairs, all train reviews
-    - twin: the same without the held-out reviews, which give validation and the sign boundary
-    - curve_N: the twin's setting on N reviews
+    - curve_N: the same on N reviews, with others held out, which give validation and the sign boundary
     - matched: the largest of these, with one partner for each review in place of all pairs
     """
     full = _reward(p, seed)
     small = {**full, "held_out": p.held_out, "min_steps": p.curve_min_steps}
     runs = {
         "reward": get(train_reward, **full),
-        "twin": get(train_reward, **full, held_out=p.held_out),
         **{f"curve_{n}": get(train_reward, **small, n_train=n) for n in p.curve_reviews},
         "matched": get(train_reward, **small, n_train=max(p.curve_reviews), pairs="matched"),
         "sft": get(train_sft, **_shared(p, seed), **p.sft()),

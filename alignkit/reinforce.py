@@ -19,7 +19,7 @@ from alignkit.merging import ema_
 from alignkit.metrics import repetition_rate
 from alignkit.models import load_encoder, load_policy
 from alignkit.pairs import zero_of
-from alignkit.policy_gradient import BASELINES, Terms, completion_sums, token_terms
+from alignkit.policy_gradient import BASELINES, Terms, completion_sums, reinforce_loss, token_terms
 from alignkit.reward import score
 from alignkit.sampling import full_texts, sample
 from alignkit.warp_deviations import greedy, mean_with_prompt
@@ -32,7 +32,7 @@ KL_EVERY = 5
 CLIP = 1.0
 """Largest gradient norm."""
 LEAST_RATE = 0.02
-"""Share of the learning rate that is left at the last step of a falling rate."""
+"""Share of the learning rate that a falling rate never goes below."""
 
 
 def train_policy_gradient(
@@ -69,18 +69,21 @@ def train_policy_gradient(
     at the SFT policy, "none" takes the KL away.  With k = 1 a baseline is taken over the whole batch.
 
     Beyond Algorithm 1: baseline "sentence" credits each sentence with what it adds; `decay` lets the rate fall linearly
-    after the warm-up, to LEAST_RATE of itself; `exact_kl` differentiates the exact KL of each step instead of sampling
-    it.  `greedily` and `token_mean` do what an earlier report did (`warp_deviations`).
+    after the warm-up, towards LEAST_RATE of itself; `exact_kl` differentiates the exact KL of each step instead of
+    sampling it.  `greedily` and `token_mean` do what an earlier report did (`warp_deviations`).
 
     Runs that differ in `stream` alone start equal and see other prompts and other chances.  `keep` names steps at which
     the weights are kept as well, in step-<n>/; under a constant rate they are those of a shorter run.
 
     Writes the policy, its tokenizer and history.csv (`_row`).  Returns status ("diverged" after a gradient that was not
     finite), tokens, texts_scored (what the reward model read), and the seconds spent on generation, scoring and update.
-    Raises UserFault for another baseline or anchor.
+    Raises UserFault for another baseline or anchor, and for `token_mean`, which has no single tokens, with "sentence"
+    or `exact_kl`.
     """
     _allowed("baseline", baseline, (*BASELINES, SENTENCE))
     _allowed("anchor", anchor, ANCHORS)
+    if token_mean and (exact_kl or baseline == SENTENCE):
+        raise UserFault(f"token_mean: true with exact_kl or the baseline {SENTENCE!r}; allowed: neither of them")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(stream)))
     model, tokenizer = load_policy(policy)  # line 4; dropout is off
     sft, _ = load_policy(reference)
@@ -112,7 +115,7 @@ def train_policy_gradient(
         gains = token_advantages(
             rewards, credited, beta=beta, baseline=baseline, k=k, values=values, exact_kl=exact_kl
         )  # line 7
-        loss = -(gains.to(credited["own"]) * credited["own"]).sum(dim=1).mean()
+        loss = reinforce_loss(credited["own"], gains.to(credited["own"]))
         if exact_kl:
             loss = loss + beta * terms["exact"].sum(dim=1).mean()
         norm = _update(model, optimizer, schedule, loss)  # line 8

@@ -1,5 +1,6 @@
 """The tables of notebook 1: how good a reward model is, and what it rewards."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -84,14 +85,19 @@ def history(run: Run) -> pd.DataFrame:
     return log.assign(texts=log.epoch * run.metrics["forwards_per_epoch"])
 
 
+def largest_curve(runs: Iterable[str]) -> str:
+    """The name of the largest model of the learning curve below the full one, which has held-out reviews."""
+    return max((name for name in runs if name.startswith("curve_")), key=lambda name: int(name.removeprefix("curve_")))
+
+
 def zero_of(runs: dict[str, Run], name: str = "reward") -> float:
     """The reward that means "as likely positive as negative" for run `name`.
 
-    The boundary is set on the twin's held-out train reviews and carried over by the mean reward of the
-    unlabelled anchor reviews, since Bradley-Terry leaves each model's zero free.
+    The boundary is set on reviews that were held out from `largest_curve`, and carried over by the mean reward of
+    the unlabelled anchor reviews, since Bradley-Terry leaves each model's zero free.
     """
-    twin = centred(scores(runs["twin"]))
-    held_out = twin[twin.split == "held_out"]
+    other = centred(scores(runs[largest_curve(runs)]))
+    held_out = other[other.split == "held_out"]
     boundary = sign_boundary(held_out.reward.to_numpy(), held_out.label.to_numpy())
     own = scores(runs[name])
     return boundary + own.reward[own.split == "anchor"].mean()

@@ -14,7 +14,7 @@ from alignkit.credit import (
     values_before,
 )
 from alignkit.models import load_policy, train_tokenizer
-from alignkit.policy_gradient import completion_sums, token_terms
+from alignkit.policy_gradient import token_terms
 from alignkit.sampling import sample
 
 BETA, PROMPT, STOP = 0.3, [1, 3, 2], 2
@@ -85,17 +85,23 @@ def test_the_mean_gradient_over_all_draws_is_that_of_reward_less_beta_kl(listed,
         torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
 
 
-def test_terms_add_up_to_the_sums_of_the_whole_completion(world, lively_policy):
+def test_terms_stand_at_their_tokens_as_in_a_text_alone_and_are_zero_after_its_end(world, lively_policy):
     model, tokenizer = load_policy(world.sft)
     other = lively_policy(tokenizer, 3)
     samples = sample(model, tokenizer, ["the film", "a dull story about", "i"], k=3, max_new_tokens=12, seed=0)
     terms = token_terms(model, other, samples)
-    own, against = completion_sums(model, other, samples)
-    torch.testing.assert_close(terms["own"].sum(dim=1), own, rtol=0, atol=1e-4)
-    for name in ("k1", "exact"):
-        torch.testing.assert_close(terms[name].sum(dim=1), against[name], rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(terms["entropy"], against["entropy"], rtol=0, atol=1e-5)
-    assert terms["mask"].sum(dim=1).tolist() == samples.completion_ids.map(len).tolist()
+    for row, (prompt, completion) in enumerate(zip(samples.prompt_ids, samples.completion_ids, strict=True)):
+        own, ref = (
+            m(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            for m in (model, other)
+        )
+        n, at = len(completion), torch.tensor(completion)[:, None]
+        ratio = own - ref
+        alone = {"own": own, "k1": ratio, "exact": (own.exp() * ratio).sum(dim=-1, keepdim=True).expand_as(own)}
+        for name, expected in alone.items():
+            torch.testing.assert_close(terms[name][row, :n], expected.gather(1, at)[:, 0], rtol=1e-5, atol=1e-4)
+            assert not terms[name][row, n:].any()
+        assert terms["mask"][row].tolist() == [1] * n + [0] * (terms["mask"].shape[1] - n)
 
 
 def test_a_sentence_is_worth_what_it_adds_to_the_text_before_it():

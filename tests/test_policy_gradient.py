@@ -143,6 +143,11 @@ def test_the_mean_gradient_over_all_draws_is_that_of_reward_less_beta_kl_or_its_
         torch.testing.assert_close(gradient, share * exact, rtol=0, atol=1e-6)
 
 
+def test_single_tokens_are_summed_over_a_completion() -> None:
+    log_probs, gain = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), torch.tensor([[2.0, 1.0], [1.0, 0.0]])
+    assert reinforce_loss(log_probs, gain).item() == pytest.approx((2 + 2 + 3) / 2)
+
+
 def test_no_gradient_flows_through_the_advantage() -> None:
     log_probs, gain = (torch.tensor(v, requires_grad=True) for v in ([-1.0, -2.0], [3.0, 5.0]))
     reinforce_loss(log_probs, gain).backward()

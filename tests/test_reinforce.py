@@ -201,6 +201,19 @@ def test_greedy_completions_leave_nothing_to_learn_from_with_a_baseline(train: T
     assert history(train(greedily=True, baseline="none", steps=1)[0]).grad_norm[0] > 1e-2
 
 
+def test_the_exact_kl_is_differentiated_where_the_rewards_leave_nothing_to_learn_from(run, train: Train) -> None:
+    silent = {"policy": run[0], "anchor": "reference", "greedily": True, "k": 4, "steps": 1, "beta": 1.0}
+    exact, sampled = (history(train(**silent, exact_kl=value)[0]).grad_norm[0] for value in (True, False))
+    assert exact > 1e-2
+    assert sampled < 1e-4
+
+
+@pytest.mark.parametrize("changed", [{"exact_kl": True}, {"baseline": SENTENCE, "k": 1}])
+def test_a_token_mean_goes_with_nothing_that_needs_single_tokens(train: Train, changed: dict[str, Any]) -> None:
+    with pytest.raises(UserFault, match=r"^token_mean: .*allowed: "):
+        train(token_mean=True, **changed)
+
+
 def test_a_token_mean_has_a_smaller_gradient_than_the_sum(train: Train) -> None:
     mean, whole = (history(train(token_mean=value, steps=1)[0]) for value in (True, False))
     assert mean.reward[0] == whole.reward[0]
