@@ -12,8 +12,10 @@ NOTEBOOKS = batch.notebooks(PROFILE)
 SEEDS = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml").seeds for name in NOTEBOOKS}
 BUILD = str(paths.build())
 # What another notebook's runs start from is trained first, so that no job waits for another one's lock.
-FIRST = {"2_dpo_losses": ["1_reward_model"], "0_primer": ["2_dpo_losses"], "3_f_divergences": ["2_dpo_losses"],
-         "4_warp": ["1_reward_model"], "5_improvements": ["3_f_divergences", "4_warp"], "6_one_front": ["1_reward_model"]}
+FIRST = {"2_dpo_losses": ["1_reward_model"], "3_f_divergences": ["2_dpo_losses"],
+         "4_warp": ["1_reward_model"], "5_improvements": ["3_f_divergences"], "6_one_front": ["1_reward_model"]}
+# The primer's runs are among notebook 2's.
+TRAINED_WITH = {"0_primer": "2_dpo_losses"}
 # Whose tables a notebook reads.
 TABLES = {"6_one_front": ["2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements"]}
 KEYS = {name: batch.content_key(name, PROFILE) + DATA for name in NOTEBOOKS}
@@ -49,7 +51,7 @@ rule train:
 
 rule notebook:
     input:
-        lambda w: [trained(w.notebook, seed) for seed in SEEDS[w.notebook]],
+        lambda w: [trained(TRAINED_WITH.get(w.notebook, w.notebook), seed) for seed in SEEDS[w.notebook]],
         lambda w: [f"{BUILD}/{PROFILE}/{n}.ipynb" for n in TABLES.get(w.notebook, []) if n in NOTEBOOKS],
     output:
         f"{BUILD}/{PROFILE}/{{notebook}}.ipynb",

@@ -20,7 +20,7 @@ CHOSEN = "anchored, sentence credit"
 WITH_RLOO = "WARP + RLOO"
 TUNED = "WARP + RLOO, higher rate"
 """WARP + RLOO at the learning rate of the anchored methods."""
-COMPARED = ("WARP", WITH_RLOO, TUNED, CHOSEN)
+COMPARED = ("WARP", WITH_RLOO, CHOSEN)
 """What is confirmed on other seeds."""
 FULL = "all reviews"
 """The proxy of all other notebooks."""
@@ -42,7 +42,7 @@ def ideas(p: Improvements) -> list[Variation]:
     return [
         Variation("WARP", plain, **four, main=True, every=True),
         Variation(WITH_RLOO, rloo, **four, main=True),
-        Variation(TUNED, {**rloo, "lr": p.anchored_lr}, **four, main=True),
+        Variation(TUNED, {**rloo, "lr": p.anchored_lr}, **four),
         Variation(ANCHORED, alone, etas=p.etas, main=True),
         Variation(CHOSEN, sentence, etas=p.etas, main=True),
         *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
@@ -61,22 +61,26 @@ def idea_points(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Point
 
 
 class Confirmed(NamedTuple):
-    """One seed that no choice was made on."""
+    """One seed of the confirmation."""
 
     sft: Run
     evaluation: Run
     points: list[Point]
 
 
+def unused_seeds(p: Improvements) -> list[int]:
+    """Those of the confirmation: all but the profile's first seed, on which rates and methods were chosen."""
+    return [*p.seeds[1:], *p.confirm_seeds]
+
+
 def confirming(p: Improvements, seed: int) -> list[int]:
-    """The confirmation's seeds that are trained along with this one."""
+    """The seeds of the confirmation that are trained along with this one."""
     place = p.seeds.index(seed)
-    # From the last to the first: the first seed has the side rows as well.
-    return p.confirm_seeds[len(p.seeds) - 1 - place :: len(p.seeds)]
+    return [*p.seeds[1:][max(0, place - 1) : place], *p.confirm_seeds[place :: len(p.seeds)]]
 
 
 def confirmed(p: Improvements, seed: int) -> Confirmed:
-    """A new seed from its start: own SFT policy, own reward model, then the compared methods.
+    """A seed from its start: own SFT policy, own reward model, then the compared methods.
 
     `side_completions` a prompt are enough: the interval is over seeds, which differ by far more than draws do.
     """
@@ -85,7 +89,7 @@ def confirmed(p: Improvements, seed: int) -> Confirmed:
     reward = get(train_reward, **shared, **p.reward_training(), min_steps=1)
     models = {"policy": sft, "reference": sft, "reward": reward}
     start = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
-    compared = [v._replace(main=False) for v in ideas(p) if v.name in COMPARED]
+    compared = [v._replace(main=False, every=False) for v in ideas(p) if v.name in COMPARED]
     found = [point for v in compared for point in points(p, seed, sft, reward, v)]
     return Confirmed(sft, start, found)
 

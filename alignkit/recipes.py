@@ -300,7 +300,7 @@ def improvements(p: Improvements, seed: int) -> Runs:
         place = f"proxy: {h.proxy}"
         named += [(f"{place}, RLOO", h.trained), (f"{place}, {h.steps} steps: evaluation", h.evaluation)]
     for other in confirming(p, seed):
-        new, mark = confirmed(p, other), f"new seed {other}: "
+        new, mark = confirmed(p, other), f"confirmation, seed {other}: "
         named += [(f"{mark}sft", new.sft), (f"{mark}sft: evaluation", new.evaluation)]
         named += [(mark + name, run) for point in new.points for name, run in parts(point)]
     return _each_once(runs, named)

@@ -6,7 +6,7 @@ import pytest
 
 from alignkit import params, paths
 from alignkit.divergences import divergence
-from alignkit.improvements_recipe import COMPARED, confirming, ideas
+from alignkit.improvements_recipe import COMPARED, confirming, ideas, unused_seeds
 from alignkit.improvements_report import fits
 from alignkit.overoptimisation import curve
 from alignkit.recipes import NEW_DIVERGENCES, new_divergence_methods, strength_to_beta
@@ -33,7 +33,7 @@ def test_what_is_compared_is_trained_for_every_seed_and_differs_in_name(p):
 
 def test_the_new_seeds_are_shared_out_each_to_one_of_the_profiles_own(p):
     shared = [seed for own in p.seeds for seed in confirming(p, own)]
-    assert sorted(shared) == sorted(p.confirm_seeds)
+    assert sorted(shared) == sorted(unused_seeds(p)) == sorted({*p.seeds[1:], *p.confirm_seeds})
     assert not {*p.confirm_seeds} & {*p.seeds}
 
 
