@@ -76,7 +76,8 @@ def unused_seeds(p: Improvements) -> list[int]:
 def confirming(p: Improvements, seed: int) -> list[int]:
     """The seeds of the confirmation that are trained along with this one."""
     place = p.seeds.index(seed)
-    return [*p.seeds[1:][max(0, place - 1) : place], *p.confirm_seeds[place :: len(p.seeds)]]
+    own = [seed] if place else []
+    return own + p.confirm_seeds[place :: len(p.seeds)]
 
 
 def confirmed(p: Improvements, seed: int) -> Confirmed:
