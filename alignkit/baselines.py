@@ -8,7 +8,7 @@ import pandas as pd
 import transformers
 
 from alignkit.data import load_reviews
-from alignkit.evaluation import measures, test_prompts, with_rewards
+from alignkit.evaluation import evaluation_prompts, measures, with_rewards
 from alignkit.models import load_policy
 from alignkit.sampling import full_texts, sample
 from alignkit.sft import fine_tune
@@ -84,7 +84,7 @@ def guided_search(
     has no KL.  Writes completions.parquet with the best text of each test prompt; returns `measures` of them.
     """
     model, tokenizer = load_policy(policy)
-    texts = test_prompts(data, tokenizer, n_prompts)
+    texts = evaluation_prompts(data, tokenizer, n_prompts)
     start = [list(ids) for ids in tokenizer(texts)["input_ids"]]
     gold = data["source"] == "pocket"
     state = pd.DataFrame({"which": range(len(texts)), "ids": start, "finished": False, "reward": -np.inf})

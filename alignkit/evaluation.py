@@ -44,7 +44,7 @@ def evaluate(
     the mean KL to the reference (exact at each step, nats a sequence) and status; a diverged policy has no numbers.
     """
     model, tokenizer = load_policy(policy)
-    texts = test_prompts(data, tokenizer, n_prompts)
+    texts = evaluation_prompts(data, tokenizer, n_prompts)
     if not _can_be_sampled(model, tokenizer, texts):
         return {"status": "diverged"}
     by_id = {tokenizer.convert_tokens_to_ids(token): value for token, value in (bias or {}).items()}
@@ -71,7 +71,7 @@ def evaluate(
     }
 
 
-def test_prompts(data: dict[str, Any], tokenizer: PreTrainedTokenizerBase, n: int) -> list[str]:
+def evaluation_prompts(data: dict[str, Any], tokenizer: PreTrainedTokenizerBase, n: int) -> list[str]:
     """The beginnings of n test reviews, 5-20 tokens each, the same for every run and seed."""
     test = load_reviews(seed=0, **data)["test"]["text"]
     return prompts(test, tokenizer, n=n, shortest=5, longest=20, seed=0)

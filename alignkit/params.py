@@ -348,7 +348,7 @@ class Improvements(Divergent, Fronts):
         """One line for each pair of values that do not go together."""
         yield from super().clashes()
         if used := sorted({*self.confirm_seeds} & {*self.seeds}):
-            yield f"confirm_seeds: {used} are among seeds, on which the method was chosen"
+            yield f"confirm_seeds: {used} are among seeds already; allowed: others"
         if self.equal_steps % (self.warp_iterations * self.warp_runs):
             yield f"equal_steps: {self.equal_steps} is not a multiple of warp_iterations x warp_runs"
         for k in [*self.rloo_samples, self.main_samples]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignkit.evaluation import test_prompts, with_rewards
+from alignkit.evaluation import evaluation_prompts, with_rewards
 from alignkit.frontier import balance_log_weights
 from alignkit.models import load_policy
 from alignkit.sampling import full_texts, sample, sequence_log_probs
@@ -54,7 +54,7 @@ def draw_pool(
     """
     models = [load_policy(folder)[0] for folder in policies]
     tokenizer = load_policy(policies[0])[1]
-    texts = test_prompts(data, tokenizer, n_prompts)
+    texts = evaluation_prompts(data, tokenizer, n_prompts)
     drawn = []
     for i, (model, k) in enumerate(zip(models, counts, strict=True)):
         chance = int(np.random.SeedSequence(seed, spawn_key=(i, 1)).generate_state(1)[0] >> 1)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.credit import sentence_ends, sentence_starts, token_advantages, values_before
-from alignkit.data import load_reviews, prompts
+from alignkit.data import fingerprint, load_reviews, prompts
 from alignkit.faults import UserFault
 from alignkit.merging import ema_
 from alignkit.metrics import repetition_rate
@@ -92,7 +93,7 @@ def train_policy_gradient(
     beta = 0.0 if anchor == "none" else beta
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     schedule = LambdaLR(optimizer, lambda done: _rate(done, steps, warmup, decay))
-    asked = train_prompts(data, tokenizer, seed, rng, batch // k)
+    asked = train_prompts(data, reference, seed, rng, batch // k)
     draw = greedy if greedily else sample
     ends = sentence_ends(tokenizer) if baseline == SENTENCE else set()
     log, seconds, texts, status = [], np.zeros(3), 0, "ok"
@@ -138,20 +139,25 @@ def train_policy_gradient(
 
 
 def train_prompts(
-    data: dict[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int, rng: np.random.Generator, n: int
+    data: dict[str, Any], policy: Path, seed: int, rng: np.random.Generator, n: int
 ) -> Iterator[list[str]]:
     """n train prompts a step without end, none a second time before all have been seen.
 
-    They are the beginnings of half of the train reviews, since some are too short.
+    They are the beginnings of half of the train reviews, since some are too short, in tokens of `policy`.
     """
-    train = load_reviews(seed=seed, **data)["train"]["text"][:]
-    pool = prompts(train, tokenizer, n=max(n, len(train) // 2), shortest=5, longest=15, seed=seed)
+    pool = _beginnings(policy, seed, fingerprint(**data), tuple(data.items()))
     waiting: list[int] = []
     while True:
         while len(waiting) < n:
             waiting += rng.permutation(len(pool)).tolist()
         now, waiting = waiting[:n], waiting[n:]
         yield [pool[i] for i in now]
+
+
+@lru_cache(maxsize=2)  # runs of a seed share them, and they take as long as several steps
+def _beginnings(policy: Path, seed: int, _: str, data: tuple[tuple[str, Any], ...]) -> list[str]:
+    train = load_reviews(seed=seed, **dict(data))["train"]["text"][:]
+    return prompts(train, load_policy(policy)[1], n=len(train) // 2, shortest=5, longest=15, seed=seed)
 
 
 def _allowed(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.lib.stride_tricks import sliding_window_view
 
 REPEATS = 256
 """Random companies of n - 1 other draws that a draw is put into."""
@@ -22,21 +21,34 @@ def kept_share(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.
     n E[w / (w + Σ of n - 1 others' w)], over companies of n - 1 *other* draws of the pool.  log_weights is
     (prompts, N), up to a constant a prompt.  Raises ValueError if a prompt has fewer than n draws.
     """
-    prompts, size = log_weights.shape
+    size = log_weights.shape[1]
     if not 1 <= n <= size:
         raise ValueError(f"{n} draws; allowed: 1 to {size}, those of a prompt")
     # What is e^600 times less likely than the best of its prompt is not told apart from its like, and not lost either.
-    weights = np.exp(np.maximum(log_weights - log_weights.max(axis=1, keepdims=True), -600.0))
+    weights = np.exp(np.maximum(log_weights - log_weights.max(axis=1, keepdims=True), -600.0)).T
     share = np.zeros_like(weights)
     for _ in range(REPEATS):
-        # Windows over a random order, a ring: every draw gets n - 1 different others.
-        order = rng.permuted(np.tile(np.arange(size), (prompts, 1)), axis=1)
-        shuffled = np.take_along_axis(weights, order, axis=1)
-        ring = np.concatenate([shuffled, shuffled[:, : n - 1]], axis=1)
-        kept = shuffled / sliding_window_view(ring, n, axis=1).sum(axis=2)
-        np.put_along_axis(share, order, np.take_along_axis(share, order, axis=1) + kept, axis=1)
-    share *= n / REPEATS
+        # The same order for all prompts, whose draws have nothing to do with each other.
+        order = rng.permutation(size)
+        shuffled = weights[order]
+        share[order] += shuffled / ring_sums(shuffled, n)
+    share = share.T * (n / REPEATS)
     return share / share.mean(axis=1, keepdims=True)
+
+
+def ring_sums(values: np.ndarray, n: int) -> np.ndarray:
+    """For each row the sum of it and the n - 1 rows after it, round a ring; both (rows, columns).
+
+    Sums of 1, 2, 4, ... rows put together: a difference of cumulative sums would lose small values beside large ones.
+    """
+    total, taken, width = np.zeros_like(values), 0, 1
+    while width <= n:
+        if n & width:
+            total = total + np.roll(values, -taken, axis=0)
+            taken += width
+        values = values + np.roll(values, -width, axis=0)
+        width *= 2
+    return total
 
 
 def resampled(

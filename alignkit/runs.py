@@ -7,6 +7,7 @@ the same call loads, and edited code, other data or another library never serve 
 
 import ast
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from alignkit.faults import UserFault
 
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "numpy", "pandas")
 RECORD = "run.json"
+# A notebook asks for hundreds of runs: what takes longest in telling them apart is done once.
+version = lru_cache(importlib.metadata.version)
 
 
 class Run(NamedTuple):
@@ -101,12 +104,20 @@ def sources(module: str) -> dict[str, str]:
             continue
         text = file.read_bytes()
         found[name] = hashlib.sha256(text).hexdigest()[:16]
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
+        waiting += _imported(text)
     return dict(sorted(found.items()))
+
+
+@lru_cache(maxsize=256)
+def _imported(text: bytes) -> list[str]:
+    """The names of all modules that a source imports, and of what it imports from them, which may be modules too."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return found
 
 
 def _source_file(name: str) -> Path | None:

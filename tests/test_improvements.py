@@ -40,7 +40,7 @@ def test_the_new_seeds_are_shared_out_each_to_one_of_the_profiles_own(p):
 def test_a_new_seed_that_is_also_a_seed_is_one_line(p):
     values = p.model_dump() | {"confirm_seeds": [p.seeds[0]]}
     assert params.faults(values, "file") == [
-        f"file: confirm_seeds: [{p.seeds[0]}] are among seeds, on which the method was chosen"
+        f"file: confirm_seeds: [{p.seeds[0]}] are among seeds already; allowed: others"
     ]
 
 

@@ -15,8 +15,9 @@ from alignkit import credit, reinforce
 from alignkit.faults import UserFault
 from alignkit.models import load_policy
 from alignkit.pairs import zero_of
+from alignkit.pocket import generate_reviews
 from alignkit.policy_gradient import BASELINES, advantages
-from alignkit.reinforce import SENTENCE, train_policy_gradient
+from alignkit.reinforce import SENTENCE, train_policy_gradient, train_prompts
 from alignkit.reward import score_with
 from alignkit.sampling import full_texts, sample, sequence_log_probs
 
@@ -248,3 +249,27 @@ def test_a_setting_that_the_loop_does_not_have_is_one_line(train: Train, key: st
     with pytest.raises(UserFault, match=f"^{key}: '{value}'; allowed: .*none") as refused:
         train(**{key: value})
     assert "\n" not in str(refused.value)
+
+
+def test_train_prompts_come_again_in_another_order_once_half_of_the_reviews_have_been_seen(world) -> None:
+    asked = train_prompts(world.data, world.sft, 0, np.random.default_rng(0), 100)
+    first, second = ([text for _ in range(5) for text in next(asked)] for _ in range(2))
+    assert world.data["train_reviews"] == 2 * len(first)
+    assert len(set(first)) > 490  # few begin alike
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_reviews_that_were_edited_give_other_train_prompts_at_once(world, tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    reviews = generate_reviews(200, 0)
+    data = {"source": str(file), "train_reviews": None, "test_reviews": None, "unsupervised_reviews": None}
+
+    def asked() -> list[str]:
+        return next(train_prompts(data, world.sft, 0, np.random.default_rng(0), 8))
+
+    reviews.to_csv(file, index=False)
+    before = asked()
+    assert asked() == before
+    reviews.assign(text="Well , " + reviews.text).to_csv(file, index=False)
+    assert all(text.startswith("Well , ") for text in asked())

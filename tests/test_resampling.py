@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from alignkit.divergences import divergence
 from alignkit.frontier import best_of_n
-from alignkit.resampling import kept_share, resampled
+from alignkit.resampling import kept_share, resampled, ring_sums
 
 RNG = np.random.default_rng(0)
 
@@ -23,6 +23,13 @@ def test_the_share_of_each_draw_is_that_of_all_companies_listed():
         expected[i] = n * np.mean([weights[i] / (weights[i] + weights[j] + weights[k]) for j, k in others])
     found = np.mean([kept_share(log_weights, n, np.random.default_rng(s)) for s in range(200)], axis=0)
     np.testing.assert_allclose(found[0], expected / expected.mean(), atol=0.01)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 1000))
+def test_ring_sums_are_the_windows_added_up_small_values_beside_large_ones_too(n: int, more: int, seed: int):
+    values = np.exp(np.random.default_rng(seed).uniform(-600, 0, size=(n + more, 3)))
+    expected = sum(np.roll(values, -i, axis=0) for i in range(n))
+    np.testing.assert_allclose(ring_sums(values, n), expected, rtol=1e-12)
 
 
 @given(st.integers(1, 8), st.integers(0, 1000), st.floats(0, 30))
