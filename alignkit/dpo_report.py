@@ -150,9 +150,9 @@ def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
 def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: list[str], family: str = "family") -> pd.DataFrame:
     """Each family's measures at given KLs, seed by seed, interpolated along its sweep over beta.
 
-    Linear in √KL, in which reward is close to linear, between the SFT policy (KL 0) and the neighbouring runs; a
-    family whose sweep does not reach a KL has NaN there.  `table` has columns family, seed, kl and the measures; SFT
-    rows have family "sft".
+    Linear in √KL, in which reward is close to linear, between neighbouring runs; NaN beyond the last and before the
+    first of them.  A family with runs at eta < 1 goes back to the SFT policy (KL 0) by itself.  `table` has columns
+    family, seed, kl and the measures; SFT rows have family "sft".
     """
     out = []
     for (name, seed), group in table[(table[family] != "sft") & (table.status == "ok")].groupby(
@@ -160,8 +160,10 @@ def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: list[str], family:
     ):
         start = table[(table[family] == "sft") & (table.seed == seed)]
         curve = pd.concat([start, group]).sort_values("kl")
+        back = "eta" in group and group.eta.min() < 1
+        least = 0.0 if back else group.kl.min()
         for kl in kls:
-            reached = kl <= curve.kl.max()
+            reached = least <= kl <= group.kl.max()
             values = {c: np.interp(kl**0.5, curve.kl**0.5, curve[c]) if reached else np.nan for c in columns}
             out.append({family: name, "seed": seed, "at_kl": kl, **values})
     return pd.DataFrame(out)

@@ -52,7 +52,9 @@ def hypervolumes(volume: pd.DataFrame, measures: Sequence[str], order: Sequence[
             axis.barh(i, values.mean(), color=COLOURS[0], alpha=0.35)
             axis.plot(values, np.full(len(values), i), "o", color=COLOURS[0], markersize=4)
         axis.set(xlabel=f"hypervolume up to KL 4, {measure} (nats²)")
-    axes[0][0].set_yticks(range(len(order)), order, fontsize="small")
+    seeds = volume.groupby("method").seed.nunique()
+    labels = [f"{name} (1 seed)" if seeds[name] == 1 < seeds.max() else name for name in order]
+    axes[0][0].set_yticks(range(len(order)), labels, fontsize="small")
     axes[0][0].invert_yaxis()
     return figure
 

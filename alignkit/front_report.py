@@ -41,17 +41,19 @@ def optimum(pool: Pool, betas: Sequence[float]) -> pd.DataFrame:
     return table.assign(gold=np.where(table.kl.isna(), np.nan, gold))
 
 
-def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float]) -> dict[float, float]:
-    """Standard error of the frontier's reward, from two halves of the pool's draws, at those KLs that both reach."""
-    halves = []
-    for start in (0, 1):
-        kept = np.concatenate([np.flatnonzero(pool.policy[0] == i)[start::2] for i in range(len(pool.log_probs))])
-        half = Pool(pool.reward[:, kept], None, pool.policy[:, kept], pool.log_probs[:, :, kept])
-        table = optimal_frontier(half.reward, betas, half.log_weights())
-        halves.append([optimal_reward(kl, table) for kl in kls])
-    # A half has twice the variance of the whole, their difference four times.
-    found = np.abs(np.subtract(*halves)) / 2
-    return {kl: float(error) for kl, error in zip(kls, found, strict=True) if np.isfinite(error)}
+def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> dict[float, float]:
+    """Standard error of the frontier's reward at given KLs, by the delete-a-group jackknife over the pool's draws.
+
+    The frontier is computed `groups` times, each time without one of the groups.  A KL that one of these frontiers does
+    not reach has no entry.
+    """
+    found = []
+    for group in range(groups):
+        part = pool.without(group, groups)
+        table = optimal_frontier(part.reward, betas, part.log_weights())
+        found.append([optimal_reward(kl, table) for kl in kls])
+    errors = np.sqrt((groups - 1) * np.var(found, axis=0))
+    return {kl: float(error) for kl, error in zip(kls, errors, strict=True) if np.isfinite(error)}
 
 
 def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
@@ -74,44 +76,57 @@ def sweep_rows(runs: Mapping[int, Mapping[str, Run]], p: OneFront) -> pd.DataFra
     """One row for each β and seed of notebook 6's own sweep, and SFT's, like those of the other notebooks."""
     out = []
     for seed, by_name in runs.items():
-        out.append({"method": "sft", "seed": seed, **by_name["sft: evaluation"].metrics})
+        start = by_name["sft: evaluation"]
+        out.append({"method": "sft", "seed": seed, "run": start.id, **start.metrics})
         for beta in p.front_betas:
             trained = by_name[f"β={beta:g}"].metrics
             tokens = {name: trained[name] for name in ("tokens_generated", "tokens_trained")}
             run = by_name[f"β={beta:g}: evaluation"]
-            status = {"status": trained["status"]} if trained["status"] != "ok" else {}
+            measured = run.metrics if trained["status"] == "ok" else {"status": "diverged"}
             row = {"method": SWEPT, "seed": seed, "beta": beta, "steps": p.front_steps, "run": run.id, **tokens}
-            out.append({**row, **run.metrics, **status})
+            out.append({**row, **measured})
     return pd.DataFrame(out).assign(row="main", profile=p.profile, notebook=p.notebook)
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """Rows with a column family: what a sweep (over β, η or steps) belongs to, in the words of this notebook.
 
-    Rows that are no policy of one method's usual setting (other pairs, rates, what earlier reports did) have none.
+    Rows that are no policy of one method's usual setting (other pairs, rates, what earlier reports did) have none, and
+    earlier iterations and steps have none where the last one is interpolated back: they would be joined to its front.
     """
-    divergence = "DPO, " + families(table)
-    loss = "DPO, " + table.loss.fillna("")
-    out = pd.Series(pd.NA, index=table.index, dtype=object)
-    pairs = table.notebook.isin(["3_f_divergences", "5_improvements"]) & table.loss.notna()
-    out[pairs & (table.loss == "sigmoid")] = divergence
-    out[pairs & (table.loss != "sigmoid")] = "DPO, " + table.method
-    out[(table.notebook == "2_dpo_losses") & table.loss.notna()] = loss + " (notebook 2)"
-    out[table.loss.notna() & (table.usual != True)] = pd.NA  # noqa: E712
-    out[table.method == "positive reviews"] = "fine-tuning on positive reviews"
-    runs = table.notebook.isin(["4_warp", "5_improvements", "6_one_front"]) & table.loss.isna()
-    out[runs] = table.method
-    out[table.method.isin(["frozen θ^m", "greedy decoding", "token mean with prompt"])] = pd.NA
-    warp = runs & (table.method == "WARP")
-    out[warp] = "WARP, T=" + table.steps[warp].astype(int).astype(str)
-    new = table.notebook == "5_improvements"
-    out[new & (table.method == ANCHORED)] = f"{ANCHORED}, over η"
-    side = (table.notebook == "4_warp") & table.method.str.contains(r"^(?:M=|β=|LERP|raw SLERP)")
-    out[side] = "WARP, one iteration, " + table.method
-    later = table.iteration.fillna(0)
-    out[runs & later.lt(table.groupby(["notebook", "method"]).iteration.transform("max"))] = pd.NA
-    out[table.method == "sft"] = "sft"
-    return table.assign(family=out)
+    method, pairs = table.method, table.loss.notna()
+    each = table.groupby(["notebook", "method"])
+    early = table.steps < each.steps.transform("max")
+    front = each.eta.transform("min") < 1
+    snapshots = method + np.where(each.steps.transform("nunique") > 1, ", over steps", "")
+    side = "WARP, one iteration, " + snapshots
+    cases = [
+        (method == "sft", "sft"),
+        (pairs & (table.usual != True), None),  # noqa: E712
+        (pairs & (table.notebook == "2_dpo_losses"), "DPO, " + table.loss + " (notebook 2)"),
+        (pairs & (table.loss == "sigmoid"), "DPO, " + families(table)),
+        (pairs, "DPO, " + method),
+        (method == "positive reviews", "fine-tuning on positive reviews"),
+        (~table.notebook.isin(["4_warp", "5_improvements", "6_one_front"]), None),
+        (method.isin(["frozen θ^m", "greedy decoding", "token mean with prompt"]), None),
+        (table.iteration < each.iteration.transform("max"), None),
+        (early & front, None),
+        (method == "WARP", "WARP, T=" + table.steps.map("{:g}".format)),
+        ((table.notebook == "5_improvements") & (method == ANCHORED), f"{ANCHORED}, over η"),
+        ((table.notebook == "4_warp") & method.str.contains(r"^(?:M=|β=|LERP|raw SLERP)"), side),
+    ]
+    family = snapshots.astype(object)
+    for rows, name in reversed(cases):  # the first case that holds counts
+        family = family.mask(rows, name)
+    return table.assign(family=family)
+
+
+def of_other_runs(table: pd.DataFrame, sweep: pd.DataFrame) -> list[str]:
+    """The notebooks whose rows in `table` start from another supervised policy than those of `sweep`, or measured it
+    with other code: tables of an earlier run, or of other data."""
+    own = set(sweep[sweep.method == "sft"].run)
+    start = table[(table.method == "sft") & table.seed.isin(sweep.seed)]
+    return sorted(start[~start.run.isin(own)].notebook.unique())
 
 
 def efficiencies(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
@@ -137,10 +152,12 @@ def above(
     """Each row's excess over the frontier, its standard error, and the simultaneous 95 % bound (Bonferroni).
 
     `table` is one of `efficiencies` with columns completions and prompts; `spreads` are those of `spread`, `errors` the
-    frontier's own standard error by KL, each for a seed.  Column above: whether the excess is beyond the bound.  The
-    KL's own noise is left out: near the optimum it makes reward and KL err together along the frontier.
+    frontier's own standard error by KL, each for a seed; beyond their last KL the error there counts.  Column above:
+    whether the excess is beyond the bound.  The KL's own noise is left out: near the optimum it makes reward and KL err
+    together along the frontier.
     """
-    known = table[table.optimal.notna() & (table.kl >= LEAST_KL)].copy()
+    measured = table.seed.map(lambda seed: bool(errors.get(seed)))
+    known = table[table.optimal.notna() & (table.kl >= LEAST_KL) & measured].copy()
     z = norm.ppf(1 - 0.05 / max(1, len(known)))
     own = [spreads[r.seed] / np.sqrt(r.completions * r.prompts) for r in known.itertuples()]
     other = [np.interp(r.kl, list(errors[r.seed]), list(errors[r.seed].values())) for r in known.itertuples()]
@@ -162,6 +179,26 @@ def resampling_rows(
                 rows = resampled(own.reward, ratios, n, betas, own.gold, seed=seed)
                 out.append(rows.assign(seed=seed, family=f"{name}, one of {n}", status="ok"))
     return pd.concat(out, ignore_index=True)
+
+
+def held_out_shares(
+    pools: Mapping[int, Pool], position: int, n: int, betas: Sequence[float], grid: Sequence[float], kl: float
+) -> list[float]:
+    """Efficiency at one KL of keeping one of n, with method and frontier from different halves of the pool's draws.
+
+    One for each seed, the mean of both ways round; both are computed from the same draws elsewhere.  `betas` are those
+    of the method, `grid` those of the frontier.
+    """
+    out = []
+    for pool in pools.values():
+        shares = []
+        for half in (0, 1):
+            own, other = pool.without(half, 2), pool.without(1 - half, 2)
+            rows = resampling_rows({0: own}, {position: ""}, [n], betas).sort_values("kl")
+            reward = np.interp(np.sqrt(kl), np.sqrt(rows.kl), rows.reward)
+            shares.append(efficiency(kl, reward, optimum(other, grid)))
+        out.append(float(np.mean(shares)))
+    return out
 
 
 def ceiling(frontier: pd.DataFrame, kl: float) -> float:
@@ -209,13 +246,13 @@ SETTING = ("beta", "eta", "steps", "n")
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
     """Rows with reward and gold as gains over their seed's SFT policy: rewards of different seeds have other zeros."""
-    start = table[table.method == "sft"].groupby("seed")[["reward", "gold"]].mean()
-    columns = [c for c in ("reward", "gold") if table[c].notna().any()]
+    columns = [c for c in ("reward", "gold") if c in table and table[c].notna().any()]
+    start = table[table.method == "sft"].groupby("seed")[columns].mean()
     return table.assign(**{c: table[c] - table.seed.map(start[c]) for c in columns})
 
 
 def setting_means(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds for each setting of each family; families keep their order."""
+    """Means over seeds for each setting of each family, by KL."""
     known = [name for name in SETTING if name in table]
     means = table.groupby(["family", *known], sort=False, dropna=False)[["kl", *columns]].mean()
     return means.reset_index().sort_values("kl")

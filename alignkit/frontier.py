@@ -90,7 +90,7 @@ def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
 def optimal_reward(kl: float, frontier: pd.DataFrame) -> float:
     """The frontier's reward at a KL, linear in √KL between its points, near which it is straight; NaN beyond them."""
     known = frontier.dropna(subset=["kl", "reward"]).sort_values("kl")
-    if not 0 <= kl <= known.kl.max():
+    if not known.kl.min() <= kl <= known.kl.max():
         return float("nan")
     return float(np.interp(np.sqrt(kl), np.sqrt(known.kl), known.reward))
 

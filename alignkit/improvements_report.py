@@ -8,7 +8,7 @@ import pandas as pd
 from alignkit.dpo_report import differences
 from alignkit.frontier import hypervolume
 from alignkit.improvements_recipe import Hacked
-from alignkit.metrics import pairwise_accuracy
+from alignkit.metrics import holm, pairwise_accuracy
 from alignkit.overoptimisation import LEAST_KL, Fit, fit
 from alignkit.runs import Run
 
@@ -49,12 +49,13 @@ def volumes(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
 
 
 def against(volume: pd.DataFrame, method: str, others: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
-    """Hypervolume of a method less that of each of the others, seed by seed: mean, 95 % t interval, p, Holm's p."""
+    """Hypervolume of a method less that of each of the others, seed by seed: mean, 95 % t interval, p, and Holm's p
+    over all of them."""
     kept = volume[volume.method.isin([method, *others])]
     flipped = differences(kept, method, list(measures))
     mean, low, high = -flipped.difference, -flipped.high, -flipped.low
     label = method + " − " + flipped.method
-    return flipped.assign(label=label, difference=mean, low=low, high=high)
+    return flipped.assign(label=label, difference=mean, low=low, high=high, holm=holm(flipped.p.to_numpy()))
 
 
 def hack_rows(found: Mapping[int, Sequence[Hacked]], sft: Mapping[int, Run]) -> pd.DataFrame:
@@ -65,9 +66,8 @@ def hack_rows(found: Mapping[int, Sequence[Hacked]], sft: Mapping[int, Run]) -> 
     rows = [{"proxy": "sft", "seed": s, "steps": 0, "run": r.id, **r.metrics} for s, r in sft.items()]
     for seed, here in found.items():
         for h in here:
-            status = {} if h.trained.metrics["status"] == "ok" else {"status": "diverged"}
-            place = {"proxy": h.proxy, "seed": seed, "steps": h.steps, "run": h.evaluation.id}
-            rows.append({**place, **h.evaluation.metrics, **status})
+            measured = h.evaluation.metrics if h.trained.metrics["status"] == "ok" else {"status": "diverged"}
+            rows.append({"proxy": h.proxy, "seed": seed, "steps": h.steps, "run": h.evaluation.id, **measured})
     return pd.DataFrame(rows)
 
 
@@ -78,18 +78,17 @@ def accuracy(reward: Run) -> float:
     return pairwise_accuracy(test.reward.to_numpy(), test.label.to_numpy())
 
 
-def fits(table: pd.DataFrame, family: str = "proxy") -> pd.DataFrame:
+def fits(table: pd.DataFrame) -> pd.DataFrame:
     """Gao et al.'s d (α - β log d) fitted to the gain in gold for each family and seed; columns of `Fit` (NaN with
     fewer than three points), and most_kl.
 
     `table` has columns family, seed, kl, gold, SFT's rows ("sft") among them.
     """
     out = []
-    for (name, seed), rows in table[(table[family] != "sft") & (table.status == "ok")].groupby(
-        [family, "seed"], sort=False
-    ):
-        start = table[(table[family] == "sft") & (table.seed == seed)].gold.iloc[0]
+    sound = table[(table.family != "sft") & (table.status == "ok")]
+    for (name, seed), rows in sound.groupby(["family", "seed"], sort=False):
+        start = table[(table.family == "sft") & (table.seed == seed)].gold.iloc[0]
         few = (rows.kl >= LEAST_KL).sum() < 3
         found = Fit(*[np.nan] * 4) if few else fit(rows.kl.to_numpy(), rows.gold.to_numpy() - start)
-        out.append({family: name, "seed": seed, **found._asdict(), "most_kl": rows.kl.max(), "status": "ok"})
+        out.append({"family": name, "seed": seed, **found._asdict(), "most_kl": rows.kl.max(), "status": "ok"})
     return pd.DataFrame(out)

@@ -19,7 +19,7 @@ class Fit(NamedTuple):
     beta: float
     r2: float
     peak_kl: float
-    """KL at the maximum, nats; NaN if the fitted curve never bends (β <= 0)."""
+    """KL at the maximum, nats: 0 if the curve falls from the start; NaN if it never bends (β <= 0)."""
 
 
 def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> Fit:
@@ -41,7 +41,7 @@ def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> Fit:
     r2 = 1 - ((gain - fitted) ** 2).sum() / ((gain - gain.mean()) ** 2).sum()
     if beta <= 0:
         return Fit(alpha, beta, r2, float("nan"))
-    peak = np.exp(alpha / beta - 1) if form == "rl" else alpha / (2 * beta)
+    peak = np.exp(alpha / beta - 1) if form == "rl" else max(0.0, alpha / (2 * beta))
     return Fit(float(alpha), float(beta), float(r2), float(peak**2))
 
 

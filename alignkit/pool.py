@@ -30,7 +30,15 @@ class Pool(NamedTuple):
 
     def of(self, policy: int) -> "Pool":
         """What one policy drew."""
-        kept = self.policy[0] == policy
+        return self._only(self.policy[0] == policy)
+
+    def without(self, group: int, groups: int) -> "Pool":
+        """What is left when the draws of each policy are dealt to so many groups and one of them is taken away."""
+        counts = np.bincount(self.policy[0], minlength=len(self.log_probs))
+        place = np.concatenate([np.arange(count) for count in counts])  # those of a policy stand side by side
+        return self._only(place % groups != group)
+
+    def _only(self, kept: np.ndarray) -> "Pool":
         gold = None if self.gold is None else self.gold[:, kept]
         return Pool(self.reward[:, kept], gold, self.policy[:, kept], self.log_probs[:, :, kept])
 

@@ -246,11 +246,16 @@ def test_at_the_kl_of_a_run_the_measures_are_those_of_the_run() -> None:
         assert value(found, family, kl, "gold") == pytest.approx(10 * reward)
 
 
-@pytest.mark.parametrize("kl", [0.25, 2.0, 6.25])
-def test_between_runs_and_from_sft_on_measures_are_linear_in_the_root_of_kl(kl: float) -> None:
+@pytest.mark.parametrize("kl", [1.5, 2.0, 6.25])
+def test_between_runs_measures_are_linear_in_the_root_of_kl(kl: float) -> None:
     assert value(at_kl(sweep(), [kl], ["reward"]), "even", kl) == pytest.approx(2 * kl**0.5)
-    if kl < 1:
-        assert value(at_kl(sweep(), [kl], ["reward"]), "short", kl) == pytest.approx(kl**0.5)
+
+
+def test_before_the_first_run_there_is_no_number_but_for_a_family_that_is_interpolated_back_to_sft() -> None:
+    assert np.isnan(value(at_kl(sweep(), [0.25], ["reward"]), "short", 0.25))
+    for eta, expected in ((0.5, 0.5), (1.0, np.nan)):
+        table = sweep().assign(eta=eta)
+        assert value(at_kl(table, [0.25], ["reward"]), "short", 0.25) == pytest.approx(expected, nan_ok=True)
 
 
 def test_beyond_a_sweep_there_is_no_number() -> None:

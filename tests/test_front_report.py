@@ -1,5 +1,7 @@
 """Reading fronts: areas, ceilings, and what may not lie above the optimum."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +9,10 @@ import pytest
 from alignkit import front_report, improvements_report
 from alignkit.divergences import divergence
 from alignkit.faults import UserFault
-from alignkit.frontier import efficiency, optimal_frontier
+from alignkit.frontier import efficiency, optimal_frontier, optimal_reward
+from alignkit.improvements_recipe import Hacked
 from alignkit.improvements_report import front_reward, volumes
+from alignkit.metrics import holm
 from alignkit.pool import Pool
 
 RNG = np.random.default_rng(0)
@@ -45,15 +49,16 @@ def test_the_ceiling_touches_the_frontier_and_lies_above_it_beyond(pool: Pool):
     assert front_report.ceiling(table, kl) > reward
 
 
-def test_halves_of_a_pool_say_how_noisy_the_frontier_is():
-    tilt = TILT(REFERENCE, REWARD, 0.5)
-    small, large = (
-        np.mean(
-            [front_report.frontier_error(pooled([REFERENCE, tilt], n), [2.0, 1.0, 0.5], [0.3])[0.3] for _ in range(20)]
-        )
-        for n in (100, 1600)
-    )
-    assert 2 < small / large < 8
+def test_the_frontiers_standard_error_is_how_much_it_differs_from_pool_to_pool():
+    betas, policies = [2.0, 1.0, 0.5], [REFERENCE, TILT(REFERENCE, REWARD, 0.5)]
+    pools = [pooled(policies, 400) for _ in range(60)]
+    found = [optimal_reward(0.3, front_report.optimum(pool, betas)) for pool in pools]
+    errors = [front_report.frontier_error(pool, betas, [0.3])[0.3] for pool in pools]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(found), rel=0.3)
+
+
+def test_a_kl_that_the_frontier_does_not_reach_has_no_standard_error(pool: Pool):
+    assert list(front_report.frontier_error(pool, [2.0, 1.0], [0.05, 50.0])) == [0.05]
 
 
 def test_a_policy_above_the_frontier_is_found_and_noise_is_not(pool: Pool):
@@ -69,10 +74,18 @@ def test_a_policy_above_the_frontier_is_found_and_noise_is_not(pool: Pool):
     assert (found.bound > found.error).all()
 
 
-def test_an_optimal_policy_has_efficiency_one_and_the_reference_moves_nothing():
+def test_an_optimal_policy_has_efficiency_one_and_half_of_its_gain_is_one_half():
     table = optimal_frontier(np.tile(REWARD, (3, 50)), [2.0, 1.0, 0.5])
-    row = table.iloc[2]
-    assert efficiency(row.kl, row.reward, table) == pytest.approx(1)
+    best = TILT(np.full(40, 1 / 40), REWARD, 0.8)
+    kl, reward = float((best * np.log(best * 40)).sum()), float(best @ REWARD)
+    assert efficiency(kl, reward, table) == pytest.approx(1, abs=0.01)
+    assert efficiency(kl, (reward + REWARD.mean()) / 2, table) == pytest.approx(0.5, abs=0.01)
+
+
+def test_keeping_one_of_many_draws_is_optimal_also_when_the_frontier_has_other_draws(pool: Pool):
+    betas = [2.0, 1.4, 1.0, 0.7]
+    found = front_report.held_out_shares({0: pool, 1: pool}, 1, 32, betas, [2.0, 1.0, 0.5], 0.3)
+    assert found == pytest.approx([1, 1], abs=0.04)
 
 
 def test_a_front_is_read_between_its_points_and_level_beyond_them():
@@ -102,9 +115,83 @@ def test_the_method_is_what_is_left_when_another_is_subtracted():
     assert row.low < row.difference < row.high
 
 
+def test_holms_adjustment_is_over_all_measures_and_methods_of_one_claim():
+    volume = pd.DataFrame(
+        {
+            "method": list("aaabbbccc"),
+            "seed": [0, 1, 2] * 3,
+            "reward": [5.0, 6, 7, 1, 2, 3.5, 4, 5.2, 6.6],
+            "status": "ok",
+        }
+    ).assign(gold=lambda t: 2 * t.reward + t.seed)
+    found = improvements_report.against(volume, "a", ["b", "c"], ["reward", "gold"])
+    assert len(found) == 4
+    np.testing.assert_allclose(found.holm, holm(found.p.to_numpy()))
+
+
 def test_a_table_of_another_notebook_that_is_not_there_is_one_line(build):
     with pytest.raises(UserFault, match=r"9_none\.csv: missing; notebook 9_none writes it"):
         front_report.tables("smoke", ["9_none"])
+
+
+ROWS = pd.DataFrame(
+    [
+        # notebook, method, loss, divergence, usual, steps, eta, iteration
+        ("2_dpo_losses", "sft", None, None, None, None, None, None, "sft"),
+        ("2_dpo_losses", "sigmoid β=1", "sigmoid", "reverse_kl", True, None, None, None, "DPO, sigmoid (notebook 2)"),
+        ("2_dpo_losses", "lora", "sigmoid", "reverse_kl", False, None, None, None, None),
+        ("2_dpo_losses", "positive reviews", None, None, None, None, None, None, "fine-tuning on positive reviews"),
+        ("2_dpo_losses", "keyword bias", None, None, None, None, None, None, None),
+        ("3_f_divergences", "js β=2", "sigmoid", "js", True, None, None, None, "DPO, js"),
+        ("5_improvements", "ipo, js", "ipo", "js", True, None, None, None, "DPO, ipo, js"),
+        ("4_warp", "WARP", None, None, None, 50, 0.5, 1, None),
+        ("4_warp", "WARP", None, None, None, 50, 1.0, 2, "WARP, T=50"),
+        ("4_warp", "REINFORCE, EMA anchor", None, None, None, 25, 1.0, 1, None),
+        ("4_warp", "REINFORCE, EMA anchor", None, None, None, 50, 0.5, 1, "REINFORCE, EMA anchor"),
+        ("4_warp", "REINFORCE, no anchor", None, None, None, 25, 1.0, 1, "REINFORCE, no anchor, over steps"),
+        ("4_warp", "REINFORCE, no anchor", None, None, None, 50, 1.0, 1, "REINFORCE, no anchor, over steps"),
+        ("4_warp", "M=2", None, None, None, 25, 1.0, 1, "WARP, one iteration, M=2, over steps"),
+        ("4_warp", "M=2", None, None, None, 50, 1.0, 1, "WARP, one iteration, M=2, over steps"),
+        ("4_warp", "greedy decoding", None, None, None, 50, 1.0, 1, None),
+        ("5_improvements", "WARP", None, None, None, 25, 0.5, 2, "WARP, T=25"),
+        ("5_improvements", "anchored RLOO", None, None, None, 100, 0.5, 1, "anchored RLOO, over η"),
+        ("6_one_front", "anchored RLOO, over β", None, None, None, 140, None, None, "anchored RLOO, over β"),
+    ],
+    columns=["notebook", "method", "loss", "divergence", "usual", "steps", "eta", "iteration", "expected"],
+).assign(alpha=np.nan)
+
+
+def test_a_sweep_is_named_and_earlier_steps_and_iterations_are_not_joined_to_a_front_that_goes_back_to_sft():
+    found = front_report.named(ROWS).family
+    assert found.where(found.notna(), None).tolist() == ROWS.expected.where(ROWS.expected.notna(), None).tolist()
+
+
+def test_tables_that_start_from_another_supervised_policy_are_told():
+    sweep = pd.DataFrame({"method": ["sft", front_report.SWEPT], "seed": 0, "run": ["a", "b"]})
+    others = pd.DataFrame(
+        {"method": "sft", "seed": [0, 0, 5], "run": ["a", "z", "y"], "notebook": ["2_dpo_losses", "4_warp", "4_warp"]}
+    )
+    assert front_report.of_other_runs(others, sweep) == ["4_warp"]
+
+
+def test_a_policy_of_a_diverged_run_has_a_row_and_no_numbers():
+    run = SimpleNamespace(id="x", metrics={"status": "ok", "kl": 3.0, "reward": 2.0})
+    broken = SimpleNamespace(metrics={"status": "diverged", "tokens_generated": 1, "tokens_trained": 1})
+    hacked = [Hacked("200 reviews", 25, broken, run)]
+    row = improvements_report.hack_rows({0: hacked}, {0: run}).iloc[1]
+    assert (row.status, row.steps) == ("diverged", 25)
+    assert np.isnan(row.kl)
+    assert np.isnan(row.reward)
+    by_name = {"sft: evaluation": run, "β=1": broken, "β=1: evaluation": run}
+    p = SimpleNamespace(front_betas=[1.0], front_steps=9, profile="pocket", notebook="6_one_front")
+    row = front_report.sweep_rows({0: by_name}, p).iloc[1]
+    assert (row.status, row.method) == ("diverged", front_report.SWEPT)
+    assert np.isnan(row.reward)
+
+
+def test_gains_need_no_gold():
+    table = pd.DataFrame({"method": ["sft", "a"], "seed": 0, "reward": [1.0, 3.0]})
+    assert front_report.gains(table).reward.tolist() == [0, 2]
 
 
 def test_gains_are_over_the_same_seeds_own_start():

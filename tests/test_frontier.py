@@ -145,3 +145,8 @@ def test_the_hypervolume_is_the_area_above_sft_and_left_of_the_limit():
     assert hypervolume([1.0, 2.0], [3.0, 2.0], sft_reward=1.0) == pytest.approx(3 * 2)  # dominated
     assert hypervolume([1.0, 5.0], [0.5, 9.0], sft_reward=1.0) == 0
     assert hypervolume([], [], sft_reward=1.0) == 0
+
+
+def test_an_efficiency_is_not_known_where_the_start_is_not():
+    table = pd.DataFrame({"beta": [np.inf, 1.0, 0.5], "kl": [np.nan, 0.5, 1.0], "reward": [np.nan, 1.0, 2.0]})
+    assert np.isnan(efficiency(0.7, 1.2, table))

@@ -62,7 +62,7 @@ def test_a_family_with_too_few_points_has_no_fit_and_others_have():
     good = pd.DataFrame({"family": "a", "kl": kl, "gold": 1 + curve(kl, 2.0, 0.5)})
     few = pd.DataFrame({"family": "b", "kl": [0.01, 1.0], "gold": [1.0, 2.0]})
     start = pd.DataFrame({"family": ["sft"], "kl": [0.0], "gold": [1.0]})
-    found = fits(pd.concat([start, good, few]).assign(seed=0, status="ok"), "family").set_index("family")
+    found = fits(pd.concat([start, good, few]).assign(seed=0, status="ok")).set_index("family")
     assert (found.alpha["a"], found.beta["a"]) == pytest.approx((2.0, 0.5))
     assert np.isnan(found.alpha["b"])
     assert found.most_kl["a"] == 4.0

@@ -38,3 +38,8 @@ def test_points_at_the_start_do_not_count():
 def test_what_cannot_be_fitted_is_told_in_one_line(kl, form: str, told: str):
     with pytest.raises(ValueError, match=told):
         fit(kl, kl, form)
+
+
+def test_a_curve_that_falls_from_the_start_has_its_peak_there():
+    kl = np.array([0.2, 0.5, 1.0, 2.0])
+    assert fit(kl, curve(kl, -2.0, 0.5, "bon"), "bon").peak_kl == 0

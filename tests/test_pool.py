@@ -8,7 +8,7 @@ import pytest
 
 from alignkit.merged import save_policy, state_of
 from alignkit.models import load_policy
-from alignkit.pool import draw_pool, load_pool
+from alignkit.pool import Pool, draw_pool, load_pool
 from alignkit.reward import score_with
 from alignkit.sampling import sequence_log_probs
 from alignkit.spherical_path import between
@@ -81,3 +81,15 @@ def test_the_arc_between_two_policies_starts_and_ends_at_them(world, tmp_path: P
         between(tmp_path / f"{share}", seed=0, data=world.data, init=world.sft, first=first, second=second, share=share)
         found, expected = state_of(tmp_path / f"{share}"), state_of(end)
         assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_groups_of_draws_taken_away_one_after_the_other_are_all_draws_of_each_policy():
+    policy = np.tile([0] * 4 + [1] * 6, (2, 1))
+    reward = np.arange(20.0).reshape(2, 10)
+    whole = Pool(reward, None, policy, np.stack([reward, -reward]))
+    parts = [whole.without(group, 3) for group in range(3)]
+    gone = [sorted(set(reward[0]) - set(part.reward[0])) for part in parts]
+    assert sorted(value for group in gone for value in group) == reward[0].tolist()
+    assert gone[0] == [0, 3, 4, 7]
+    assert (parts[0].log_probs == np.stack([parts[0].reward, -parts[0].reward])).all()
+    assert parts[0].of(1).reward[0].tolist() == [5, 6, 8, 9]
