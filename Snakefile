@@ -15,10 +15,10 @@ BUILD = str(paths.build())
 FIRST = {"2_dpo_losses": ["1_reward_model"], "3_f_divergences": ["2_dpo_losses"],
          "4_warp": ["1_reward_model"], "5_improvements": ["3_f_divergences"], "6_one_front": ["1_reward_model"]}
 # The primer's runs are among notebook 2's.
-TRAINED_WITH = {"0_primer": "2_dpo_losses"}
+TRAINED_WITH = {"0_primer": "2_dpo_losses"} if "2_dpo_losses" in NOTEBOOKS else {}
 # Whose tables a notebook reads.
 TABLES = {"6_one_front": ["2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements"]}
-KEYS = {name: batch.content_key(name, PROFILE) + DATA for name in NOTEBOOKS}
+KEYS = {name: batch.content_key(name, PROFILE, DATA) for name in NOTEBOOKS}
 KEYS |= {name: KEYS[name] + "".join(KEYS[n] for n in read if n in KEYS) for name, read in TABLES.items() if name in KEYS}
 
 
@@ -46,7 +46,7 @@ rule train:
     shell:
         "echo 'train {wildcards.notebook}, seed {wildcards.seed}'; "
         "python -m alignkit train params/{PROFILE}/{wildcards.notebook}.yaml --seed {wildcards.seed} {params.data}"
-        " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
 
 
 rule notebook:
@@ -59,14 +59,16 @@ rule notebook:
         key=lambda w: KEYS[w.notebook],
         data=f"-p data '{DATA}'" if DATA else "",
         failed=f"{BUILD}/{PROFILE}/logs/{{notebook}}.failed.ipynb",
+        figures=lambda w: f"{BUILD}/{PROFILE}/figures/{w.notebook[0]}_",
     log:
         f"{BUILD}/{PROFILE}/logs/{{notebook}}.log",
     threads: 1
     shell:
         # The copy of a failed notebook stays, with the cell that failed marked in it.
-        "echo 'execute {wildcards.notebook}'; "
-        "papermill notebooks/{wildcards.notebook}.ipynb {params.failed} -k python3 --no-progress-bar"
-        " -f params/{PROFILE}/{wildcards.notebook}.yaml {params.data} > {log} 2>&1"
-        " && mv {params.failed} {output}"
-        " || {{ echo '{wildcards.notebook} failed:' $(grep -o 'Exception encountered at.*' {log} || tail -n 1 {log})"
-        " '- see {params.failed}' >&2; exit 1; }}"
+        # A figure that it draws no longer does not stay behind.
+        "echo 'execute {wildcards.notebook}'; rm -f {params.figures:q}*; "
+        "papermill notebooks/{wildcards.notebook}.ipynb {params.failed:q} -k python3 --no-progress-bar"
+        " -f params/{PROFILE}/{wildcards.notebook}.yaml {params.data} > {log:q} 2>&1"
+        " && mv {params.failed:q} {output:q}"
+        " || {{ echo '{wildcards.notebook} failed:' $(grep -o 'Exception encountered at.*' {log:q} || tail -n 1 {log:q})"
+        " - see {params.failed:q} >&2; exit 1; }}"

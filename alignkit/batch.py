@@ -10,6 +10,7 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+import yaml
 
 from alignkit import paths
 from alignkit.faults import UserFault
@@ -23,14 +24,19 @@ def notebooks(profile: str) -> list[str]:
     return [name for name in NOTEBOOKS if _source(name).is_file() and _parameters(profile, name).is_file()]
 
 
-def content_key(notebook: str, profile: str) -> str:
-    """Hash of all that an executed notebook depends on: its cells, its parameters, the modules and the lock."""
+def content_key(notebook: str, profile: str, data: str = "") -> str:
+    """Hash of all that an executed notebook depends on: its cells, its parameters, the modules and the lock, and what
+    lies at a local path among its parameters; `data` is in place of the parameters' own."""
     digest = hashlib.sha256()
     for cell in nbformat.read(_source(notebook), as_version=4).cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
     root = paths.CHECKOUT
     for file in [_parameters(profile, notebook), root / "requirements.lock", *sorted(paths.PACKAGE.glob("*.py"))]:
         digest.update(file.name.encode() + file.read_bytes())
+    values = {**yaml.safe_load(_parameters(profile, notebook).read_text()), **({"data": data} if data else {})}
+    for name in ("data", "policy", "reward_model"):
+        if values.get(name) not in (None, "pocket", "scratch"):
+            digest.update(f"{values[name]} {paths.content(str(values[name]))}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -46,8 +52,10 @@ def publish(profile: str) -> list[str]:
     """Copy a profile's executed notebooks, figures and tables out of the build folder; returns the files that changed.
 
     The pocket notebooks go into notebooks/, so that what is read is what ran; those of other profiles
-    lie beside their figures.  Raises UserFault if nothing of the profile was executed.
+    lie beside their figures.  Raises UserFault if nothing of the profile was executed, or without a repository.
     """
+    if paths.CHECKOUT is None:
+        raise UserFault("publish: alignkit was installed without its repository; run this in a clone of it")
     target = paths.CHECKOUT / "figures" / profile
     executed = [n for n in NOTEBOOKS if (paths.build() / profile / f"{n}.ipynb").is_file()]
     if not executed:

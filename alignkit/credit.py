@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignkit.policy_gradient import Terms, advantages
+from alignkit.sampling import decode
 
 SENTENCE_ENDS = (".", "!", "?")
 
@@ -70,7 +71,7 @@ def values_before(
     """
     rows = list(zip(samples.prompt_ids, samples.completion_ids, starts, strict=True))
     before = [list(p) + list(c[:start]) for p, c, here in rows for start in here]
-    rewards = read([tokenizer.decode(ids, skip_special_tokens=True) for ids in before])
+    rewards = read(decode(before, tokenizer))
     values = torch.zeros(len(samples), max(map(len, samples.completion_ids)), dtype=torch.float64)
     places = [(row, start) for row, here in enumerate(starts) for start in here]
     for (row, start), value in zip(places, rewards, strict=True):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
 from alignkit.reach import check_data
@@ -49,20 +50,13 @@ def fingerprint(source: str, **sizes: int | None) -> str:
     return _fingerprint(source, _stamp(source), **sizes)
 
 
-Stamp = tuple[tuple[str, int, int], ...]
-
-
-def _stamp(source: str) -> Stamp:
-    """Name, time (ns) and size (bytes) of each local file, so that an edited one is read again."""
-    path = Path(source).expanduser()
-    if source == "pocket" or not path.exists():
-        return ()
-    files = [path, *sorted(path.rglob("*"))]
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
+def _stamp(source: str) -> paths.Stamp:
+    """With it in a cache's key, an edited file is read again."""
+    return () if source == "pocket" else paths.stamp(source)
 
 
 @lru_cache(maxsize=8)
-def _fingerprint(source: str, _: Stamp, **sizes: int | None) -> str:
+def _fingerprint(source: str, _: paths.Stamp, **sizes: int | None) -> str:
     digest = hashlib.sha256()
     for name, split in load_reviews(source, seed=0, **sizes).items():
         rows = sorted(zip(split["text"][:], split["label"][:], strict=True))
@@ -71,7 +65,7 @@ def _fingerprint(source: str, _: Stamp, **sizes: int | None) -> str:
 
 
 @lru_cache(maxsize=2)
-def _load(source: str, _: Stamp, sizes: tuple[int | None, ...]) -> dict[str, datasets.Dataset]:
+def _load(source: str, _: paths.Stamp, sizes: tuple[int | None, ...]) -> dict[str, datasets.Dataset]:
     if source == "pocket":
         return _load_pocket(sizes)
     raw = _load_raw(source)

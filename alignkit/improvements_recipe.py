@@ -74,7 +74,9 @@ def unused_seeds(p: Improvements) -> list[int]:
 
 
 def confirming(p: Improvements, seed: int) -> list[int]:
-    """The seeds of the confirmation that are trained along with this one."""
+    """The seeds of the confirmation that are trained along with this one; none with one that the profile lacks."""
+    if seed not in p.seeds:
+        return []
     place = p.seeds.index(seed)
     own = [seed] if place else []
     return own + p.confirm_seeds[place :: len(p.seeds)]

@@ -351,6 +351,8 @@ class Improvements(Divergent, Fronts):
             yield f"confirm_seeds: {used} are among seeds already; allowed: others"
         if self.equal_steps % (self.warp_iterations * self.warp_runs):
             yield f"equal_steps: {self.equal_steps} is not a multiple of warp_iterations x warp_runs"
+        if self.train_reviews is not None and max(self.weak_reviews) > self.train_reviews:
+            yield f"weak_reviews: {max(self.weak_reviews)} is more than train_reviews ({self.train_reviews})"
         for k in [*self.rloo_samples, self.main_samples]:
             if k > self.warp_batch:
                 yield f"rloo_samples or main_samples: {k} is more than warp_batch ({self.warp_batch})"
@@ -372,6 +374,8 @@ class OneFront(Loop):
     def clashes(self) -> Iterator[str]:
         """One line for each pair of values that do not go together."""
         yield from super().clashes()
+        if self.main_samples > self.warp_batch:
+            yield f"main_samples: {self.main_samples} is more than warp_batch ({self.warp_batch})"
         for n in self.resample:
             if n > min(self.pool_reference, self.pool_trained):
                 yield f"resample: {n} is more than pool_reference or pool_trained"

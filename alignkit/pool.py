@@ -57,8 +57,9 @@ def draw_pool(
 ) -> dict[str, Any]:
     """Draw counts[i] completions of each test prompt from policies[i], the reference first, and score all of them.
 
-    The prompts are those of `evaluation.evaluate`, the random numbers are not.  Writes pool.parquet: prompt, policy (a
-    position), completion, reward, gold (pocket), tokens, and log_prob_0, log_prob_1, ... of the completion in nats.
+    The prompts are those of `evaluation.evaluate`, the random numbers are not.  Writes pool.parquet: place (of the
+    prompt, since two may be alike), prompt, policy (a position), completion, reward, gold (pocket), tokens, and
+    log_prob_0, log_prob_1, ... of the completion in nats.
     """
     models = [load_policy(folder)[0] for folder in policies]
     tokenizer = load_policy(policies[0])[1]
@@ -68,6 +69,7 @@ def draw_pool(
         chance = int(np.random.SeedSequence(seed, spawn_key=(i, 1)).generate_state(1)[0] >> 1)
         drawn.append(sample(model, tokenizer, texts, k=k, max_new_tokens=max_new_tokens, seed=chance).assign(policy=i))
     samples = pd.concat(drawn, ignore_index=True)
+    samples.insert(0, "place", np.concatenate([np.repeat(np.arange(n_prompts), k) for k in counts]))
     samples["text"] = full_texts(samples, tokenizer)
     samples = with_rewards(samples, reward, reward_tokens, gold=data["source"] == "pocket")
     for i, model in enumerate(models):
@@ -80,9 +82,7 @@ def draw_pool(
 
 def load_pool(folder: Path) -> Pool:
     """The arrays of a pool that `draw_pool` wrote; prompts in their order, the draws of a policy side by side."""
-    table = pd.read_parquet(folder / "pool.parquet")
-    each = {prompt: i for i, prompt in enumerate(table.prompt.unique())}
-    table = table.assign(place=table.prompt.map(each)).sort_values(["place", "policy"], kind="stable")
-    grid = lambda column: table[column].to_numpy().reshape(len(each), -1)  # noqa: E731
+    table = pd.read_parquet(folder / "pool.parquet").sort_values(["place", "policy"], kind="stable")
+    grid = lambda column: table[column].to_numpy().reshape(table.place.nunique(), -1)  # noqa: E731
     log_probs = np.stack([grid(c) for c in table if c.startswith("log_prob_")])
     return Pool(grid("reward"), grid("gold") if "gold" in table else None, grid("policy"), log_probs)

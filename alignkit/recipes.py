@@ -294,7 +294,8 @@ def improvements(p: Improvements, seed: int) -> Runs:
     models = runs["sft"], runs["reward"]
     found = idea_points(p, seed, *models)
     named = [pair for point in found for pair in parts(point)]
-    named += [(f"arc, {share:g}: evaluation", run) for share, run in spherical_path(p, seed, *models, found)]
+    if seed == p.seeds[0]:
+        named += [(f"arc, {share:g}: evaluation", run) for share, run in spherical_path(p, seed, *models, found)]
     named += [(f"proxy: {name}", run) for name, run in proxies(p, seed, runs["reward"]).items()]
     for h in hacked(p, seed, *models):
         place = f"proxy: {h.proxy}"

@@ -124,15 +124,17 @@ def train_policy_gradient(
             ema_(anchored.state_dict(), model.state_dict(), ema_rate)  # line 9
         seconds += np.diff([*times, time.perf_counter()])
         log.append(_row(step, samples, rewards, terms, norm) | _drift(step, model, sft, samples))
-        if not np.isfinite(norm):
+        stopped = not np.isfinite(norm)
+        for kept in keep:
+            if kept == step or (stopped and kept > step):  # what comes after has the last finite weights
+                _save(out / f"step-{kept}", model, tokenizer)
+        if stopped:
             status = "diverged"
             break
-        if step in keep:
-            _save(out / f"step-{step}", model, tokenizer)
     _save(out, model, tokenizer)
     history = pd.DataFrame(log)
     history.to_csv(out / "history.csv", index=False)
-    tokens = round((history.length * batch).sum())
+    tokens = round((history.length * k * (batch // k)).sum())
     parts = ("generation_seconds", "scoring_seconds", "update_seconds")
     spent = dict(zip(parts, seconds.round(2).tolist(), strict=True))
     return {"status": status, "tokens_generated": tokens, "tokens_trained": tokens, "texts_scored": texts, **spent}
@@ -202,7 +204,7 @@ def _row(step: int, samples: pd.DataFrame, rewards: torch.Tensor, terms: Terms, 
 
 @torch.no_grad()
 def _drift(step: int, model: PreTrainedModel, sft: PreTrainedModel, samples: pd.DataFrame) -> dict[str, float]:
-    """The exact KL to the SFT policy after the step, now and then."""
+    """The exact KL to the SFT policy after the step, now and then, along texts drawn just before it."""
     if step > 1 and step % KL_EVERY:
         return {}
     return {"kl_sft": completion_sums(model, sft, samples)[1]["exact"].mean().item()}

@@ -103,7 +103,8 @@ def train_reward(
     apart = {label: texts[len(texts) - held_out // 2 :] for label, texts in parts.items()}
     if n_train is not None:
         if n_train // 2 > min(map(len, kept.values())):
-            raise UserFault(f"curve_reviews: {n_train} asked for, but {sum(map(len, kept.values()))} are left to train")
+            left = sum(map(len, kept.values()))
+            raise UserFault(f"curve_reviews or weak_reviews: {n_train} asked for, but {left} are left to train")
         kept = {label: texts[: n_train // 2] for label, texts in kept.items()}
 
     if base == SCRATCH:
@@ -134,8 +135,8 @@ def train_reward(
 
     scores = pd.concat(
         [
-            _scored("held_out", apart[1] + apart[0], [1] * len(apart[1]) + [0] * len(apart[0]), model, codec, tokens),
-            *(_scored(name, *rows, model, codec, tokens) for name, rows in _fixed_reviews(data).items()),
+            scored("held_out", apart[1] + apart[0], [1] * len(apart[1]) + [0] * len(apart[0]), model, codec, tokens),
+            *(scored(name, *rows, model, codec, tokens) for name, rows in fixed_reviews(data).items()),
         ]
     )
     scores.to_parquet(out / "scores.parquet", index=False)
@@ -185,14 +186,16 @@ def _drop_words(rate: float, batch: dict[str, list[list[int]]]) -> dict[str, lis
     return {name: [keep(row) for row in rows] for name, rows in batch.items()} if rate else batch
 
 
-def _fixed_reviews(data: dict[str, Any]) -> dict[str, tuple[list[str], list[int]]]:
+def fixed_reviews(data: dict[str, Any]) -> dict[str, tuple[list[str], list[int]]]:
+    """Texts and labels that every reward model scores: the test reviews, and those whose mean is `pairs.zero_of`."""
     reviews = load_reviews(seed=0, **data)
     test = reviews["test"]
     anchor = reviews.get("unsupervised", test)["text"][:ANCHORS]
     return {"test": (list(test["text"]), list(test["label"])), "anchor": (list(anchor), [-1] * len(anchor))}
 
 
-def _scored(split: str, texts: list[str], labels: list[int], model, codec, tokens: int) -> pd.DataFrame:
+def scored(split: str, texts: list[str], labels: list[int], model, codec, tokens: int) -> pd.DataFrame:
+    """Rewards of texts, one row each; columns split, label, reward."""
     # No labels are integers as well.
     labels = np.array(labels, dtype=int)
     return pd.DataFrame({"split": split, "label": labels, "reward": score(model, codec, texts, tokens=tokens)})

@@ -25,7 +25,11 @@ from alignkit import paths
 from alignkit.data import fingerprint
 from alignkit.faults import UserFault
 
-LIBRARIES = ("torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "numpy", "pandas")
+LIBRARIES = (
+    *("torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "peft", "safetensors", "numpy", "pandas"),
+    *("scipy", "scikit-learn", "nltk"),
+)
+"""What a training function may call: another version of one of them is another run."""
 RECORD = "run.json"
 # A notebook asks for hundreds of runs: what takes longest in telling them apart is done once.
 version = lru_cache(importlib.metadata.version)
@@ -80,10 +84,17 @@ def identify(train: Callable[..., Any], *, seed: int, data: dict[str, Any], **se
         "seed": seed,
         # Where the reviews lie does not matter, what they say does.
         "data": fingerprint(**data),
-        "settings": {name: _replaced(value, lambda run: run.id) for name, value in settings.items()},
+        "settings": {name: _counted(name, value) for name, value in settings.items()},
         "versions": {name: version(name) for name in LIBRARIES},
         "sources": sources(train.__module__),
     }
+
+
+def _counted(name: str, value: Any) -> Any:
+    """A setting as it counts: another run by its id, a model in a local folder by its files."""
+    if name in ("policy", "base") and isinstance(value, str) and value != "scratch":
+        return paths.content(value) or value
+    return _replaced(value, lambda run: run.id)
 
 
 def _replaced(value: Any, by: Callable[[Run], Any]) -> Any:

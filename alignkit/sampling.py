@@ -102,7 +102,7 @@ def sample(
             for prompt, completion in zip(some, drawn[:, ids.shape[1] :].tolist(), strict=True):
                 rows.append((prompt, *_until_end(completion, tokenizer.eos_token_id)))
     out = pd.DataFrame(rows, columns=["prompt_ids", "completion_ids", "finished"])
-    out.insert(0, "completion", _decode(out.completion_ids.tolist(), tokenizer))
+    out.insert(0, "completion", decode(out.completion_ids.tolist(), tokenizer))
     out.insert(0, "prompt", [text for text in texts for _ in range(k)])
     return out
 
@@ -114,10 +114,10 @@ def _until_end(ids: list[int], end: int) -> tuple[list[int], bool]:
 def full_texts(samples: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Prompt and completion as one text each, decoded together."""
     ids = [p + c for p, c in zip(samples.prompt_ids.map(list), samples.completion_ids.map(list), strict=True)]
-    return _decode(ids, tokenizer)
+    return decode(ids, tokenizer)
 
 
-def _decode(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def decode(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts without end and padding; an unknown word stays to be seen, for without it a sentence may turn round."""
     hidden = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id} | {tokenizer.eos_token_id}
     return tokenizer.batch_decode([[i for i in row if i not in hidden] for row in rows])

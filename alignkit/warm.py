@@ -9,7 +9,7 @@ import pandas as pd
 
 from alignkit.merging import lerp
 from alignkit.models import load_encoder
-from alignkit.reward import _fixed_reviews, _scored
+from alignkit.reward import fixed_reviews, scored
 
 
 def average_rewards(
@@ -25,7 +25,7 @@ def average_rewards(
     model.load_state_dict(lerp(states[0], states))
     model.save_pretrained(out)
     codec.save_pretrained(out)
-    fixed = _fixed_reviews(data).items()
-    scores = pd.concat([_scored(name, *rows, model, codec, tokens) for name, rows in fixed])
+    fixed = fixed_reviews(data).items()
+    scores = pd.concat([scored(name, *rows, model, codec, tokens) for name, rows in fixed])
     scores.to_parquet(out / "scores.parquet", index=False)
     return {"status": "ok", "members": len(rewards)}

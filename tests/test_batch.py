@@ -143,6 +143,27 @@ def test_an_edit_of_what_a_notebook_depends_on_changes_its_key(edit: Callable[[P
     assert batch.content_key(NOTEBOOK, "smoke") != before
 
 
+def test_edited_reviews_or_weights_at_a_local_path_change_the_key_and_their_file_times_do_not(
+    checkout: Path, tmp_path: Path
+):
+    def keys() -> list[str]:
+        return [batch.content_key(NOTEBOOK, "smoke"), batch.content_key(NOTEBOOK, "smoke", str(tmp_path / "data.csv"))]
+
+    (tmp_path / "data.csv").write_text("text,label")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("1")
+    file = checkout / "params" / "smoke" / f"{NOTEBOOK}.yaml"
+    file.write_text(re.sub(r"(?m)^reward_model:.*$", f"reward_model: {tmp_path / 'model'}", file.read_text()))
+    first = keys()
+    assert len(set(first)) == 2
+    os.utime(tmp_path / "data.csv", (1_900_000_000, 1_900_000_000))
+    assert keys() == first
+    (tmp_path / "data.csv").write_text("text,label\n")
+    assert [new == old for new, old in zip(keys(), first, strict=True)] == [True, False]
+    (tmp_path / "model" / "weights").write_text("2")
+    assert keys()[0] != first[0]
+
+
 @pytest.mark.parametrize(
     "edit",
     [touch_everything, execute, append(f"params/imdb/{NOTEBOOK}.yaml"), append("notebooks/README.md")],
@@ -188,6 +209,12 @@ def test_publishing_twice_changes_nothing(profile: str, checkout: Path, build: P
     finish(build, profile, executed(), ["1_words.png", "1_words.csv"])
     assert batch.publish(profile) == []
     assert {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in checkout.rglob("*") if f.is_file()} == before
+
+
+def test_publishing_without_a_repository_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(paths, "CHECKOUT", None)
+    with pytest.raises(UserFault, match=r"^publish: .*without its repository"):
+        batch.publish("pocket")
 
 
 def test_a_pocket_notebook_that_ran_with_other_values_is_not_published(checkout: Path, build: Path):

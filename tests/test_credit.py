@@ -15,7 +15,7 @@ from alignkit.credit import (
 )
 from alignkit.models import load_policy, train_tokenizer
 from alignkit.policy_gradient import token_terms
-from alignkit.sampling import sample
+from alignkit.sampling import full_texts, sample
 
 BETA, PROMPT, STOP = 0.3, [1, 3, 2], 2
 
@@ -109,10 +109,22 @@ def test_a_sentence_is_worth_what_it_adds_to_the_text_before_it():
     starts = sentence_starts(samples, {9})
     assert starts == [[0, 2, 5]]
 
-    class Codec:
-        def decode(self, ids, skip_special_tokens):
-            return " ".join(map(str, ids))
-
     read = lambda texts: torch.tensor([float(len(t.split())) for t in texts])  # noqa: E731
-    values = values_before(samples, starts, Codec(), read)
+    codec = train_tokenizer("word", ["a b c d e f g h i j"], 20)
+    values = values_before(samples, starts, codec, read)
     assert values.tolist() == [[1, 1, 3, 3, 3, 6]]
+
+
+def test_the_text_before_a_sentence_is_read_with_its_unknown_words_as_the_whole_text_is():
+    codec = train_tokenizer("word", ["a b c"], 20)
+    first, unknown, end = codec.convert_tokens_to_ids("a"), codec.unk_token_id, codec.eos_token_id
+    samples = pd.DataFrame({"prompt_ids": [[first]], "completion_ids": [[unknown, first, end]]})
+    texts: list[str] = []
+
+    def read(some: list[str]) -> torch.Tensor:
+        texts.extend(some)
+        return torch.zeros(len(some))
+
+    values_before(samples, [[0, 3]], codec, read)
+    assert texts[1] == full_texts(samples, codec)[0]
+    assert codec.unk_token in texts[1]

@@ -66,3 +66,18 @@ def test_a_family_with_too_few_points_has_no_fit_and_others_have():
     assert (found.alpha["a"], found.beta["a"]) == pytest.approx((2.0, 0.5))
     assert np.isnan(found.alpha["b"])
     assert found.most_kl["a"] == 4.0
+
+
+def test_a_seed_that_the_profile_lacks_confirms_nothing(p):
+    assert confirming(p, max(*p.seeds, *p.confirm_seeds) + 1) == []
+
+
+def test_more_reviews_for_a_weak_reward_model_than_there_are_is_one_line(p):
+    values = p.model_dump() | {"train_reviews": 1000, "weak_reviews": [200, 30_000]}
+    assert params.faults(values, "file") == ["file: weak_reviews: 30000 is more than train_reviews (1000)"]
+
+
+def test_more_samples_of_a_prompt_than_completions_a_step_is_one_line():
+    p = params.load(paths.PARAMS / "pocket" / "6_one_front.yaml")
+    values = p.model_dump() | {"warp_batch": 4, "main_samples": 8}
+    assert params.faults(values, "file") == ["file: main_samples: 8 is more than warp_batch (4)"]

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from alignkit import pool as pool_module
 from alignkit.merged import save_policy, state_of
 from alignkit.models import load_policy
 from alignkit.pool import Pool, draw_pool, load_pool
@@ -93,3 +94,11 @@ def test_groups_of_draws_taken_away_one_after_the_other_are_all_draws_of_each_po
     assert gone[0] == [0, 3, 4, 7]
     assert (parts[0].log_probs == np.stack([parts[0].reward, -parts[0].reward])).all()
     assert parts[0].of(1).reward[0].tolist() == [5, 6, 8, 9]
+
+
+def test_two_prompts_that_are_alike_are_two_prompts(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pool_module, "evaluation_prompts", lambda *_: ["a good film", "a bad film", "a good film"])
+    sizes = {**SIZES, "n_prompts": 3}
+    draw_pool(tmp_path, seed=0, data=world.data, policies=[world.sft], counts=[4], reward=world.reward, **sizes)
+    table = pd.read_parquet(tmp_path / "pool.parquet")
+    np.testing.assert_array_equal(load_pool(tmp_path).reward, table.reward.to_numpy().reshape(3, 4))

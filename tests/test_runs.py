@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,10 @@ from alignkit.faults import UserFault
 
 POCKET = {"source": "pocket", "train_reviews": 20, "test_reviews": 10, "unsupervised_reviews": 10}
 CALLS: list[dict[str, Any]] = []
+TRAINING = ("sft", "reward", "sampling", "pairs", "dpo", "evaluation", "baselines", "reinforce", "merged", "pool",
+            "warm", "spherical_path")  # fmt: skip
+"""The modules with functions that runs call."""
+NO_PART_IN_RESULTS = {"requests", "filelock"}
 
 
 def train(out: Path, **settings: Any) -> dict[str, float]:
@@ -109,6 +114,16 @@ def test_another_version_of_a_library_gives_another_run(library: str, monkeypatc
     assert runs.get(train, seed=0, data=POCKET).id != before.id
 
 
+def test_every_library_that_a_training_function_imports_counts():
+    modules = set().union(*(runs.sources(f"alignkit.{name}") for name in TRAINING))
+    imported = {n for m in modules for n in runs._imported((paths.PACKAGE / f"{m.partition('.')[2]}.py").read_bytes())}
+    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"alignkit"}
+    distributions = packages_distributions()
+    found = {distribution for top in tops for distribution in distributions.get(top, [])}
+    assert found - NO_PART_IN_RESULTS <= set(runs.LIBRARIES)
+    assert {"torch", "peft", "scipy", "nltk"} <= found
+
+
 def test_the_order_of_the_settings_does_not_matter():
     assert runs.get(train, seed=0, data=POCKET, a=1, b=2) == runs.get(train, b=2, a=1, data=POCKET, seed=0)
 
@@ -127,6 +142,19 @@ def write_reviews(folder: Path, first: str = "it was good .") -> dict[str, Path]
     for split, part in table.groupby("split"):
         part.drop(columns="split").to_csv(folder / "split" / f"{split}.csv", index=False)
     return {"file": folder / "reviews.csv", "folder": folder / "split"}
+
+
+def test_a_model_in_a_local_folder_counts_by_its_files_and_not_by_where_it_lies(tmp_path: Path):
+    for name, weights in (("here", "1"), ("there", "1"), ("other", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(weights)
+    here, there, other = (
+        runs.get(train, seed=0, data=POCKET, policy=str(tmp_path / name)).id for name in ("here", "there", "other")
+    )
+    assert here == there != other
+    (tmp_path / "here" / "model.safetensors").write_text("3")
+    assert runs.get(train, seed=0, data=POCKET, policy=str(tmp_path / "here")).id not in (here, other)
+    assert runs.get(train, seed=0, data=POCKET, policy="a/hub-id").id not in (here, other)
 
 
 def test_where_the_reviews_lie_does_not_matter_but_what_they_say_does(tmp_path: Path):
