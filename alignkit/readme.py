@@ -14,6 +14,8 @@ ROWS = {
     "tfidf_word_pairs": "TF-IDF, words and word pairs",
     "exact posterior": "exact posterior (nobody can do better)",
 }
+USUAL = {"WARP": "WARP, T=50", "REINFORCE with an EMA anchor": "REINFORCE, EMA anchor", "DPO": "DPO, reverse_kl"}
+"""Methods as published, and what notebook 6 calls them."""
 MEASURES = ["pairwise_accuracy", "sign_accuracy", "ece"]
 PLACED = ["kl", "reward", "gold", "unigram_entropy"]
 """What the README tells of a policy."""
@@ -31,6 +33,7 @@ def efficiencies(figures: Path) -> str:
         table = pd.read_csv(file)
         columns = [c for c in ("KL 0.5", "KL 1", "KL 2") if c in table]
         kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
+        lines += [_headline(kept), ""]
         lines += [
             f"| {file.parent.name}: share of the optimal gain | seeds | {' | '.join(columns)} |",
             "|---" * (2 + len(columns)) + "|",
@@ -42,6 +45,18 @@ def efficiencies(figures: Path) -> str:
             cells = [_interval(row, c) for c in columns]
             lines.append(f"| {row['family']} | {row['seeds']} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _headline(table: pd.DataFrame) -> str:
+    """The table in one sentence: what one draw gets, what the usual methods get, and what many draws get."""
+    shares = table.set_index("family")["KL 1"].sort_values(ascending=False)
+    several = shares.index.str.contains("one of|best of")
+    single = shares[~several]
+    usual = [f"{label} {shares[name]:.2f}" for label, name in USUAL.items() if name in shares]
+    told = [f"the best policy that is used with one draw a text, {single.index[0]}, gets {single.iloc[0]:.2f}", *usual]
+    if several.any():
+        told.append(f"and {shares[several].index[0]}, {shares[several].iloc[0]:.2f}")
+    return "Of the gain in reward that is possible at a KL of 1 nat, " + ", ".join(told) + "."
 
 
 def _interval(row: dict[str, float], column: str) -> str:
