@@ -98,7 +98,7 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     each = table.groupby(["notebook", "method"])
     early = table.steps < each.steps.transform("max")
     front = each.eta.transform("min") < 1
-    snapshots = method + np.where(each.steps.transform("nunique") > 1, ", over steps", "")
+    snapshots = method + np.where((each.steps.transform("nunique") > 1) & ~front, ", over steps", "")
     side = "WARP, one iteration, " + snapshots
     cases = [
         (method == "sft", "sft"),

@@ -32,7 +32,7 @@ def efficiencies(figures: Path) -> str:
     for file in sorted(_published(figures, "6_efficiency"), reverse=True):
         table = pd.read_csv(file)
         columns = [c for c in ("KL 0.5", "KL 1", "KL 2") if c in table]
-        kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
+        kept = table[(table.seeds == table.seeds.max()) & table["KL 1_low"].notna()]
         lines += [_headline(kept), ""]
         lines += [
             f"| {file.parent.name}: share of the optimal gain | seeds | {' | '.join(columns)} |",
