@@ -9,7 +9,8 @@ from alignkit import batch, params, paths
 PROFILE = config.get("profile", "pocket")
 DATA = config.get("data") or ""
 NOTEBOOKS = batch.notebooks(PROFILE)
-SEEDS = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml").seeds for name in NOTEBOOKS}
+VALUES = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml") for name in NOTEBOOKS}
+SEEDS = {name: [*p.seeds, *getattr(p, "confirm_seeds", [])] for name, p in VALUES.items()}
 BUILD = str(paths.build())
 # What another notebook's runs start from is trained first, so that no job waits for another one's lock.
 FIRST = {"2_dpo_losses": ["1_reward_model"], "3_f_divergences": ["2_dpo_losses"],
@@ -41,6 +42,8 @@ rule train:
         data=f"--data '{DATA}'" if DATA else "",
     log:
         f"{BUILD}/{PROFILE}/logs/{{notebook}}-seed-{{seed}}.log",
+    # The first seed trains the side rows as well; what ends in notebook 5 is the longest chain.
+    priority: lambda w: int(int(w.seed) == SEEDS[w.notebook][0] and w.notebook[0] in "1235")
     # Few seeds: each job gets several cores.
     threads: lambda w: max(1, workflow.cores // len(SEEDS[w.notebook]))
     shell:

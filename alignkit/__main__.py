@@ -50,8 +50,9 @@ def _train(args: argparse.Namespace) -> int:
     from alignkit import params
 
     override = {"data": args.data} if args.data else {}
-    params.load(args.path, seeds=[args.seed], **override)  # any seed that a file could name
     p = params.load(args.path, **override)
+    if args.seed not in getattr(p, "confirm_seeds", []):
+        params.load(args.path, seeds=[args.seed], **override)  # any seed that a file could name
     p.check_reach()
     from alignkit.recipes import RECIPES  # here, as it imports torch and a fault should be told at once
 

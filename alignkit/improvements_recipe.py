@@ -64,6 +64,7 @@ class Confirmed(NamedTuple):
     """One seed of the confirmation."""
 
     sft: Run
+    reward: Run
     evaluation: Run
     points: list[Point]
 
@@ -71,15 +72,6 @@ class Confirmed(NamedTuple):
 def unused_seeds(p: Improvements) -> list[int]:
     """Those of the confirmation: all but the profile's first seed, on which rates and methods were chosen."""
     return [*p.seeds[1:], *p.confirm_seeds]
-
-
-def confirming(p: Improvements, seed: int) -> list[int]:
-    """The seeds of the confirmation that are trained along with this one; none with one that the profile lacks."""
-    if seed not in p.seeds:
-        return []
-    place = p.seeds.index(seed)
-    own = [seed] if place else []
-    return own + p.confirm_seeds[place :: len(p.seeds)]
 
 
 def confirmed(p: Improvements, seed: int) -> Confirmed:
@@ -94,7 +86,7 @@ def confirmed(p: Improvements, seed: int) -> Confirmed:
     start = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
     compared = [v._replace(main=False, every=False) for v in ideas(p) if v.name in COMPARED]
     found = [point for v in compared for point in points(p, seed, sft, reward, v)]
-    return Confirmed(sft, start, found)
+    return Confirmed(sft, reward, start, found)
 
 
 def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: list[Point]) -> list[tuple[float, Run]]:

@@ -15,7 +15,7 @@ from alignkit.divergences import divergence
 from alignkit.dpo import train_dpo
 from alignkit.evaluation import evaluate
 from alignkit.front_recipe import pool, sweep
-from alignkit.improvements_recipe import confirmed, confirming, hacked, idea_points, proxies, spherical_path
+from alignkit.improvements_recipe import confirmed, hacked, idea_points, proxies, spherical_path, unused_seeds
 from alignkit.pairs import CONSTRUCTIONS, build_pairs, generate
 from alignkit.params import (
     Aligned,
@@ -289,22 +289,32 @@ def improved_pairs(p: Improvements, seed: int) -> Runs:
 
 
 def improvements(p: Improvements, seed: int) -> Runs:
-    """Notebook 5: all runs, each once; those of the confirmation's seeds are shared out among the profile's own."""
-    runs = improved_pairs(p, seed)
-    models = runs["sft"], runs["reward"]
-    found = idea_points(p, seed, *models)
+    """Notebook 5: all runs, each once; of a seed that is there for the confirmation alone, what is confirmed."""
+    runs: Runs = {}
+    named: list[tuple[str, Run]] = []
+    if seed not in p.confirm_seeds:
+        runs = improved_pairs(p, seed)
+        named += beyond_pairs(p, seed, runs["sft"], runs["reward"])
+    if seed in unused_seeds(p):
+        new = confirmed(p, seed)
+        start = {"sft": new.sft, "reward": new.reward, "sft: evaluation": new.evaluation}
+        named += [(f"confirmation: {name}", run) for name, run in start.items()]
+        named += [(f"confirmation: {name}", run) for point in new.points for name, run in parts(point)]
+    return _each_once(runs, named)
+
+
+def beyond_pairs(p: Improvements, seed: int, sft: Run, reward: Run) -> list[tuple[str, Run]]:
+    """Notebook 5's variations of WARP, the arc through its iterates, weak proxies and what is trained on them."""
+    found = idea_points(p, seed, sft, reward)
     named = [pair for point in found for pair in parts(point)]
     if seed == p.seeds[0]:
-        named += [(f"arc, {share:g}: evaluation", run) for share, run in spherical_path(p, seed, *models, found)]
-    named += [(f"proxy: {name}", run) for name, run in proxies(p, seed, runs["reward"]).items()]
-    for h in hacked(p, seed, *models):
+        arc = spherical_path(p, seed, sft, reward, found)
+        named += [(f"arc, {share:g}: evaluation", run) for share, run in arc]
+    named += [(f"proxy: {name}", run) for name, run in proxies(p, seed, reward).items()]
+    for h in hacked(p, seed, sft, reward):
         place = f"proxy: {h.proxy}"
         named += [(f"{place}, RLOO", h.trained), (f"{place}, {h.steps} steps: evaluation", h.evaluation)]
-    for other in confirming(p, seed):
-        new, mark = confirmed(p, other), f"confirmation, seed {other}: "
-        named += [(f"{mark}sft", new.sft), (f"{mark}sft: evaluation", new.evaluation)]
-        named += [(mark + name, run) for point in new.points for name, run in parts(point)]
-    return _each_once(runs, named)
+    return named
 
 
 def parts(point: Point) -> list[tuple[str, Run]]:

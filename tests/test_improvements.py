@@ -6,7 +6,7 @@ import pytest
 
 from alignkit import params, paths
 from alignkit.divergences import divergence
-from alignkit.improvements_recipe import COMPARED, confirming, ideas, unused_seeds
+from alignkit.improvements_recipe import COMPARED, ideas, unused_seeds
 from alignkit.improvements_report import fits
 from alignkit.overoptimisation import curve
 from alignkit.recipes import NEW_DIVERGENCES, new_divergence_methods, strength_to_beta
@@ -31,10 +31,9 @@ def test_what_is_compared_is_trained_for_every_seed_and_differs_in_name(p):
     assert set(COMPARED) <= {idea.name for idea in ideas(p) if idea.main}
 
 
-def test_the_new_seeds_are_shared_out_each_to_one_of_the_profiles_own(p):
-    shared = [seed for own in p.seeds for seed in confirming(p, own)]
-    assert sorted(shared) == sorted(unused_seeds(p)) == sorted({*p.seeds[1:], *p.confirm_seeds})
-    assert not {*p.confirm_seeds} & {*p.seeds}
+def test_the_confirmation_has_every_seed_once_but_the_one_on_which_choices_were_made(p):
+    assert sorted(unused_seeds(p)) == sorted({*p.seeds[1:], *p.confirm_seeds})
+    assert p.seeds[0] not in unused_seeds(p)
 
 
 def test_a_new_seed_that_is_also_a_seed_is_one_line(p):
@@ -66,10 +65,6 @@ def test_a_family_with_too_few_points_has_no_fit_and_others_have():
     assert (found.alpha["a"], found.beta["a"]) == pytest.approx((2.0, 0.5))
     assert np.isnan(found.alpha["b"])
     assert found.most_kl["a"] == 4.0
-
-
-def test_a_seed_that_the_profile_lacks_confirms_nothing(p):
-    assert confirming(p, max(*p.seeds, *p.confirm_seeds) + 1) == []
 
 
 def test_more_reviews_for_a_weak_reward_model_than_there_are_is_one_line(p):
