@@ -163,7 +163,7 @@ ROWS = pd.DataFrame(
 
 def test_a_sweep_is_named_and_earlier_steps_and_iterations_are_not_joined_to_a_front_that_goes_back_to_sft():
     found = front_report.named(ROWS).family
-    assert found.where(found.notna(), None).tolist() == ROWS.expected.where(ROWS.expected.notna(), None).tolist()
+    assert found.fillna("").tolist() == ROWS.expected.fillna("").tolist()
 
 
 def test_tables_that_start_from_another_supervised_policy_are_told():
