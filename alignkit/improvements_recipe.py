@@ -42,15 +42,15 @@ def ideas(p: Improvements) -> list[Variation]:
     return [
         Variation("WARP", plain, **four, main=True, every=True),
         Variation(WITH_RLOO, rloo, **four, main=True),
-        Variation(TUNED, {**rloo, "lr": p.anchored_lr}, **four),
-        Variation(ANCHORED, alone, etas=p.etas, main=True),
-        Variation(CHOSEN, sentence, etas=p.etas, main=True),
-        *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
-          for k in p.rloo_samples if k != p.main_samples),
         Variation("+ fixed anchor", fixed, **four),
         Variation("+ falling rate", falling, **four),
+        Variation(ANCHORED, alone, etas=p.etas, main=True),
+        Variation(CHOSEN, sentence, etas=p.etas, main=True),
         Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, etas=p.etas),
         Variation("one run, exact KL", {**alone, "exact_kl": True}, etas=p.etas),
+        Variation(TUNED, {**rloo, "lr": p.anchored_lr}, **four),
+        *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
+          for k in p.rloo_samples if k != p.main_samples),
     ]  # fmt: skip
 
 
