@@ -19,26 +19,32 @@ def one_front(
 ) -> Figure:
     """Families on the planes of KL and gain in reward, and in gold, below the optimal frontier.
 
-    `means` has columns family, kl, reward, gold: means over seeds of each setting, as gains over SFT.  `optimum` and
-    `best_of` have kl and the same gains.
+    `means` has columns family, kl, reward, gold: means over seeds of each setting, as gains over SFT, with the ends of
+    their intervals (<measure>_low, <measure>_high).  `optimum` and `best_of` have kl and the same gains.  Lines are
+    linear in √KL, as `dpo_report.at_kl` reads them; a family with settings of η goes back to SFT.
     """
     ys = [y for y in GAINS if y in optimum and y in means and means[y].notna().any()]
-    figure, axes = plt.subplots(1, len(ys), figsize=(6.2 * len(ys), 5.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(ys), figsize=(6.2 * len(ys), 5.8), squeeze=False)
     for axis, y in zip(axes[0], ys, strict=True):
         axis.plot(optimum.kl, optimum[y], color="black", linewidth=2.4, label="optimal policies")
         near = best_of[best_of.kl <= most_kl]
         axis.plot(near.kl, near[y], color=NEUTRAL, linestyle="--", linewidth=1.6, label="best of n (KL bound)")
         for i, name in enumerate(families):
-            rows = means[(means.family == name) & (means.kl <= most_kl)].sort_values("kl")
-            kls, values = np.append(0, rows.kl), np.append(0, rows[y])
-            style = {
-                "color": COLOURS[i % len(COLOURS)],
-                "marker": MARKERS[i % len(MARKERS)],
-                "markevery": slice(1, None),
-            }
-            axis.plot(kls, values, linewidth=1.1, markersize=5, label=name, **style)
-        axis.set(xlabel=AXES["kl"], ylabel=GAINS[y], xlim=(0, most_kl), ylim=(0, None))
-    axes[0][0].legend(fontsize="xx-small", loc="upper left")
+            rows = means[means.family == name].sort_values("kl")
+            shown = rows[rows.kl <= most_kl]
+            colour = COLOURS[i % len(COLOURS)]
+            d, values = np.sqrt(rows.kl.to_numpy()), rows[y].to_numpy()
+            if "eta" in rows and rows.eta.min() < 1:
+                d, values = np.append(0, d), np.append(0, values)
+            between = np.linspace(d.min(), d.max(), 200)
+            axis.plot(between**2, np.interp(between, d, values), color=colour, linewidth=1.1)
+            axis.vlines(shown.kl, shown[f"{y}_low"], shown[f"{y}_high"], color=colour, linewidth=1, alpha=0.4)
+            style = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
+            axis.plot(shown.kl, shown[y], markersize=5, label=name, **style)
+        most = means[(means.kl <= most_kl) & means.family.isin(families)][y].max()
+        axis.set(xlabel=AXES["kl"], ylabel=GAINS[y], xlim=(0, most_kl), ylim=(0, 1.05 * max(most, optimum[y].max())))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="x-small", loc="outside lower center", ncols=4)
     return figure
 
 

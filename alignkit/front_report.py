@@ -11,6 +11,7 @@ from alignkit.dpo_report import at_kl, families
 from alignkit.faults import UserFault
 from alignkit.frontier import LEAST_KL, best_of_n, chance_of_best, efficiency, optimal_frontier, optimal_reward
 from alignkit.improvements_recipe import ANCHORED
+from alignkit.metrics import seed_interval
 from alignkit.overoptimisation import fit
 from alignkit.params import OneFront
 from alignkit.pool import Pool
@@ -252,9 +253,12 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def setting_means(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Means over seeds for each setting of each family, by KL."""
-    known = [name for name in SETTING if name in table]
-    means = table.groupby(["family", *known], sort=False, dropna=False)[["kl", *columns]].mean()
+    """Means over seeds for each setting of each family, by KL, and 95 % t intervals: <column>_low, <column>_high."""
+    groups = table.groupby(["family", *(name for name in SETTING if name in table)], sort=False, dropna=False)
+    means = groups[["kl", *columns]].mean()
+    for column in columns:
+        ends = groups[column].agg(seed_interval)
+        means[f"{column}_low"], means[f"{column}_high"] = ends.str[1], ends.str[2]
     return means.reset_index().sort_values("kl")
 
 
