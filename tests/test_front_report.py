@@ -12,7 +12,7 @@ from alignkit.faults import UserFault
 from alignkit.frontier import efficiency, optimal_frontier, optimal_reward
 from alignkit.improvements_recipe import Hacked
 from alignkit.improvements_report import front_reward, volumes
-from alignkit.metrics import holm
+from alignkit.metrics import holm, seed_interval
 from alignkit.pool import Pool
 
 RNG = np.random.default_rng(0)
@@ -206,3 +206,15 @@ def test_the_gold_of_best_of_n_is_that_of_the_draw_with_the_highest_reward():
     best = pool.reward.argmax(axis=1)
     assert rows.gold.tolist() == pytest.approx([pool.gold.mean(), pool.gold[np.arange(5), best].mean()], abs=1e-6)
     assert rows.kl.tolist() == pytest.approx([0, np.log(6) - 5 / 6])
+
+
+def test_a_setting_has_its_mean_over_seeds_and_their_t_interval():
+    table = pd.DataFrame({"family": "a", "eta": [0.5] * 3 + [1.0], "seed": [0, 1, 2, 0], "kl": [1.0, 1, 1, 3],
+                          "reward": [1.0, 2, 3, 5]})  # fmt: skip
+    found = front_report.setting_means(table, ["reward"])
+    assert found.kl.tolist() == [1.0, 3.0]
+    assert found.reward.tolist() == [2.0, 5.0]
+    assert found.loc[found.eta == 0.5, ["reward_low", "reward_high"]].to_numpy()[0] == pytest.approx(
+        seed_interval(np.array([1.0, 2, 3]))[1:]
+    )
+    assert found.loc[found.eta == 1, ["reward_low", "reward_high"]].isna().all(axis=None)

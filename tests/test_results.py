@@ -242,3 +242,20 @@ def test_no_policy_lies_above_the_optimal_frontier_beyond_the_simultaneous_bound
     checked = table("pocket", "6_above")
     assert len(checked) > 100
     assert not checked.above.any()
+
+
+def test_reinforce_interpolated_back_is_level_with_warp_for_a_quarter_of_its_tokens() -> None:
+    shares = table("pocket", "6_efficiency").set_index("family")
+    tokens = table("pocket", "6_hypervolume").groupby("method").tokens.mean()
+    for kl in ("KL 0.5", "KL 1", "KL 2"):
+        assert shares[kl]["REINFORCE, EMA anchor"] == pytest.approx(shares[kl]["WARP, T=50"], abs=0.03)
+    assert tokens["REINFORCE, EMA anchor"] < 0.25 * tokens["WARP, T=50"]
+
+
+def test_policies_held_at_sft_keep_more_gold_for_their_proxy_than_the_proxys_optimum() -> None:
+    optimum = table("pocket", "6_frontier_gains")
+    kept = optimum.gold[optimum.kl == 2] / optimum.reward[optimum.kl == 2]
+    swept = table("pocket", "6_settings")
+    swept = swept[swept.family == "anchored RLOO, over β"]
+    assert ((swept.gold / swept.reward) > kept.item()).all()
+    assert kept.item() == pytest.approx(0.70, abs=0.02)
