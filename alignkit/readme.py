@@ -53,9 +53,12 @@ def _headline(table: pd.DataFrame) -> str:
     several = shares.index.str.contains("one of|best of")
     single = shares[~several]
     usual = [f"{label} {shares[name]:.2f}" for label, name in USUAL.items() if name in shares]
-    told = [f"the best policy that is used with one draw a text, {single.index[0]}, gets {single.iloc[0]:.2f}", *usual]
+    told = [
+        f"the best policy that is used with one draw a text (*{single.index[0]}*) gets {single.iloc[0]:.2f}",
+        *usual,
+    ]
     if several.any():
-        told.append(f"and {shares[several].index[0]}, {shares[several].iloc[0]:.2f}")
+        told.append(f"and keeping one of several draws (*{shares[several].index[0]}*) {shares[several].iloc[0]:.2f}")
     return "Of the gain in reward that is possible at a KL of 1 nat, " + ", ".join(told) + "."
 
 
