@@ -147,7 +147,7 @@ def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: list[str], family: str = "family") -> pd.DataFrame:
+def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: list[str]) -> pd.DataFrame:
     """Each family's measures at given KLs, seed by seed, interpolated along its sweep over beta.
 
     Linear in √KL, in which reward is close to linear, between neighbouring runs; NaN beyond the last and before the
@@ -155,17 +155,15 @@ def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: list[str], family:
     family, seed, kl and the measures; SFT rows have family "sft".
     """
     out = []
-    for (name, seed), group in table[(table[family] != "sft") & (table.status == "ok")].groupby(
-        [family, "seed"], sort=False
-    ):
-        start = table[(table[family] == "sft") & (table.seed == seed)]
-        curve = pd.concat([start, group]).sort_values("kl")
-        back = "eta" in group and group.eta.min() < 1
-        least = 0.0 if back else group.kl.min()
+    sound = table[(table.family != "sft") & (table.status == "ok")]
+    for (name, seed), curve in sound.groupby(["family", "seed"], sort=False):
+        if "eta" in curve and curve.eta.min() < 1:
+            curve = pd.concat([table[(table.family == "sft") & (table.seed == seed)], curve])
+        curve = curve.sort_values("kl")
         for kl in kls:
-            reached = least <= kl <= group.kl.max()
+            reached = curve.kl.min() <= kl <= curve.kl.max()
             values = {c: np.interp(kl**0.5, curve.kl**0.5, curve[c]) if reached else np.nan for c in columns}
-            out.append({family: name, "seed": seed, "at_kl": kl, **values})
+            out.append({"family": name, "seed": seed, "at_kl": kl, **values})
     return pd.DataFrame(out)
 
 

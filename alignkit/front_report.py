@@ -195,9 +195,8 @@ def held_out_shares(
         shares = []
         for half in (0, 1):
             own, other = pool.without(half, 2), pool.without(1 - half, 2)
-            rows = resampling_rows({0: own}, {position: ""}, [n], betas).sort_values("kl")
-            reward = np.interp(np.sqrt(kl), np.sqrt(rows.kl), rows.reward)
-            shares.append(efficiency(kl, reward, optimum(other, grid)))
+            rows = resampling_rows({0: own}, {position: ""}, [n], betas)
+            shares.append(at_matched_kl(rows, {0: optimum(other, grid)}, [kl]).efficiency.item())
         out.append(float(np.mean(shares)))
     return out
 
