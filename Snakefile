@@ -4,12 +4,13 @@
 # alignkit modules or the lock, hashed into `key`.  File times play no part (--rerun-triggers params).
 # What is trained is decided by the run store: an edit that no run depends on retrains nothing.
 
-from alignkit import batch, params, paths
+from alignkit import paths
+from alignkit.workflow import batch, parameters
 
 PROFILE = config.get("profile", "pocket")
 DATA = config.get("data") or ""
 NOTEBOOKS = batch.notebooks(PROFILE)
-VALUES = {name: params.load(paths.PARAMS / PROFILE / f"{name}.yaml") for name in NOTEBOOKS}
+VALUES = {name: parameters.load(paths.PARAMS / PROFILE / f"{name}.yaml") for name in NOTEBOOKS}
 SEEDS = {name: [*p.seeds, *getattr(p, "confirm_seeds", [])] for name, p in VALUES.items()}
 BUILD = str(paths.build())
 # What another notebook's runs start from is trained first, so that no job waits for another one's lock.

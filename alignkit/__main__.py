@@ -34,27 +34,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from alignkit import params
+
+    from alignkit.workflow import parameters
 
     override = {"data": args.data} if args.data else {}
-    lines = params.check(args.path, **override)
+    lines = parameters.check(args.path, **override)
     if args.reach and not lines:
-        for file in params.files(args.path):
-            params.load(file, **override).check_reach()
+        for file in parameters.files(args.path):
+            parameters.load(file, **override).check_reach()
     for line in lines:
         print(line, file=sys.stderr)
     return 2 if lines else 0
 
 
 def _train(args: argparse.Namespace) -> int:
-    from alignkit import params
+
+    from alignkit.workflow import parameters
 
     override = {"data": args.data} if args.data else {}
-    p = params.load(args.path, **override)
+    p = parameters.load(args.path, **override)
     if args.seed not in getattr(p, "confirm_seeds", []):
-        params.load(args.path, seeds=[args.seed], **override)  # any seed that a file could name
+        parameters.load(args.path, seeds=[args.seed], **override)  # any seed that a file could name
     p.check_reach()
-    from alignkit.recipes import RECIPES  # here, as it imports torch and a fault should be told at once
+    from alignkit.report.recipes import RECIPES  # here, as it imports torch and a fault should be told at once
 
     for name, run in RECIPES[p.notebook](p, args.seed).items():
         print(f"{name}: {run.id} ({run.record['seconds']} s)", flush=True)
@@ -62,7 +64,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    from alignkit import batch, readme
+    from alignkit.report import readme
+    from alignkit.workflow import batch
 
     for line in batch.publish(args.profile) + readme.update():
         print(line)

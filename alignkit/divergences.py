@@ -308,8 +308,12 @@ FIXED: dict[str, Divergence] = {
         ),
     )
 }
+
+
 WITH_ALPHA = {"alpha": (_alpha, 0), "chi_alpha": (_chi_alpha, 1)}
 """Divergences with a parameter, and the number that it must exceed."""
+
+
 NAMES = (*FIXED, *WITH_ALPHA)
 
 

@@ -5,11 +5,17 @@ policy that the theory promises, and what does each divergence do when the polic
 and mass-covering)?
 """
 
+from itertools import product
+
 import numpy as np
+import pandas as pd
+import torch
 from scipy.optimize import OptimizeResult, minimize
 from scipy.special import expit, log_expit, log_softmax
 
 from alignkit.divergences import Divergence
+from alignkit.kl import kl_estimates
+from alignkit.policy_gradient import BASELINES, advantages
 
 
 def population_loss(div: Divergence, log_policy: np.ndarray, ref: np.ndarray, reward: np.ndarray, beta: float) -> float:
@@ -86,3 +92,120 @@ def fit_unimodal(div: Divergence, target: np.ndarray, grid: np.ndarray) -> tuple
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     """Half the sum of |p - q|: the largest difference in probability that p and q give to any event."""
     return float(np.abs(p - q).sum() / 2)
+
+
+# Finite sets of responses
+
+
+def comparisons(reward: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
+    """How often i beats j when every two responses are compared `each` times; (responses, responses), zero diagonal."""
+    wins = np.triu(rng.binomial(each, expit(reward[:, None] - reward[None, :])), k=1)
+    return wins + np.tril(each - wins.T, k=-1)
+
+
+def fit_bradley_terry(wins: np.ndarray) -> np.ndarray:
+    """The rewards (responses,) that make these comparisons most likely; their mean, which is free, is zero."""
+
+    def loss(reward: np.ndarray) -> tuple[float, np.ndarray]:
+        gap = reward[:, None] - reward[None, :]
+        surprise = wins * expit(-gap)
+        return -(wins * log_expit(gap)).sum() / wins.sum(), (surprise.sum(axis=0) - surprise.sum(axis=1)) / wins.sum()
+
+    found = minimize(loss, np.zeros(len(wins)), jac=True, method="BFGS", options={"gtol": 1e-10})
+    return found.x - found.x.mean()
+
+
+def objective(pi: np.ndarray, ref: np.ndarray, reward: np.ndarray, beta: float) -> float:
+    """E_π[r] - β KL(π ‖ ref) on a finite set; nats."""
+    return float(pi @ (reward - beta * (np.log(pi) - np.log(ref))))
+
+
+def maximise_objective(ref: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
+    """The policy (responses,) that maximises `objective`, found from the reference on by Newton steps in its logits.
+
+    A trust-region method (scipy "trust-exact"); BFGS overshoots where beta is small and gets stuck on the plateau of a
+    vanished response.
+    """
+
+    def parts(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        log_pi = log_softmax(logits)
+        gain = reward - beta * (log_pi - np.log(ref))
+        pi = np.exp(log_pi)
+        return pi, gain - pi @ gain, float(pi @ gain)
+
+    def hessian(logits: np.ndarray) -> np.ndarray:
+        pi, above, _ = parts(logits)
+        both = np.outer(pi, pi)
+        return both * (above[:, None] + above[None, :]) - np.diag(pi * above) + beta * (np.diag(pi) - both)
+
+    found = minimize(
+        lambda logits: -parts(logits)[2],
+        np.log(ref),
+        method="trust-exact",
+        jac=lambda logits: -np.multiply(*parts(logits)[:2]),
+        hess=hessian,
+        options={"gtol": 1e-12, "maxiter": 2000},
+    )
+    return np.exp(log_softmax(found.x))
+
+
+def random_policy(vocabulary: int, length: int, seed: int) -> torch.Tensor:
+    """Probabilities of all sequences under random logits, each step depending on all tokens before; float64."""
+    random = torch.Generator().manual_seed(seed)
+    probabilities = torch.ones((), dtype=torch.float64)
+    for _ in range(length):
+        logits = torch.randn(*probabilities.shape, vocabulary, generator=random, dtype=torch.float64)
+        probabilities = probabilities[..., None] * logits.softmax(dim=-1)
+    return probabilities
+
+
+def tilted(reference: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
+    """The optimum of E[r] - β KL, π ∝ π_ref exp(r/β); reward has the shape of the reference."""
+    return (reference.log() + reward / beta).flatten().softmax(dim=0).view_as(reference)
+
+
+def step_log_probs(policy: torch.Tensor) -> torch.Tensor:
+    """log p(next token | prefix) along every sequence: (sequences, length, vocabulary)."""
+    length, vocabulary = policy.ndim, policy.shape[0]
+    steps = []
+    for t in range(length):
+        prefixes = policy.flatten(start_dim=t + 1).sum(dim=-1) if t + 1 < length else policy
+        following = (prefixes / prefixes.sum(dim=-1, keepdim=True)).log()
+        here = following.view(*[vocabulary] * t, *[1] * (length - t), vocabulary)
+        steps.append(here.expand(*[vocabulary] * length, vocabulary).reshape(-1, vocabulary))
+    return torch.stack(steps, dim=1)
+
+
+def estimator_table(policy: torch.Tensor, reference: torch.Tensor) -> pd.DataFrame:
+    """Mean, bias and standard deviation of each estimate in `kl_estimates` from one sequence of the policy, in nats."""
+    tokens = torch.tensor(list(product(range(policy.shape[0]), repeat=policy.ndim)))
+    estimates = kl_estimates(step_log_probs(policy), step_log_probs(reference), tokens, torch.ones_like(tokens))
+    weights = policy.flatten()
+    kl = (weights * (weights / reference.flatten()).log()).sum()
+    rows = []
+    for name, values in estimates.items():
+        mean = (weights * values).sum()
+        deviation = (weights * (values - mean) ** 2).sum().sqrt()
+        rows.append((name, mean.item(), (mean - kl).item(), deviation.item()))
+    return pd.DataFrame(rows, columns=["estimate", "mean", "bias", "standard deviation"])
+
+
+def gradient_table(logits: torch.Tensor, rewards: torch.Tensor, k: int) -> pd.DataFrame:
+    """REINFORCE's gradient of E[r] in the logits of one choice, over all k-tuples of samples, for each baseline.
+
+    `share` is how much of the exact gradient it is on average, bias the length of what is wrong, and
+    standard deviation the root mean squared distance of one estimate from their mean.
+    """
+    choices = torch.tensor(list(product(range(len(logits)), repeat=k)))
+    probabilities = logits.softmax(dim=0)
+    weights = probabilities[choices].prod(dim=1)
+    exact = probabilities * (rewards - probabilities @ rewards)
+    log_prob_gradients = torch.eye(len(logits), dtype=logits.dtype) - probabilities
+    rows = []
+    for baseline in BASELINES:
+        advantage = advantages(rewards[choices], baseline)
+        estimates = (advantage[..., None] * log_prob_gradients[choices]).mean(dim=1)
+        mean = weights @ estimates
+        spread = (weights @ ((estimates - mean) ** 2).sum(dim=1)).sqrt()
+        rows.append((baseline, k, (mean @ exact / (exact @ exact)).item(), (mean - exact).norm().item(), spread.item()))
+    return pd.DataFrame(rows, columns=["baseline", "k", "share", "bias", "standard deviation"])

@@ -5,6 +5,7 @@ eq. 4).  So its reward and KL can be computed from samples of the reference, rew
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,12 @@ from scipy.special import gammaln, logsumexp
 
 LEAST_ESS = 10.0
 """Effective samples below which a tilted mean is no longer believed."""
+
+
 MOST_BELOW = 0.05
 """Share of prompts that may fall below it."""
+
+
 LEAST_KL = 0.05
 """Nats below which an efficiency is a ratio of two noises."""
 
@@ -112,3 +117,107 @@ def hypervolume(kl: Sequence[float], reward: Sequence[float], sft_reward: float,
     kls = np.append(np.minimum(np.asarray(kl, dtype=float)[order], most_kl), most_kl)
     best = np.maximum.accumulate(np.asarray(reward, dtype=float)[order]) - sft_reward
     return float((np.diff(kls) * np.maximum(best, 0)).sum())
+
+
+REPEATS = 256
+"""Random companies of n - 1 other draws that a draw is put into."""
+
+
+def kept_share(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """How many times as often a draw is kept as it is drawn, (prompts, N); its mean over a prompt's draws is 1.
+
+    n E[w / (w + Σ of n - 1 others' w)], over companies of n - 1 *other* draws of the pool.  log_weights is
+    (prompts, N), up to a constant a prompt.  Raises ValueError if a prompt has fewer than n draws.
+    """
+    size = log_weights.shape[1]
+    if not 1 <= n <= size:
+        raise ValueError(f"{n} draws; allowed: 1 to {size}, those of a prompt")
+    # What is e^600 times less likely than the best of its prompt is not told apart from its like, and not lost either.
+    weights = np.exp(np.maximum(log_weights - log_weights.max(axis=1, keepdims=True), -600.0)).T
+    share = np.zeros_like(weights)
+    for _ in range(REPEATS):
+        # The same order for all prompts, whose draws have nothing to do with each other.
+        order = rng.permutation(size)
+        shuffled = weights[order]
+        share[order] += shuffled / ring_sums(shuffled, n)
+    share = share.T * (n / REPEATS)
+    return share / share.mean(axis=1, keepdims=True)
+
+
+def ring_sums(values: np.ndarray, n: int) -> np.ndarray:
+    """For each row the sum of it and the n - 1 rows after it, round a ring; both (rows, columns).
+
+    Sums of 1, 2, 4, ... rows put together: a difference of cumulative sums would lose small values beside large ones.
+    """
+    total, taken, width = np.zeros_like(values), 0, 1
+    while width <= n:
+        if n & width:
+            total = total + np.roll(values, -taken, axis=0)
+            taken += width
+        values = values + np.roll(values, -width, axis=0)
+        width *= 2
+    return total
+
+
+def resampled(
+    rewards: np.ndarray,
+    log_ratios: np.ndarray,
+    n: int,
+    betas: Sequence[float],
+    gold: np.ndarray | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Reward, gold and KL of keeping one of n draws with weight exp(r/β - log-ratio), for each β.
+
+    rewards and log_ratios = log π/π_ref of the whole completion (nats) are (prompts, N) for draws of π; for draws of
+    the reference the log-ratios are 0.  The KL to the reference is E[log share + log-ratio] over what is kept, with
+    `kept_share`.  Columns n, beta, kl, reward, gold.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for beta in betas:
+        share = kept_share(rewards / beta - log_ratios, n, rng)
+        kl = np.where(share > 0, share * (np.log(np.maximum(share, 1e-300)) + log_ratios), 0).mean()
+        truth = np.nan if gold is None else (share * gold).mean()
+        rows.append((n, beta, float(kl), float((share * rewards).mean()), float(truth)))
+    return pd.DataFrame(rows, columns=["n", "beta", "kl", "reward", "gold"])
+
+
+class Fit(NamedTuple):
+    """Least-squares α and β of one form, its R², and where the fitted curve has its maximum."""
+
+    alpha: float
+    beta: float
+    r2: float
+    peak_kl: float
+    """KL at the maximum, nats: 0 if the curve falls from the start; NaN if it never bends (β <= 0)."""
+
+
+def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> Fit:
+    """Fit d (α - β log d) ("rl") or d (α - β d) ("bon") to gains over SFT at given KLs, both (points,).
+
+    Raises ValueError for another form or fewer than three points.
+    """
+    bends = {"rl": np.log, "bon": lambda d: d}
+    if form not in bends:
+        raise ValueError(f"form: {form!r}; allowed: {', '.join(bends)}")
+    kl, gain = np.asarray(kl, dtype=float), np.asarray(gain, dtype=float)
+    used = kl >= LEAST_KL
+    if used.sum() < 3:
+        raise ValueError(f"a fit needs 3 points with a KL of {LEAST_KL} or more, got {used.sum()}")
+    d, gain = np.sqrt(kl[used]), gain[used]
+    (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d * bends[form](d)], axis=1), gain, rcond=None)
+    beta = -minus_beta
+    fitted = curve(d**2, alpha, beta, form)
+    r2 = 1 - ((gain - fitted) ** 2).sum() / ((gain - gain.mean()) ** 2).sum()
+    if beta <= 0:
+        return Fit(alpha, beta, r2, float("nan"))
+    peak = np.exp(alpha / beta - 1) if form == "rl" else max(0.0, alpha / (2 * beta))
+    return Fit(float(alpha), float(beta), float(r2), float(peak**2))
+
+
+def curve(kl: np.ndarray, alpha: float, beta: float, form: str = "rl") -> np.ndarray:
+    """The fitted gain at given KLs; 0 at KL 0."""
+    d = np.sqrt(np.asarray(kl, dtype=float))
+    bend = np.log(np.maximum(d, 1e-12)) if form == "rl" else d
+    return d * (alpha - beta * bend)

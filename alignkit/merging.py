@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 
 State = Mapping[str, torch.Tensor]
+
+
 Per = Literal["layer", "tensor", "all"]
 
 PARALLEL = 1e-3

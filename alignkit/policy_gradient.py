@@ -3,17 +3,20 @@
 `credit.py` shares a reward out among tokens; `reinforce.py` is the loop that both serve.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.evaluation import completion_logits
 from alignkit.faults import UserFault
 from alignkit.kl import token_kl
-from alignkit.sampling import pad_left
+from alignkit.sampling import completion_logits, decode, pad_left
 
 BASELINES = ("none", "mean", "rloo")
+
+
 PARTS = 3
 """Forward passes that a batch is split into, by length of completion."""
 
@@ -104,3 +107,69 @@ def _from_the_left(values: torch.Tensor, mask: torch.Tensor, longest: int) -> to
     places = torch.arange(longest, device=values.device)
     source = (places + (values.shape[1] - lengths)[:, None]).clamp(max=values.shape[1] - 1)
     return values.gather(1, source) * (places < lengths[:, None])
+
+
+SENTENCE_ENDS = (".", "!", "?")
+
+
+def token_advantages(
+    rewards: torch.Tensor,
+    terms: Terms,
+    *,
+    beta: float,
+    baseline: str = "rloo",
+    k: int = 1,
+    values: torch.Tensor | None = None,
+    exact_kl: bool = False,
+) -> torch.Tensor:
+    """What each token is credited with, (batch, longest completion), float64, on the CPU; rewards are (batch,), k to a
+    prompt.
+
+    Without values: the `advantages` of r - β KL for all tokens alike; with k = 1 their baseline is taken over the whole
+    batch.  With values V(t), the reward of the text before the token's sentence (`values_before`):
+    r - V(t) - β Σ_{s >= t} log-ratio(s), less the mean of the same quantity over the batch's other completions at that
+    position.  What was written before a token cannot depend on it, so nothing that is subtracted here changes the
+    expected gradient.
+
+    The KL is k1, or with exact_kl the sum of exact steps, to which the caller adds β times its own gradient: the sum
+    over steps of what a step changes at once and of what it changes later (product rule).
+    """
+    kl, mask = terms["exact" if exact_kl else "k1"].detach().double().cpu(), terms["mask"].cpu()
+    if values is None:
+        penalised = rewards - beta * kl.sum(dim=1)
+        groups = penalised.view(-1, k) if k > 1 else penalised.view(1, -1)
+        return advantages(groups, baseline).view(-1, 1) * mask
+    to_go = kl.flip(1).cumsum(1).flip(1)
+    gains = (rewards[:, None] - values - beta * to_go) * mask
+    others = (gains.sum(dim=0) - gains) / (mask.sum(dim=0) - 1).clamp(min=1)
+    return (gains - others) * mask
+
+
+def sentence_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a sentence."""
+    return {i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().endswith(SENTENCE_ENDS)}
+
+
+def sentence_starts(samples: pd.DataFrame, ends: set[int]) -> list[list[int]]:
+    """The positions at which each completion's sentences begin, the first at 0; `ends` are tokens that end one."""
+    return [
+        [0, *(t + 1 for t, token in enumerate(completion[:-1]) if token in ends)]
+        for completion in samples.completion_ids
+    ]
+
+
+def values_before(
+    samples: pd.DataFrame, starts: list[list[int]], tokenizer: PreTrainedTokenizerBase, read: Callable
+) -> torch.Tensor:
+    """The reward of the text before each token's sentence, (batch, longest completion), float64.
+
+    In a completion's first sentence that text is the prompt.  `read` maps texts to rewards, (texts,).
+    """
+    rows = list(zip(samples.prompt_ids, samples.completion_ids, starts, strict=True))
+    before = [list(p) + list(c[:start]) for p, c, here in rows for start in here]
+    rewards = read(decode(before, tokenizer))
+    values = torch.zeros(len(samples), max(map(len, samples.completion_ids)), dtype=torch.float64)
+    places = [(row, start) for row, here in enumerate(starts) for start in here]
+    for (row, start), value in zip(places, rewards, strict=True):
+        values[row, start:] = value
+    return values

@@ -4,16 +4,12 @@ Everything that reports a KL samples and scores with the same distribution: no t
 temperature, no minimal length; any of them would bias the KL.
 """
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.data import load_reviews, prompts
-from alignkit.models import load_policy
+from alignkit.kl import kl_estimates
 
 
 def pad_left(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,26 +119,45 @@ def decode(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[st
     return tokenizer.batch_decode([[i for i in row if i not in hidden] for row in rows])
 
 
-def sample_completions(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    policy: Path,
-    n_prompts: int,
-    k: int,
-    shortest: int,
-    longest: int,
-    max_new_tokens: int,
-) -> dict[str, float]:
-    """Sample k completions of n test prompts (`shortest` to `longest` tokens) and keep them in completions.parquet.
+@torch.no_grad()
+def sequence_kl(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    policy_prompt_ids: list[list[int]],
+    ref_prompt_ids: list[list[int]],
+    completion_ids: list[list[int]],
+    bias: dict[int, float] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """KL(π ‖ π_ref) along completions sampled from π, exact at each step, and its k1 estimate; (rows,) each, nats.
 
-    The prompts are the same for every seed.  Columns as in `sample`, plus text (prompt and completion).
+    The two may see different prompts; bias (id -> nats) is added to the policy's logits.
     """
-    model, tokenizer = load_policy(policy)
-    test = load_reviews(seed=0, **data)["test"]["text"]
-    texts = prompts(list(test), tokenizer, n=n_prompts, shortest=shortest, longest=longest, seed=0)
-    samples = sample(model, tokenizer, texts, k=k, max_new_tokens=max_new_tokens, seed=seed)
-    samples["text"] = full_texts(samples, tokenizer)
-    samples.to_parquet(out / "completions.parquet", index=False)
-    return {"finished": float(samples.finished.mean()), "mean_tokens": float(samples.completion_ids.map(len).mean())}
+    out = np.zeros((2, len(completion_ids)))
+    added = torch.zeros(policy.config.vocab_size, device=policy.device)
+    added[list(bias or {})] = torch.tensor(list((bias or {}).values()), device=policy.device)
+    # The logits of a batch of two models: at most about half a gigabyte.
+    batch = max(4, min(256, 2**26 // (64 * policy.config.vocab_size)))
+    by_length = sorted(range(len(completion_ids)), key=lambda i: len(completion_ids[i]))
+    for start in range(0, len(by_length), batch):
+        some = by_length[start : start + batch]
+        completions = [completion_ids[i] for i in some]
+        tokens, mask = (t.to(policy.device) for t in pad_left(completions, 0))
+        estimates = kl_estimates(
+            completion_logits(policy, [policy_prompt_ids[i] for i in some], completions) + added,
+            completion_logits(reference, [ref_prompt_ids[i] for i in some], completions),
+            tokens,
+            mask,
+        )
+        out[:, some] = torch.stack([estimates["exact"], estimates["k1"]]).double().cpu().numpy()
+    return out[0], out[1]
+
+
+def completion_logits(
+    model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]]
+) -> torch.Tensor:
+    """Logits that predict each completion token, (rows, longest completion, vocabulary), aligned on the right."""
+    rows = [p + c for p, c in zip(map(list, prompt_ids), map(list, completion_ids), strict=True)]
+    ids, mask = (t.to(model.device) for t in pad_left(rows, 0))
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    longest = max(map(len, completion_ids))
+    return model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=longest + 1).logits[:, :-1].float()

@@ -11,9 +11,9 @@ import time
 import torch
 from torch.nn.functional import logsigmoid
 
-from alignkit.models import new_encoder, train_tokenizer
 from alignkit.pocket import generate_reviews
-from alignkit.reward import all_pairs_loss, encode
+from alignkit.training.reward import all_pairs_loss, encode
+from alignkit.world.models import new_encoder, train_tokenizer
 
 STEPS, BATCH = 60, 64
 

@@ -68,7 +68,7 @@ def lively_policy() -> Callable[..., Any]:
 
     import torch
 
-    from alignkit.models import new_policy
+    from alignkit.world.models import new_policy
 
     def build_policy(tokenizer: Any, seed: int) -> Any:
         model = new_policy(tokenizer, width=16, layers=2, heads=2, positions=64).eval()
@@ -99,9 +99,9 @@ class World(NamedTuple):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Trained once for all tests: seconds."""
-    from alignkit.pairs import build_pairs, generate
-    from alignkit.reward import train_reward
-    from alignkit.sft import train_sft
+    from alignkit.training.pairs import build_pairs, generate
+    from alignkit.training.reward import train_reward
+    from alignkit.training.sft import train_sft
 
     data = {"source": "pocket", "train_reviews": 1000, "test_reviews": 100, "unsupervised_reviews": 100}
     sft, reward, generations, pairs = (tmp_path_factory.mktemp(n) for n in ("sft", "reward", "generations", "pairs"))

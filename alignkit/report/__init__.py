@@ -1,0 +1,1 @@
+"""The report: what every notebook shares, then one module a notebook."""

@@ -1,0 +1,83 @@
+"""What earlier reports computed in place of f'(π_w/ρ_w) and f'(π_l/ρ_l), kept here to measure what it does.
+
+Each function takes a divergence and the log-probs of chosen and rejected under policy and reference, (batch,) each,
+and returns the two scores.  Notebooks 2 and 3 train with them; nothing else should.
+"""
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit.divergences import Divergence
+from alignkit.sampling import pad_left, token_log_probs
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def policy_to_reference(div: Divergence, policy: Pair, reference: Pair) -> Pair:
+    """The definition: f'(π/ρ) of each response (Wang et al. 2024, equation 7), zero at π = ρ."""
+    return div.centred_score(policy[0] - reference[0]), div.centred_score(policy[1] - reference[1])
+
+
+def chosen_to_rejected(div: Divergence, policy: Pair, reference: Pair) -> Pair:
+    """f'(π_w/π_l) against f'(ρ_w/ρ_l): the same for reverse KL, something else for every other divergence."""
+    return div.centred_score(policy[0] - policy[1]), div.centred_score(reference[0] - reference[1])
+
+
+def one_object(div: Divergence, policy: Pair, reference: Pair) -> Pair:
+    """Policy and reference are one object: every ratio is 1, whatever was trained; only the gradient is left."""
+    return policy_to_reference(div, policy, (policy[0].detach(), policy[1].detach()))
+
+
+def detached(div: Divergence, policy: Pair, reference: Pair) -> Pair:
+    """Scores rebuilt as new tensors, which cuts them from the policy: the gradient is zero."""
+    chosen, rejected = policy_to_reference(div, policy, reference)
+    return chosen.detach() + 0 * policy[0], rejected.detach() + 0 * policy[1]
+
+
+SCORES = {function.__name__: function for function in (policy_to_reference, chosen_to_rejected, one_object, detached)}
+
+
+def greedy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    *,
+    k: int,
+    max_new_tokens: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The most likely next token at each step in place of a draw, so all k completions of a prompt are one.
+
+    Columns completion, prompt_ids and completion_ids of `sampling.sample`.  REINFORCE's gradient is a mean over draws
+    from the policy; this is none.
+    """
+    prompt_ids = [list(ids) for ids in tokenizer(texts)["input_ids"] for _ in range(k)]
+    ids, mask = (t.to(model.device) for t in pad_left(prompt_ids, tokenizer.pad_token_id))
+    end = tokenizer.eos_token_id
+    pad = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": end}
+    drawn = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **pad)
+    completions = drawn[:, ids.shape[1] :].tolist()
+    completion_ids = [row[: row.index(end) + 1] if end in row else row for row in completions]
+    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    return pd.DataFrame({"completion": texts, "prompt_ids": prompt_ids, "completion_ids": completion_ids})
+
+
+def mean_with_prompt(
+    model: PreTrainedModel, anchored: PreTrainedModel, samples: pd.DataFrame
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean log-prob of a token, those of the prompt among them, in place of the completion's sum; and its log-ratio.
+
+    Both (batch,), nats a token; only the first is differentiable.
+    """
+    rows = [p + c for p, c in zip(samples.prompt_ids, samples.completion_ids, strict=True)]
+    ids, mask = (t.to(model.device) for t in pad_left(rows, 0))
+    own = _mean(token_log_probs(model, ids, mask), mask)
+    with torch.no_grad():
+        return own, own - _mean(token_log_probs(anchored, ids, mask), mask)
+
+
+def _mean(log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    # A token counts if the one before it is real: the first of a text has nothing to be predicted from.
+    counted = mask[:, :-1] * mask[:, 1:]
+    return (log_probs * counted).sum(dim=1) / counted.sum(dim=1)

@@ -1,0 +1,155 @@
+"""f-DPO: any f-divergence with any preference loss, full weights or LoRA, on top of TRL's DPOTrainer."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from peft import LoraConfig
+from torch.nn.functional import pad
+from trl import DPOConfig, DPOTrainer
+
+from alignkit.divergences import Divergence, divergence
+from alignkit.losses import preference_loss
+from alignkit.training.deviations import SCORES
+from alignkit.world.models import load_policy, quiet_training, run_trainer, trainer_arguments
+
+VALIDATION_PAIRS = 256
+"""Held-out pairs on which the validation curves are taken."""
+
+SMOOTHED = ("cdpo", "robust")
+"""Losses that assume flipped labels."""
+
+
+class FDPOTrainer(DPOTrainer):
+    """TRL's DPOTrainer with `preference_loss` on the scores f'(π/π_ref) of an f-divergence.
+
+    The pairs come with their token ids and reference log-probs (`pairs.build_pairs`), so nothing is tokenised anew
+    and no reference model is kept.  Logged for training and validation: loss, logps/chosen, logps/rejected (nats),
+    margin = β(s_w - s_l), accuracy = share of margins above zero, clamped = share of scores that were clamped.
+    """
+
+    def __init__(self, *args, divergence: Divergence, loss: str, label_smoothing: float, scores: str, **kwargs):
+        # Before TRL's own __init__, which prepares the data.
+        self.divergence, self.loss_name, self.smoothing, self.scores = divergence, loss, label_smoothing, SCORES[scores]
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        return dataset
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        return dataset
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        policy = sequence_logps(model, inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]).chunk(
+            2
+        )
+        reference = inputs["ref_chosen_logps"].to(policy[0]), inputs["ref_rejected_logps"].to(policy[0])
+        chosen, rejected = self.scores(self.divergence, policy, reference)
+        settings = {"label_smoothing": self.smoothing} if self.loss_name in SMOOTHED else {}
+        if self.loss_name == "ipo_per_token":
+            tokens = inputs["completion_mask"].sum(dim=1).clamp(min=1).chunk(2)
+            settings |= {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
+        loss = preference_loss(self.loss_name, chosen, rejected, beta=self.beta, **settings).mean()
+        self._note(policy, reference, self.beta * (chosen - rejected))
+        return (loss, None) if return_outputs else loss
+
+    def _note(self, policy, reference, margin) -> None:
+        log_ratios = torch.cat(policy) - torch.cat(reference)
+        measured = {
+            "logps/chosen": policy[0],
+            "logps/rejected": policy[1],
+            "margin": margin,
+            "accuracy": margin > 0,
+            "clamped": self.divergence.clamped(log_ratios),
+        }
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, values in measured.items():
+            metrics[name].append(values.detach().float().mean().item())
+
+
+def sequence_logps(
+    model: torch.nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor, completion_mask: torch.Tensor
+) -> torch.Tensor:
+    """log π(completion | prompt), the sum over completion tokens in nats, shape (batch,); differentiable.
+
+    ids and masks are (batch, length), padded on the right; completion_mask is 1 on the tokens of the completion.
+    """
+    logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+    per_token = torch.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    return (pad(per_token, (1, 0)) * completion_mask).sum(dim=1)
+
+
+def train_dpo(
+    out: Path,
+    *,
+    seed: int,
+    data: dict[str, Any],
+    policy: Path,
+    pairs: Path,
+    loss: str,
+    divergence_name: str,
+    beta: float,
+    epochs: float,
+    batch: int,
+    lr: float,
+    alpha: float | None = None,
+    label_smoothing: float = 0.0,
+    lora_rank: int = 0,
+    scores: str = "policy_to_reference",
+) -> dict[str, Any]:
+    """Train a policy on preference pairs, starting at the SFT policy, which is the reference.
+
+    `batch` is pairs a step; lora_rank 0 trains all weights, otherwise LoRA adapters (Hu et al. 2022) that are merged
+    at the end.  Writes the policy, its tokenizer and history.csv (step, loss, eval_loss, logps, margin, accuracy,
+    clamped).  Returns the last validation figures, tokens trained on, and status "ok" or "diverged".
+    """
+    transformers.set_seed(seed)
+    model, codec = load_policy(policy)
+    rows = datasets.load_dataset(str(pairs / "pairs"))
+    lora = LoraConfig(task_type="CAUSAL_LM", r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
+    with quiet_training() as folder:
+        shared = trainer_arguments(folder, seed=seed, epochs=epochs, batch=batch, lr=lr, reports=8)
+        trainer = FDPOTrainer(
+            model=model,
+            args=DPOConfig(
+                **shared,
+                beta=beta,
+                max_length=None,
+                precompute_ref_log_probs=True,
+                # A diverged run must be seen as one.
+                logging_nan_inf_filter=False,
+            ),
+            train_dataset=rows["train"],
+            eval_dataset=rows["test"].select(range(min(VALIDATION_PAIRS, len(rows["test"])))),
+            processing_class=codec,
+            peft_config=lora if lora_rank else None,
+            divergence=divergence(divergence_name, alpha),
+            loss=loss,
+            label_smoothing=label_smoothing,
+            scores=scores,
+        )
+        log = run_trainer(trainer)
+    log.to_csv(out / "history.csv", index=False)
+    trained = trainer.model.merge_and_unload() if lora_rank else trainer.model
+    trained.save_pretrained(out)
+    codec.save_pretrained(out)
+    finite = all(bool(weights.isfinite().all()) for weights in trained.parameters())
+    last = log.iloc[-1]
+    return {
+        "status": "ok" if finite and np.isfinite(last.eval_loss) else "diverged",
+        "eval_loss": last.eval_loss,
+        "chosen_logp": last["eval_logps/chosen"],
+        "rejected_logp": last["eval_logps/rejected"],
+        "accuracy": last.eval_accuracy,
+        "clamped": last.eval_clamped,
+        "tokens_trained": _tokens(rows["train"], epochs),
+    }
+
+
+def _tokens(rows: datasets.Dataset, epochs: float) -> int:
+    """Tokens that training runs through the network: prompt and completion of both sides."""
+    lengths = {side: sum(map(len, rows[side][:])) for side in ("prompt_ids", "chosen_ids", "rejected_ids")}
+    return round(epochs * (2 * lengths["prompt_ids"] + lengths["chosen_ids"] + lengths["rejected_ids"]))

@@ -1,0 +1,155 @@
+"""Preference pairs: several completions of each training prompt by the SFT policy, scored by the reward model, paired.
+
+Generations and pairs are parquet files that `datasets.load_dataset` reads; the columns of the pairs are those of TRL's
+preference format (prompt, chosen, rejected), their token ids, and the reference log-probs that TRL would compute anew
+for every run: here they are computed once, when the completions are drawn.
+"""
+
+from collections.abc import Callable, Iterator
+from difflib import SequenceMatcher
+from functools import partial
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from alignkit.faults import UserFault
+from alignkit.sampling import full_texts, sample, sequence_log_probs
+from alignkit.training.reward import score_with, zero_of
+from alignkit.world.models import load_policy
+from alignkit.world.reviews import load_reviews, prompts
+
+Rows = list[tuple[int, int]]
+"""Pairs of positions (chosen, rejected)."""
+
+
+def generate(
+    out: Path,
+    *,
+    seed: int,
+    data: dict[str, Any],
+    policy: Path,
+    reward: Path,
+    n_prompts: int,
+    k: int,
+    max_new_tokens: int,
+    reward_tokens: int,
+) -> dict[str, float]:
+    """Draw k completions of n train prompts (5-15 tokens, the task's setting) and score them.
+
+    Writes generations.parquet, rows in prompt order: prompt, completion, prompt_ids, completion_ids, finished, text,
+    reward (nats, less the mean reward of unlabelled reviews) and ref_logps (log-prob of the completion, nats).
+    Returns the number of tokens drawn and the mean reward.
+    """
+    model, tokenizer = load_policy(policy)
+    train = load_reviews(seed=seed, **data)["train"]["text"]
+    texts = prompts(list(train), tokenizer, n=n_prompts, shortest=5, longest=15, seed=seed)
+    samples = sample(model, tokenizer, texts, k=k, max_new_tokens=max_new_tokens, seed=seed)
+    samples["text"] = full_texts(samples, tokenizer)
+    samples["reward"] = score_with(reward, samples.text.tolist(), tokens=reward_tokens) - zero_of(reward)
+    samples["ref_logps"] = sequence_log_probs(model, samples.prompt_ids.tolist(), samples.completion_ids.tolist())
+    samples.to_parquet(out / "generations.parquet", index=False)
+    return {"tokens_generated": int(samples.completion_ids.map(len).sum()), "reward": float(samples.reward.mean())}
+
+
+# Constructions: which completions of one prompt are compared, given their rewards (k,)
+
+
+def all_pairs(rewards: np.ndarray, rng: np.random.Generator) -> Rows:
+    """Every two completions; the one with the higher reward is chosen."""
+    return [(i, j) if rewards[i] > rewards[j] else (j, i) for i, j in combinations(range(len(rewards)), 2)]
+
+
+def top_bottom(rewards: np.ndarray, rng: np.random.Generator) -> Rows:
+    """The best against the lower half, and the upper half against the worst: 5 pairs of 6 completions."""
+    order = np.argsort(-rewards, kind="stable").tolist()
+    half = len(order) // 2
+    return list(dict.fromkeys([*product(order[:1], order[half:]), *product(order[:half], order[-1:])]))
+
+
+def threshold(rewards: np.ndarray, rng: np.random.Generator, *, winner: float, loser: float) -> Rows:
+    """Every completion with reward >= winner against every one with reward < loser."""
+    return list(product(np.flatnonzero(rewards >= winner).tolist(), np.flatnonzero(rewards < loser).tolist()))
+
+
+def bernoulli(rewards: np.ndarray, rng: np.random.Generator) -> Rows:
+    """Every two completions; i is chosen with probability σ(r_i - r_j), the labels that DPO's theory assumes."""
+    out = []
+    for i, j in combinations(range(len(rewards)), 2):
+        first = rng.random() < expit(rewards[i] - rewards[j])
+        out.append((i, j) if first else (j, i))
+    return out
+
+
+CONSTRUCTIONS: dict[str, Callable[..., Rows]] = {
+    function.__name__: function for function in (threshold, top_bottom, all_pairs, bernoulli)
+}
+
+
+def build_pairs(
+    out: Path,
+    *,
+    seed: int,
+    data: dict[str, Any],
+    generations: Path,
+    construction: str,
+    winner: float | None = None,
+    loser: float | None = None,
+    max_similarity: float = 1.0,
+    test_share: float = 0.2,
+) -> dict[str, float]:
+    """Pair the completions of each prompt; a fifth of the prompts is kept for validation, none stands on both sides.
+
+    `winner` and `loser` are the thresholds of "threshold", and of nothing else.  Two completions whose words are the
+    same, or more alike than max_similarity (difflib's ratio, 0 to 1), are not compared.
+
+    Writes pairs/train.parquet and pairs/test.parquet in random order, with prompt, chosen, rejected, their ids, rewards
+    and reference log-probs.  Raises UserFault for an unknown construction or if no pair is left.
+    """
+    if construction not in CONSTRUCTIONS:
+        raise UserFault(f"pairs: {construction!r}; allowed: {', '.join(CONSTRUCTIONS)}")
+    compare = CONSTRUCTIONS[construction]
+    if construction == "threshold":
+        if winner is None or loser is None or winner < loser:
+            raise UserFault(f"pairs: 'threshold' with winner {winner} and loser {loser}; allowed: winner >= loser")
+        compare = partial(threshold, winner=winner, loser=loser)
+    rng = np.random.default_rng(seed)
+    table = pd.read_parquet(generations / "generations.parquet")
+    groups = [group.reset_index(drop=True) for _, group in table.groupby("prompt", sort=False)]
+    held_out = set(rng.permutation(len(groups))[: round(test_share * len(groups))].tolist())
+    kept: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for i, group in enumerate(groups):
+        rows = compare(group.reward.to_numpy(), rng)
+        kept["test" if i in held_out else "train"] += list(_compared(group, rows, max_similarity))
+    (out / "pairs").mkdir()
+    for name, rows in kept.items():
+        if not rows:
+            raise UserFault(f"pairs: {construction!r} leaves no pair in {name}; allowed: settings that leave some")
+        order = rng.permutation(len(rows))
+        pd.DataFrame([rows[i] for i in order]).to_parquet(out / "pairs" / f"{name}.parquet", index=False)
+    gap = np.mean([row["chosen_reward"] - row["rejected_reward"] for row in kept["train"]])
+    return {"train_pairs": len(kept["train"]), "test_pairs": len(kept["test"]), "reward_gap": float(gap)}
+
+
+def _compared(group: pd.DataFrame, rows: Rows, max_similarity: float) -> Iterator[dict[str, Any]]:
+    for i, j in rows:
+        chosen, rejected = group.loc[i], group.loc[j]
+        if chosen.completion == rejected.completion or _too_alike(
+            chosen.completion, rejected.completion, max_similarity
+        ):
+            continue
+        yield {
+            "prompt": chosen.prompt,
+            "prompt_ids": chosen.prompt_ids,
+            **{f"{side}{suffix}": row[column] for side, row in (("chosen", chosen), ("rejected", rejected))
+               for suffix, column in (("", "completion"), ("_ids", "completion_ids"), ("_reward", "reward"))},
+            "ref_chosen_logps": chosen.ref_logps,
+            "ref_rejected_logps": rejected.ref_logps,
+        }  # fmt: skip
+
+
+def _too_alike(a: str, b: str, limit: float) -> bool:
+    return a == b or (limit < 1 and SequenceMatcher(None, a.split(), b.split(), autojunk=False).ratio() > limit)

@@ -1,0 +1,282 @@
+"""The Bradley-Terry reward model, trained on all positive x negative pairs, on top of TRL's RewardTrainer."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from datasets import Dataset
+from scipy.optimize import brentq
+from scipy.special import expit
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from torch.nn.functional import logsigmoid
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer
+
+from alignkit.faults import UserFault
+from alignkit.merging import lerp
+from alignkit.world.models import (
+    SCRATCH,
+    load_encoder,
+    new_encoder,
+    quiet_training,
+    run_trainer,
+    train_tokenizer,
+    trainer_arguments,
+)
+from alignkit.world.reviews import load_reviews
+
+ANCHORS = 2000
+"""Unlabelled reviews whose mean reward fixes the zero when two reward models are compared."""
+
+
+def all_pairs_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """-log sigma(r_w - r_l), averaged over all P x N differences of a batch; scalar, nats.
+
+    chosen is (P,), rejected is (N,).  Bradley & Terry (1952); every pair of the two halves is a
+    comparison, so P + N forwards give P * N of them.
+    """
+    return -logsigmoid(chosen[:, None] - rejected[None, :]).mean()
+
+
+class AllPairsRewardTrainer(RewardTrainer):
+    """TRL's RewardTrainer with `all_pairs_loss` in place of the loss on the P pairs of the diagonal."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        _, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+        loss = all_pairs_loss(chosen, rejected)
+        return (loss, outputs) if return_outputs else loss
+
+
+TRAINERS = {"all": AllPairsRewardTrainer, "matched": RewardTrainer}
+"""How the reviews of a batch are compared: every positive with every negative, or each with one partner."""
+
+
+def train_reward(
+    out: Path,
+    *,
+    seed: int,
+    data: dict[str, Any],
+    base: str,
+    tokenizer: str,
+    vocab: int,
+    width: int,
+    layers: int,
+    heads: int,
+    sinusoidal: bool,
+    tokens: int,
+    dropout: float,
+    word_dropout: float,
+    epochs: float,
+    min_steps: int,
+    batch: int,
+    lr: float,
+    pairs: str = "all",
+    n_train: int | None = None,
+    held_out: int = 0,
+) -> dict[str, float]:
+    """Train a reward model on labelled reviews and score the test reviews with it.
+
+    The last `held_out` train reviews are kept apart, for validation and the sign boundary; of the
+    others the first `n_train` are used (None: all), half of each label.  A step sees `batch` reviews,
+    half of them positive; training takes `epochs` epochs, but at least `min_steps` steps, so that the
+    small ends of a learning curve are trained as well.  Reviews are cut to `tokens` tokens
+    by `encode`; while training, each of them is left out with probability `word_dropout`.
+
+    Writes the model, its tokenizer, history.csv and scores.parquet (split, label, reward; splits test,
+    held_out and anchor, in the order of `load_reviews(seed=0)`, held_out in the seed's own order).
+    Returns pairwise accuracy on test, number of reviews, text forwards and distinct pairs an epoch.
+    """
+    transformers.set_seed(seed)
+    train = load_reviews(seed=seed, **data)["train"].to_pandas()
+    parts = {label: train[train.label == label].text.tolist() for label in (1, 0)}
+    fewest = min(map(len, parts.values()))
+    if held_out // 2 >= fewest:
+        raise UserFault(f"held_out: {held_out} asked for, half of each label; allowed: less than {2 * fewest}")
+    kept = {label: texts[: len(texts) - held_out // 2] for label, texts in parts.items()}
+    apart = {label: texts[len(texts) - held_out // 2 :] for label, texts in parts.items()}
+    if n_train is not None:
+        if n_train // 2 > min(map(len, kept.values())):
+            left = sum(map(len, kept.values()))
+            raise UserFault(f"curve_reviews or weak_reviews: {n_train} asked for, but {left} are left to train")
+        kept = {label: texts[: n_train // 2] for label, texts in kept.items()}
+
+    if base == SCRATCH:
+        # The tokenizer may see only what the model sees.
+        codec = train_tokenizer(tokenizer, kept[1] + kept[0], vocab)
+        shape = {"width": width, "layers": layers, "heads": heads, "positions": tokens, "sinusoidal": sinusoidal}
+        model = new_encoder(codec, **shape, dropout=dropout)
+    else:
+        model, codec = load_encoder(base, dropout)
+
+    rows = max(map(len, kept.values()))
+    epochs = max(epochs, min_steps * (batch // 2) / rows)
+    with quiet_training() as folder:
+        arguments = trainer_arguments(folder, seed=seed, epochs=epochs, batch=batch // 2, lr=lr, reports=12)
+        if not held_out:
+            arguments |= {"eval_strategy": "no", "eval_on_start": False}
+        trainer = TRAINERS[pairs](
+            model=model,
+            args=RewardConfig(**arguments, max_length=None, disable_dropout=dropout == 0),
+            train_dataset=_pair_up(kept[1], kept[0], codec, tokens).with_transform(partial(_drop_words, word_dropout)),
+            eval_dataset=_pair_up(apart[1], apart[0], codec, tokens) if held_out else None,
+            processing_class=codec,
+        )
+        run_trainer(trainer).to_csv(out / "history.csv", index=False)
+    model.eval()
+    model.save_pretrained(out)
+    codec.save_pretrained(out)
+
+    scores = pd.concat(
+        [
+            scored("held_out", apart[1] + apart[0], [1] * len(apart[1]) + [0] * len(apart[0]), model, codec, tokens),
+            *(scored(name, *rows, model, codec, tokens) for name, rows in fixed_reviews(data).items()),
+        ]
+    )
+    scores.to_parquet(out / "scores.parquet", index=False)
+    test = scores[scores.split == "test"]
+    return {
+        "pairwise_accuracy": float(roc_auc_score(test.label, test.reward)),
+        "reviews": sum(map(len, kept.values())),
+        "epochs": epochs,
+        **pair_count(rows, batch, pairs),
+    }
+
+
+def pair_count(rows: int, batch: int, pairs: str) -> dict[str, int]:
+    """Text forwards and compared pairs in an epoch over `rows` positives and `rows` negatives, `batch` texts a step."""
+    forwards = 2 * rows
+    each = batch // 2
+    full, rest = divmod(rows, each)
+    compared = full * each**2 + rest**2 if pairs == "all" else rows
+    return {"forwards_per_epoch": forwards, "pairs_per_epoch": compared}
+
+
+def _pair_up(positive: list[str], negative: list[str], codec: PreTrainedTokenizerBase, tokens: int) -> Dataset:
+    """One row for each positive and its partner; the shorter side is used again from its start."""
+    n = max(len(positive), len(negative))
+    sides = {"chosen_ids": positive, "rejected_ids": negative}
+    return Dataset.from_dict(
+        {
+            # Encoded here: RewardTrainer would drop what is longer than max_length, and append an eos.
+            name: encode(codec, [texts[i % len(texts)] for i in range(n)], tokens)
+            for name, texts in sides.items()
+        }
+    )
+
+
+def _drop_words(rate: float, batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    """Leave out tokens at random, anew each time a review is read, but never the first and the last.
+
+    Word dropout (Iyyer et al. 2015, "Deep unordered composition") keeps the model from learning names by heart:
+    reviews of one film share its names and, often, their label.
+    """
+
+    def keep(row: list[int]) -> list[int]:
+        kept = torch.rand(len(row)) >= rate
+        kept[[0, -1]] = True
+        return torch.tensor(row)[kept].tolist()
+
+    return {name: [keep(row) for row in rows] for name, rows in batch.items()} if rate else batch
+
+
+def fixed_reviews(data: dict[str, Any]) -> dict[str, tuple[list[str], list[int]]]:
+    """Texts and labels that every reward model scores: the test reviews, and those whose mean is `pairs.zero_of`."""
+    reviews = load_reviews(seed=0, **data)
+    test = reviews["test"]
+    anchor = reviews.get("unsupervised", test)["text"][:ANCHORS]
+    return {"test": (list(test["text"]), list(test["label"])), "anchor": (list(anchor), [-1] * len(anchor))}
+
+
+def scored(split: str, texts: list[str], labels: list[int], model, codec, tokens: int) -> pd.DataFrame:
+    """Rewards of texts, one row each; columns split, label, reward."""
+    # No labels are integers as well.
+    labels = np.array(labels, dtype=int)
+    return pd.DataFrame({"split": split, "label": labels, "reward": score(model, codec, texts, tokens=tokens)})
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> list[list[int]]:
+    """Token ids of each text, at most `tokens`: the first half and the last half of a text that is longer.
+
+    Reviewers judge at the beginning and at the end (Sun et al. 2019, "How to fine-tune BERT", head+tail).
+    """
+    ids = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    head = tokens // 2
+    return [row if len(row) <= tokens else row[:head] + row[head - tokens :] for row in ids]
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, tokens: int, batch: int = 128
+) -> np.ndarray:
+    """The reward of each text, float64, shape (texts,); texts are cut to `tokens` tokens as in training."""
+    ids = encode(tokenizer, list(texts), tokens)
+    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    out = np.zeros(len(ids))
+    for start in range(0, len(ids), batch):
+        some = by_length[start : start + batch]
+        inputs = tokenizer.pad({"input_ids": [ids[i] for i in some]}, return_tensors="pt").to(model.device)
+        out[some] = model(**inputs).logits.squeeze(-1).double().cpu().numpy()
+    return out
+
+
+def score_with(folder: Path, texts: list[str], *, tokens: int) -> np.ndarray:
+    """`score` with the reward model kept in a run's folder."""
+    model, tokenizer = load_encoder(folder)
+    return score(model, tokenizer, texts, tokens=tokens)
+
+
+def sign_boundary(rewards: np.ndarray, labels: np.ndarray) -> float:
+    """The b that makes P(positive) = sigma(r - b) right on average: sum of sigma(r - b) = number of positives.
+
+    It is the maximum-likelihood offset of a logistic model with slope 1.  Raises ValueError if only one
+    label is present.
+    """
+    if len(np.unique(labels)) != 2:
+        raise ValueError("a boundary needs both labels")
+    low, high = rewards.min() - 50, rewards.max() + 50
+    return float(brentq(lambda b: expit(rewards - b).sum() - labels.sum(), low, high))
+
+
+def centred(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores with the mean reward of the anchor reviews subtracted: comparable between reward models."""
+    return scores.assign(reward=scores.reward - scores.reward[scores.split == "anchor"].mean())
+
+
+def tfidf_baseline(texts: list[str], labels: list[int], *, ngrams: int = 1) -> Pipeline:
+    """TF-IDF and logistic regression, fitted: the baseline that a reward model has to beat (scikit-learn)."""
+    vectorizer = TfidfVectorizer(ngram_range=(1, ngrams), min_df=2, sublinear_tf=True)
+    return make_pipeline(vectorizer, LogisticRegression(C=10, max_iter=1000)).fit(texts, labels)
+
+
+def zero_of(reward: Path) -> float:
+    """The mean reward of the unlabelled reviews; Bradley-Terry leaves the zero free, here an average review has it."""
+    scores = pd.read_parquet(reward / "scores.parquet")
+    return float(scores.reward[scores.split == "anchor"].mean())
+
+
+def average_rewards(
+    out: Path, *, seed: int, data: dict[str, Any], rewards: Sequence[Path], tokens: int
+) -> dict[str, Any]:
+    """The reward model whose weights are the mean of those of several, trained from one start.
+
+    Writes it like `reward.train_reward`: the model, its tokenizer and scores.parquet (splits test and anchor).  Returns
+    status and how many there were.
+    """
+    model, codec = load_encoder(rewards[0])
+    states = [load_encoder(folder)[0].state_dict() for folder in rewards]
+    model.load_state_dict(lerp(states[0], states))
+    model.save_pretrained(out)
+    codec.save_pretrained(out)
+    fixed = fixed_reviews(data).items()
+    scores = pd.concat([scored(name, *rows, model, codec, tokens) for name, rows in fixed])
+    scores.to_parquet(out / "scores.parquet", index=False)
+    return {"status": "ok", "members": len(rewards)}

@@ -1,0 +1,139 @@
+"""The small demonstrations of notebook 0."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from alignkit import finite
+from alignkit.divergences import NAMES, divergence
+from alignkit.report import primer
+from alignkit.training.dpo import sequence_logps
+from alignkit.world.models import new_policy, train_tokenizer
+
+REWARD = np.array([-1.0, 0.5, 0.0, 2.0])
+REF = np.array([0.4, 0.3, 0.2, 0.1])
+
+
+def count_of(word: str):
+    return lambda texts: np.array([text.split().count(word) for text in texts], dtype=float)
+
+
+def climbed(**settings) -> pd.DataFrame:
+    usual = {"steps": 40, "tries": 8, "most_words": 5, "seed": 0}
+    return primer.hill_climb("a b c", count_of("x"), ["x", "y"], **{**usual, **settings})
+
+
+def test_a_climb_never_goes_down_and_fills_the_text_with_what_is_paid():
+    trail = climbed()
+    assert (trail.score.diff().dropna() >= 0).all()
+    assert trail.text.iloc[-1] == "x x x x x"
+    assert trail.score.tolist() == count_of("x")(trail.text).tolist()
+    assert trail.words.max() == 5
+
+
+def test_a_climb_repeats_with_its_seed_and_changes_one_word_a_step():
+    pd.testing.assert_frame_equal(climbed(), climbed())
+    texts = [text.split() for text in climbed(most_words=3).text]
+    assert all(sum(a != b for a, b in zip(one, two, strict=True)) <= 1 for one, two in pairwise(texts))
+
+
+def test_a_climb_leaves_the_sentences_as_they_are():
+    trail = primer.hill_climb(
+        "a . b .", count_of("x"), ["x", "."], steps=60, tries=8, most_words=7, seed=1, fixed=(".",)
+    )
+    assert [text.count(".") for text in trail.text] == [2] * 61
+    assert trail.score.iloc[-1] == 5
+
+
+def test_a_climb_that_nothing_pays_for_stays():
+    trail = primer.hill_climb("a b", count_of("z"), ["x"], steps=3, tries=2, most_words=9, seed=0)
+    assert set(trail.text) == {"a b"}
+
+
+def test_every_two_responses_are_compared_equally_often():
+    wins = finite.comparisons(REWARD, 50, np.random.default_rng(0))
+    assert np.diag(wins).tolist() == [0, 0, 0, 0]
+    assert (wins + wins.T + 50 * np.eye(4) == 50).all()
+    assert wins[3, 0] > wins[0, 3]
+
+
+def test_bradley_terry_recovers_rewards_from_expected_wins_up_to_a_constant():
+    wins = 1 / (1 + np.exp(REWARD[None, :] - REWARD[:, None])) * (1 - np.eye(4))
+    np.testing.assert_allclose(finite.fit_bradley_terry(wins), REWARD - REWARD.mean(), atol=1e-6)
+    np.testing.assert_allclose(finite.fit_bradley_terry(7 * wins), finite.fit_bradley_terry(wins), atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
+def test_the_maximum_of_the_objective_is_the_closed_form(beta: float):
+    closed = divergence("reverse_kl").optimal_policy(REF, REWARD, beta)
+    found = finite.maximise_objective(REF, REWARD, beta)
+    np.testing.assert_allclose(found, closed, atol=1e-6)
+    assert finite.objective(closed, REF, REWARD, beta) >= finite.objective(REF, REF, REWARD, beta)
+
+
+def test_batches_are_those_of_trls_collator():
+    rows = {"prompt_ids": [[5, 6], [7]], "chosen_ids": [[8], [9, 10, 11]], "rejected_ids": [[12, 13], [14]]}
+    examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    theirs = DataCollatorForPreference(pad_token_id=1)(examples)
+    for name, tensor in primer.concatenated(rows, 1).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_the_reference_itself_has_no_implicit_reward():
+    codec = train_tokenizer("word", ["a b c d"], 100)
+    model = new_policy(codec, width=8, layers=1, heads=1, positions=16).eval()
+    rows = {"prompt_ids": [[3, 4], [5]], "chosen_ids": [[6], [3, 4, 5]], "rejected_ids": [[5, 6], [4]]}
+    logps = sequence_logps(model, *primer.concatenated(rows, codec.pad_token_id).values()).detach().numpy()
+    table = pd.DataFrame(rows).assign(
+        chosen_reward=[1.0, 2.0], rejected_reward=[0.5, -1.0],
+        ref_chosen_logps=logps[:2], ref_rejected_logps=logps[2:] - 3,
+    )  # fmt: skip
+    rewards = primer.implicit_rewards(model, table, 0.5)
+    np.testing.assert_allclose(rewards.implicit_chosen, 0, atol=1e-5)
+    np.testing.assert_allclose(rewards.implicit_gap, -1.5, atol=1e-5)
+    assert rewards.gap.tolist() == [0.5, 3.0]
+
+
+def test_every_divergence_has_its_formulas_and_one_family():
+    assert set(primer.FORMULAS) == set(NAMES)
+    assert sorted(name for names in primer.FAMILIES.values() for name in names) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_formulas_in_the_table_are_those_of_the_module(name: str):
+    u = torch.tensor([0.01, 0.3, 0.9, 1.5, 20.0], dtype=torch.float64)
+    div, alpha = primer.shown(name), primer.ALPHAS.get(name, float("nan"))
+    f, derivative = primer.FORMULAS[name]
+    torch.testing.assert_close(primer.value_of(f, u, alpha), div.f(u))
+    torch.testing.assert_close(primer.value_of(derivative, u, alpha), div.f_prime(u))
+
+
+def test_formulas_are_written_for_readers():
+    assert primer.readable("(sqrt(u) - 1)**2") == "(√u − 1)^2"
+    assert primer.readable("abs(u - 1)**α/2") == "|u − 1|^α/2"
+
+
+def test_the_pull_of_the_sigmoid_loss_is_half_where_nothing_is_learned():
+    table = primer.loss_curves(np.array([-1.0, 0.0, 3.0]), 0.1, (4, 8)).set_index(["loss", "margin"])
+    assert table.pull["sigmoid", 0.0] == pytest.approx(0.5)
+    assert table.value["sigmoid", 0.0] == pytest.approx(np.log(2))
+    assert table.value["hinge", 3.0] == 0
+    assert table.value["ipo", -1.0] == pytest.approx(2.25)
+
+
+@pytest.mark.parametrize(("pairs", "batch", "epochs", "steps"), [(64, 8, 1.0, 8), (65, 8, 1.0, 9), (65, 8, 0.5, 5)])
+def test_steps_count_the_last_small_batch(pairs: int, batch: int, epochs: float, steps: int):
+    assert primer.steps_of(pairs, batch, epochs) == steps
+
+
+def test_words_of_a_tokenizer_leave_out_its_special_tokens():
+    assert primer.words_of(train_tokenizer("word", ["good film .", "good plot ."], 100)) == [
+        ".",
+        "film",
+        "good",
+        "plot",
+    ]

@@ -1,0 +1,225 @@
+"""Algorithm 1 over stored runs, its merges and its front."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignkit.merging import liti, slerp
+from alignkit.report import warp_report
+from alignkit.report.algorithm import warp
+from alignkit.report.warp_recipe import Point, points, variations
+from alignkit.training.evaluate import evaluate
+from alignkit.training.merge import evaluate_interpolation, interpolate, merge_policies, state_of
+from alignkit.training.reinforce import train_policy_gradient
+from alignkit.workflow import parameters
+from alignkit.workflow.store import Run, get
+
+LOOP = {"reward_tokens": 64, "steps": 2, "batch": 8, "k": 1, "baseline": "none", "beta": 0.5, "lr": 1e-2, "warmup": 0,
+        "anchor": "ema", "ema_rate": 0.1, "max_new_tokens": 8}  # fmt: skip
+SAMPLED = {"reward_tokens": 64, "n_prompts": 4, "k": 2, "max_new_tokens": 8}
+
+
+@pytest.fixture
+def sft(world, build: Path) -> Run:
+    return Run("sft", world.sft)
+
+
+@pytest.fixture
+def shared(world) -> dict[str, Any]:
+    return {"seed": 0, "data": world.data}
+
+
+@pytest.fixture
+def loop(world) -> dict[str, Any]:
+    return {**LOOP, "reward": Run("reward", world.reward)}
+
+
+def weights(run: Run | Path) -> dict[str, torch.Tensor]:
+    return load_file((run.path if isinstance(run, Run) else run) / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_one_run_one_iteration_and_eta_one_is_plain_reinforce_with_an_ema_anchor_to_the_bit(
+    sft: Run, shared, loop, tmp_path: Path
+):
+    [done] = warp(sft, shared, loop, iterations=1, runs=1, eta=1.0)
+    plain = {**loop, "reward": loop["reward"].path}
+    train_policy_gradient(tmp_path, **shared, **plain, policy=sft.path, reference=sft.path, stream=[0, 0])
+    assert same(weights(done.merged), weights(tmp_path))
+    assert same(weights(done.next_init), weights(tmp_path))
+    assert not same(weights(tmp_path), weights(sft))
+
+
+def test_the_runs_of_an_iteration_start_equal_and_differ_by_their_random_stream(sft: Run, shared, loop):
+    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+    one, two = (pd.read_csv(theta.path / "history.csv") for theta in done.thetas)
+    assert one.kl_anchor[0] == two.kl_anchor[0] == 0
+    assert one.reward[0] != two.reward[0]
+    assert not same(weights(done.thetas[0]), weights(done.thetas[1]))
+    records = [theta.record["settings"] for theta in done.thetas]
+    assert [record.pop("stream") for record in records] == [[0, 0], [0, 1]]
+    assert records[0] == records[1]
+
+
+def test_a_run_that_another_process_trained_has_the_same_weights(sft: Run, shared, loop, tmp_path: Path):
+    """So the runs of an iteration can be trained side by side, in any order."""
+    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+    settings = {**loop, "reward": str(loop["reward"].path), "policy": str(sft.path), "reference": str(sft.path)}
+    call = (
+        "import json, sys; from pathlib import Path; from alignkit.reinforce import train_policy_gradient\n"
+        "s = json.loads(sys.argv[2]); s |= {n: Path(s[n]) for n in ('policy', 'reference', 'reward')}\n"
+        "train_policy_gradient(Path(sys.argv[1]), **s)"
+    )
+    arguments = [str(tmp_path), json.dumps({**shared, **settings, "stream": [0, 1]})]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, "-c", call, *arguments], check=True, capture_output=True, env=os.environ | threads)
+    assert same(weights(tmp_path), weights(done.thetas[1]))
+
+
+def test_each_iteration_starts_part_of_the_way_to_the_merge_of_the_one_before(sft: Run, shared, loop):
+    first, second = warp(sft, shared, loop, iterations=2, runs=2, eta=0.25)
+    start, ends = state_of(sft.path), [state_of(theta.path) for theta in first.thetas]
+    expected = liti(start, slerp(start, ends), 0.25)
+    assert same(expected, state_of(second.init.path))
+    assert [theta.record["settings"]["policy"] for theta in second.thetas] == [first.next_init.id] * 2
+    assert [theta.record["settings"]["reference"] for theta in second.thetas] == [sft.id] * 2
+
+
+def test_another_merge_shares_the_runs_of_the_first_iteration(sft: Run, shared, loop):
+    spherical = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+    linear = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5, how="lerp")
+    assert spherical[0].thetas == linear[0].thetas
+    assert not same(weights(spherical[0].merged), weights(linear[0].merged))
+
+
+def test_the_front_begins_at_the_sft_policy_and_ends_at_the_merge(world, sft: Run, shared, loop, tmp_path: Path):
+    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+    settings = {**shared, **SAMPLED, "reference": world.sft, "reward": world.reward}
+    for eta, policy in ((0.0, world.sft), (1.0, done.merged.path)):
+        front, alone = tmp_path / f"front {eta}", tmp_path / f"alone {eta}"
+        front.mkdir()
+        alone.mkdir()
+        point = evaluate_interpolation(front, init=world.sft, merged=done.merged.path, eta=eta, **settings)
+        assert point == evaluate(alone, policy=policy, **settings)
+        assert (front / "completions.parquet").read_bytes() == (alone / "completions.parquet").read_bytes()
+        assert sorted(file.name for file in front.iterdir()) == ["completions.parquet"]
+    assert point["kl"] > 0
+
+
+def test_a_merge_writes_a_policy_and_the_angle_of_each_layer(sft: Run, shared, loop, tmp_path: Path):
+    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+    angles = pd.read_csv(done.merged.path / "angles.csv").set_index("layer").angle
+    assert angles.between(0, 180).all()
+    assert {"transformer.h.0", "transformer.wte"} <= set(angles.index)
+    assert done.merged.metrics["angle"] == pytest.approx(angles.mean())
+    alone = merge_policies(tmp_path, **shared, init=sft.path, thetas=[done.thetas[0].path])
+    assert pd.isna(alone["angle"])
+    assert same(weights(tmp_path), weights(done.thetas[0]))
+
+
+def test_interpolating_half_way_is_the_mean_of_the_two(sft: Run, shared, loop, tmp_path: Path):
+    [done] = warp(sft, shared, loop, iterations=1, runs=1, eta=0.5)
+    interpolate(tmp_path, **shared, init=sft.path, merged=done.merged.path, eta=0.5)
+    start, end, middle = weights(sft), weights(done.merged), weights(tmp_path)
+    assert all(torch.allclose(middle[name], (start[name] + end[name]) / 2, atol=1e-7) for name in start)
+
+
+def test_a_list_of_runs_counts_by_its_ids_and_their_order(sft: Run, shared, loop):
+    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+    one, two = done.thetas
+    again = get(merge_policies, **shared, init=sft, thetas=[one, two], how="slerp")
+    assert again == done.merged
+    assert get(merge_policies, **shared, init=sft, thetas=[two, one], how="slerp") != done.merged
+    assert again.record["settings"]["thetas"] == [one.id, two.id]
+
+
+# Notebook 4's runs
+
+
+@pytest.fixture(scope="module")
+def small(world) -> parameters.Warp:
+    values = parameters.profile_values("smoke", "4_warp")
+    sizes = {name: world.data[name] for name in ("train_reviews", "test_reviews", "unsupervised_reviews")}
+    sizes |= {"warp_steps": 2, "step_counts": [1, 2], "prompts": 4, "new_tokens": 8}
+    return parameters.Warp.model_validate(values | sizes)
+
+
+@pytest.fixture(scope="module")
+def evaluated(world, small: parameters.Warp, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+    sft = Run("sft", world.sft)
+    reinforce = next(v for v in variations(small) if v.name == "REINFORCE, EMA anchor")
+    whole = next(v for v in variations(small) if v.name == "WARP")
+    reward = Run("reward", world.reward)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_BUILD", str(tmp_path_factory.mktemp("build")))
+        return [point for variation in (whole, reinforce) for point in points(small, 0, sft, reward, variation)]
+
+
+def test_the_points_of_a_variation_are_its_fronts_and_its_earlier_steps(small: parameters.Warp, evaluated: list[Point]):
+    found = [(p.variation.name, p.iteration, p.eta, p.steps, len(p.thetas)) for p in evaluated]
+    fronts = [("WARP", i, eta, 2, 2 * i) for i in (1, 2) for eta in small.etas]
+    alone = [("REINFORCE, EMA anchor", 1, eta, 2, 1) for eta in small.etas]
+    assert found == [*fronts, *alone, ("REINFORCE, EMA anchor", 1, 1.0, 1, 1)]
+    assert evaluated[0].thetas[0] == evaluated[-1].thetas[0]
+
+
+def test_variations_have_names_of_their_own_and_the_task_setting_is_a_main_one(small: parameters.Warp):
+    names = [variation.name for variation in variations(small)]
+    assert len(set(names)) == len(names)
+    first = variations(small)[0]
+    assert (first.name, first.iterations, first.runs, first.main, dict(first.changes)) == ("WARP", 2, 2, True, {})
+
+
+def test_each_row_tells_its_settings_and_what_all_its_runs_cost(small: parameters.Warp, evaluated: list[Point]):
+    first = evaluated[0].evaluation
+    table = warp_report.rows({0: evaluated}, {0: first}, small)
+    assert len(table) == len(evaluated) + 1
+    last = table[(table.method == "WARP") & (table.iteration == 2) & (table.eta == 1)].iloc[0]
+    assert (last.runs, last.ema_rate, last.anchor, last.row, last.status) == (2, 0.01, "ema", "main", "ok")
+    assert set(table.row[table.method == "WARP"]) == {"main"}
+    spent = sum(run.metrics["tokens_generated"] for point in evaluated[2:3] for run in point.thetas)
+    assert last.tokens_generated == spent
+    assert table.kl.notna().all()
+
+
+def test_a_policy_made_of_a_diverged_run_has_a_row_without_numbers(small: parameters.Warp, evaluated: list[Point]):
+    point = evaluated[0]
+    sound = point.thetas[0]
+    failed = SimpleNamespace(record=sound.record, metrics={**sound.metrics, "status": "diverged"})
+    points_ = [point._replace(thetas=[sound, failed]), evaluated[1]]
+    table = warp_report.rows({0: points_}, {0: point.evaluation}, small)
+    assert table.status.tolist() == ["ok", "diverged", "ok"]
+    assert table.loc[1, ["kl", "reward"]].isna().all()
+    assert table.loc[2, ["kl", "reward"]].notna().all()
+
+
+def test_a_front_starts_with_sft_and_takes_the_names_that_it_is_given(small: parameters.Warp, evaluated: list[Point]):
+    table = warp_report.rows({0: evaluated}, {0: evaluated[0].evaluation}, small)
+    front = warp_report.front(table, {"WARP": "merged"}, iteration=2)
+    assert front.family.tolist() == ["sft", *["merged"] * len(small.etas)]
+    assert front.eta.tolist() == [0.0, *small.etas]
+
+
+def test_training_logs_are_means_over_windows(evaluated: list[Point]):
+    log = warp_report.histories({0: evaluated}, ["REINFORCE, EMA anchor"], window=2)
+    raw = pd.read_csv(evaluated[-1].thetas[0].path / "history.csv")
+    assert log.reward.tolist() == pytest.approx([raw.reward.mean()])
+    assert set(log.method) == {"REINFORCE, EMA anchor"}
+
+
+def test_seconds_add_up_over_all_runs_of_the_algorithm(evaluated: list[Point]):
+    cost = warp_report.seconds_of({0: evaluated}, "WARP")
+    assert cost.runs.tolist() == [4]
+    assert cost[["generation", "scoring", "update"]].sum(axis=1).item() <= cost.total.item() + 0.2

@@ -1,0 +1,476 @@
+"""The batch: what it depends on, what it publishes, and the whole of it once at the smoke sizes."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.workflow import batch
+
+NOTEBOOK = "1_reward_model"
+NOTEBOOKS = sorted(file.stem for file in (paths.CHECKOUT / "notebooks").glob("*.ipynb"))
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, build: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small checkout: the real modules, parameters and lock, and a notebook of four cells."""
+    root = tmp_path / "checkout"
+    for folder in ("alignkit", "params"):
+        shutil.copytree(paths.CHECKOUT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(paths.CHECKOUT / "requirements.lock", root)
+    monkeypatch.setattr(paths, "CHECKOUT", root)
+    monkeypatch.setattr(paths, "PACKAGE", root / "alignkit")
+    monkeypatch.setattr(paths, "PARAMS", root / "params")
+    values = "notebook = '1_reward_model'\nseeds = [0, 1]\ndata = 'pocket'"
+    cells = [
+        new_markdown_cell("# A title", id="title"),
+        new_code_cell(values, id="parameters", metadata={"tags": ["parameters"]}),
+        new_code_cell("print(1 + 1)", id="sum"),
+        new_code_cell("'a figure'", id="figure"),
+    ]
+    save(new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}), source())
+    return root
+
+
+def source() -> Path:
+    return paths.CHECKOUT / "notebooks" / f"{NOTEBOOK}.ipynb"
+
+
+def read(file: Path) -> nbformat.NotebookNode:
+    return nbformat.read(file, as_version=4)
+
+
+def save(notebook: nbformat.NotebookNode, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, file)
+
+
+def executed(injected: str = "seeds = [0, 1]\ndata = 'pocket'") -> nbformat.NotebookNode:
+    """What papermill makes of the small notebook."""
+    run = read(source())
+    run.metadata |= {
+        "papermill": {"duration": 3.2, "start_time": "2026-01-01T00:00:00"},
+        "widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}},
+        "language_info": {"name": "python", "version": "3.11.7"},
+    }
+    cell = new_code_cell(f"# Parameters\n{injected}\n", id="made-up", metadata={"tags": ["injected-parameters"]})
+    run.cells.insert(2, cell)
+    for count, cell in enumerate((c for c in run.cells if c.cell_type == "code"), start=1):
+        cell.outputs = []
+        cell.metadata |= {"papermill": {"duration": 0.1}, "execution": {"iopub.status.busy": "2026-01-01"}}
+        cell.execution_count = count
+    outputs = {cell.id: cell.outputs for cell in run.cells if cell.cell_type == "code"}
+    outputs["sum"] += [new_output("stream", name="stdout", text="2\n"), new_output("stream", name="stdout", text="\n")]
+    data = {"image/png": PNG, "text/plain": "<Image>"}
+    outputs["figure"].append(
+        new_output("execute_result", data, execution_count=4, metadata={"image/png": {"alt": "a dot"}})
+    )
+    return run
+
+
+def finish(build: Path, profile: str, run: nbformat.NotebookNode, figures: Sequence[str] = ()) -> None:
+    """Lay an executed notebook and its figures where the batch puts them."""
+    save(run, build / profile / f"{NOTEBOOK}.ipynb")
+    shutil.rmtree(build / profile / "figures", ignore_errors=True)
+    (build / profile / "figures").mkdir()
+    for name in figures:
+        (build / profile / "figures" / name).write_text(name)
+
+
+# What it depends on
+
+
+def edit_cell(checkout: Path) -> None:
+    notebook = read(source())
+    notebook.cells[2].source = "print(2 + 2)"
+    save(notebook, source())
+
+
+def tag_cell(checkout: Path) -> None:
+    notebook = read(source())
+    notebook.cells[2].metadata["tags"] = ["nbval-ignore-output"]
+    save(notebook, source())
+
+
+def append(file: str) -> Callable[[Path], None]:
+    def edit(checkout: Path) -> None:
+        with open(checkout / file, "a") as stream:
+            stream.write("\n# edited\n")
+
+    return edit
+
+
+def touch_everything(checkout: Path) -> None:
+    for file in checkout.rglob("*"):
+        os.utime(file, (1_900_000_000, 1_900_000_000))
+
+
+def execute(checkout: Path) -> None:
+    run = read(source())
+    run.cells[2].outputs = [new_output("stream", name="stdout", text="2\n")]
+    run.cells[2].execution_count = 7
+    run.metadata["language_info"] = {"name": "python", "version": "3.13.0"}
+    save(run, source())
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        edit_cell,
+        tag_cell,
+        append("alignkit/plots.py"),
+        append("alignkit/pocket.py"),
+        append(f"params/smoke/{NOTEBOOK}.yaml"),
+        append("requirements.lock"),
+    ],
+    ids=["cell", "tag", "module", "another module", "parameters", "lock"],
+)
+def test_an_edit_of_what_a_notebook_depends_on_changes_its_key(edit: Callable[[Path], None], checkout: Path):
+    before = batch.content_key(NOTEBOOK, "smoke")
+    edit(checkout)
+    assert batch.content_key(NOTEBOOK, "smoke") != before
+
+
+def test_edited_reviews_or_weights_at_a_local_path_change_the_key_and_their_file_times_do_not(
+    checkout: Path, tmp_path: Path
+):
+    def keys() -> list[str]:
+        return [batch.content_key(NOTEBOOK, "smoke"), batch.content_key(NOTEBOOK, "smoke", str(tmp_path / "data.csv"))]
+
+    (tmp_path / "data.csv").write_text("text,label")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("1")
+    file = checkout / "params" / "smoke" / f"{NOTEBOOK}.yaml"
+    file.write_text(re.sub(r"(?m)^reward_model:.*$", f"reward_model: {tmp_path / 'model'}", file.read_text()))
+    first = keys()
+    assert len(set(first)) == 2
+    os.utime(tmp_path / "data.csv", (1_900_000_000, 1_900_000_000))
+    assert keys() == first
+    (tmp_path / "data.csv").write_text("text,label\n")
+    assert [new == old for new, old in zip(keys(), first, strict=True)] == [True, False]
+    (tmp_path / "model" / "weights").write_text("2")
+    assert keys()[0] != first[0]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [touch_everything, execute, append(f"params/imdb/{NOTEBOOK}.yaml"), append("notebooks/README.md")],
+    ids=["file times", "outputs and execution counts", "another profile", "another file"],
+)
+def test_what_a_notebook_does_not_depend_on_leaves_its_key(edit: Callable[[Path], None], checkout: Path):
+    before = batch.content_key(NOTEBOOK, "smoke")
+    edit(checkout)
+    assert batch.content_key(NOTEBOOK, "smoke") == before
+
+
+def test_a_profile_runs_the_notebooks_that_have_a_source_and_parameters(checkout: Path):
+    assert batch.notebooks("smoke") == [NOTEBOOK]
+    assert batch.notebooks("none") == []
+    source().unlink()
+    assert batch.notebooks("smoke") == []
+
+
+# Publishing
+
+
+def test_a_published_pocket_notebook_has_its_own_cells_and_the_outputs_of_the_run(checkout: Path, build: Path):
+    before = read(source())
+    finish(build, "pocket", executed())
+    assert batch.publish("pocket") == [f"notebooks/{NOTEBOOK}.ipynb"]
+    after = read(source())
+    assert after.metadata == before.metadata
+    kept = ("id", "cell_type", "source", "metadata")
+    assert [[cell[k] for k in kept] for cell in after.cells] == [[cell[k] for k in kept] for cell in before.cells]
+    assert [cell.execution_count for cell in after.cells[1:]] == [1, 2, 3]
+    assert after.cells[2].outputs == [new_output("stream", name="stdout", text="2\n")]
+    figure = after.cells[3].outputs[0]
+    assert (figure.execution_count, figure.metadata["image/png"]["alt"]) == (3, "a dot")
+    assert figure.data["image/png"] == PNG
+
+
+@pytest.mark.parametrize("profile", ["pocket", "smoke"])
+def test_publishing_twice_changes_nothing(profile: str, checkout: Path, build: Path):
+    finish(build, profile, executed(), ["1_words.png", "1_words.csv"])
+    assert len(batch.publish(profile)) == 3
+    before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in checkout.rglob("*") if f.is_file()}
+    assert batch.publish(profile) == []
+    finish(build, profile, executed(), ["1_words.png", "1_words.csv"])
+    assert batch.publish(profile) == []
+    assert {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in checkout.rglob("*") if f.is_file()} == before
+
+
+def test_publishing_without_a_repository_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(paths, "CHECKOUT", None)
+    with pytest.raises(UserFault, match=r"^publish: .*without its repository"):
+        batch.publish("pocket")
+
+
+def test_a_pocket_notebook_that_ran_with_other_values_is_not_published(checkout: Path, build: Path):
+    finish(build, "pocket", executed("seeds = [0]\ndata = 'pocket'"), ["1_words.png"])
+    before = source().read_bytes()
+    with pytest.raises(UserFault, match=r"^publish: 1_reward_model .* other values of seeds "):
+        batch.publish("pocket")
+    assert source().read_bytes() == before
+    assert not (checkout / "figures").exists()
+
+
+@pytest.mark.parametrize("edit", ["change", "add", "remove"])
+def test_a_pocket_notebook_whose_cells_were_edited_after_the_run_is_not_published(
+    edit: str, checkout: Path, build: Path
+):
+    finish(build, "pocket", executed())
+    notebook = read(source())
+    if edit == "change":
+        notebook.cells[2].source = "print(2 + 2)"
+    elif edit == "add":
+        notebook.cells.append(new_code_cell("print('new')", id="new"))
+    else:
+        del notebook.cells[2]
+    save(notebook, source())
+    before = source().read_bytes()
+    with pytest.raises(UserFault, match=r"^publish: 1_reward_model "):
+        batch.publish("pocket")
+    assert source().read_bytes() == before
+
+
+def test_publishing_what_was_not_executed_is_a_fault_of_one_line(checkout: Path):
+    with pytest.raises(UserFault, match=r"^publish: no executed notebook of profile 'imdb' in [^\n]*$"):
+        batch.publish("imdb")
+
+
+def test_a_published_notebook_of_another_profile_is_free_of_papermill_times_widgets_and_paths(
+    checkout: Path, build: Path
+):
+    finish(build, "imdb", executed("seeds = [0, 1]\ndata = '/disk/reader/my data/imdb'"))
+    assert batch.publish("imdb") == [f"figures/imdb/{NOTEBOOK}.ipynb"]
+    file = checkout / "figures" / "imdb" / f"{NOTEBOOK}.ipynb"
+    text = file.read_text()
+    assert not re.search("papermill|iopub|widget|/disk|2026", text)
+    published = read(file)
+    nbformat.validate(published)
+    assert published.cells[2].source == '# Parameters\nseeds = [0, 1]\ndata = "imdb"\n'
+    assert published.cells[2].metadata == {"tags": ["injected-parameters"]}
+    assert set(published.metadata) == {"kernelspec", "language_info"}
+    assert [cell.execution_count for cell in published.cells[1:]] == [1, 2, 3, 4]
+    assert "".join(output.text for output in published.cells[3].outputs) == "2\n"
+
+
+def test_a_figure_that_is_no_longer_drawn_is_removed_and_others_stay(checkout: Path, build: Path):
+    figures = checkout / "figures" / "smoke"
+    finish(build, "smoke", executed(), ["1_old.png", "1_words.png"])
+    batch.publish("smoke")
+    (figures / "2_other_notebook.png").write_text("stays")
+    (figures / "README.md").write_text("stays")
+    finish(build, "smoke", executed(), ["1_words.png", "1_new.svg"])
+    assert sorted(batch.publish("smoke")) == ["figures/smoke/1_new.svg", "figures/smoke/1_old.png (removed)"]
+    assert sorted(f.name for f in figures.iterdir()) == [
+        "1_new.svg", f"{NOTEBOOK}.ipynb", "1_words.png", "2_other_notebook.png", "README.md",
+    ]  # fmt: skip
+
+
+# End to end
+
+
+class Batch(NamedTuple):
+    """A copy of the checkout, its build folder, and the environment in which commands use both."""
+
+    root: Path
+    build: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess:
+        """Run a command in the copy, or in another folder."""
+        return subprocess.run(
+            [str(word) for word in command], cwd=folder or self.root, env=self.environment,
+            capture_output=True, text=True, timeout=1200,
+        )  # fmt: skip
+
+    def snakemake(self, *more: str) -> subprocess.CompletedProcess:
+        """The Makefile's own command, with two cores and the smoke profile."""
+        line = re.search(r"^SNAKEMAKE\s*:?=\s*(.*)$", (self.root / "Makefile").read_text(), re.MULTILINE)[1]
+        return self.run(*line.replace("$(JOBS)", "2").split(), "--config", "profile=smoke", "data=", *more)
+
+    def figures(self) -> dict[str, bytes]:
+        """The figures of the smoke profile before they are published."""
+        return {f.name: f.read_bytes() for f in paths_in(self.build / "smoke" / "figures") if f.suffix != ".csv"}
+
+    def executed(self, notebook: str = NOTEBOOK) -> Path:
+        return self.build / "smoke" / f"{notebook}.ipynb"
+
+
+def paths_in(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file())
+
+
+def start(root: Path, build: Path) -> Batch:
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    kernel = {"PYTHONPATH": str(root), "JUPYTER_PREFER_ENV_PATH": "1", "ALIGNKIT_BUILD": str(build)}
+    # The commands of the environment that runs the tests, whether it was activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return Batch(root, build, {**os.environ, **threads, **kernel, "PATH": path})
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Batch:
+    """The smoke profile, executed once for all tests."""
+    base = tmp_path_factory.mktemp("smoke")
+    one = start(copy_checkout(base / "checkout"), base / "build")
+    done = one.snakemake()
+    assert done.returncode == 0, done.stderr
+    return one
+
+
+def errors(notebook: Path) -> list[nbformat.NotebookNode]:
+    return [o for cell in read(notebook).cells for o in cell.get("outputs", []) if o.output_type == "error"]
+
+
+@pytest.mark.batch
+def test_one_command_trains_executes_and_draws(smoke: Batch):
+    assert [errors(smoke.executed(name)) for name in NOTEBOOKS] == [[] for _ in NOTEBOOKS]
+    drawn = {Path(name).stem for name in smoke.figures()}
+    assert {"1_training", "1_reliability", "1_second_opinion", "2_plane", "3_plane"} <= drawn
+    assert {name[0] for name in drawn} == {name[0] for name in NOTEBOOKS}
+    assert {Path(name).suffix for name in smoke.figures()} == {".png", ".svg"}
+    # Notebook 1's three; notebook 5's two weak ones and three members; one for each new seed of the confirmation.
+    assert len(list((smoke.build / "store").glob("train_reward-*"))) == 3 + 5 + 2
+    assert not list(smoke.build.rglob("*.failed.ipynb"))
+    assert not (smoke.root / "build").exists()
+
+
+@pytest.mark.batch
+def test_a_second_run_does_nothing_even_when_every_file_was_touched(smoke: Batch):
+    def times() -> dict[Path, int]:
+        return {f: f.stat().st_mtime_ns for f in paths_in(smoke.build) if f.suffix != ".lock"}
+
+    for touched in (False, True):
+        if touched:
+            for file in [*paths_in(smoke.root / "alignkit"), *paths_in(smoke.root / "params"), *smoke.root.glob("*.*")]:
+                file.touch()
+            for file in [*paths_in(smoke.root / "notebooks"), *paths_in(smoke.build / "smoke" / "trained")]:
+                file.touch()
+        before = times()
+        done = smoke.snakemake()
+        assert done.returncode == 0
+        assert "Nothing to be done" in done.stderr
+        assert times() == before
+
+
+@pytest.mark.batch
+@pytest.mark.parametrize("edited", ["alignkit/plots.py", f"params/smoke/{NOTEBOOK}.yaml", "requirements.lock"])
+def test_an_edit_makes_the_notebook_run_again(edited: str, smoke: Batch):
+    file = smoke.root / edited
+    before = file.read_bytes()
+    file.write_bytes(before + b"\n# edited\n")
+    try:
+        done = smoke.snakemake("--dry-run")
+    finally:
+        file.write_bytes(before)
+    assert done.returncode == 0
+    assert "Nothing to be done" not in done.stderr + done.stdout
+
+
+@pytest.mark.batch
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_an_executed_notebook_gives_the_same_outputs_under_nbval(notebook: str, smoke: Batch):
+    done = smoke.run(
+        "pytest", "-q", "--nbval", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "-p", "no:cacheprovider",
+        smoke.executed(notebook),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    cells = [cell for cell in read(smoke.executed(notebook)).cells if cell.cell_type == "code"]
+    assert done.stdout.startswith("." * len(cells))
+
+
+@pytest.mark.batch
+def test_papermill_runs_a_notebook_from_any_folder_and_draws_the_same_bytes(smoke: Batch, tmp_path: Path):
+    before = smoke.figures()
+    runs = sorted(f.name for f in (smoke.build / "store").iterdir())
+    for file in (smoke.build / "smoke" / "figures").glob(f"{NOTEBOOK[0]}_*"):
+        file.unlink()
+    source, values = (
+        smoke.root / "notebooks" / f"{NOTEBOOK}.ipynb",
+        smoke.root / "params" / "smoke" / f"{NOTEBOOK}.yaml",
+    )
+    done = smoke.run("papermill", source, "out.ipynb", "-k", "python3", "-f", values, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert errors(tmp_path / "out.ipynb") == []
+    assert smoke.figures() == before
+    assert sorted(f.name for f in (smoke.build / "store").iterdir()) == runs
+    assert [f.name for f in tmp_path.iterdir()] == ["out.ipynb"]
+
+
+@pytest.mark.batch
+@pytest.mark.parametrize(
+    ("parameter", "value", "told"),
+    [
+        ("reward_lr", "1e-5x", "parameters: reward_lr: '1e-5x' (text); allowed: a number > 0, <= 0.1"),
+        ("no_such_key", "1", "parameters: no_such_key: unknown key; allowed: notebook, profile"),
+    ],
+)
+def test_a_wrong_parameter_given_to_papermill_stops_with_one_line(
+    parameter: str, value: str, told: str, smoke: Batch, tmp_path: Path
+):
+    source = smoke.root / "notebooks" / f"{NOTEBOOK}.ipynb"
+    done = smoke.run("papermill", source, "out.ipynb", "-k", "python3", "-p", parameter, value, folder=tmp_path)
+    assert done.returncode != 0
+    error = errors(tmp_path / "out.ipynb")
+    assert len(error) == 1
+    assert error[0].ename == "UserFault"
+    assert [line.startswith(f"UserFault: {told}") for line in error[0].traceback] == [True]
+    assert len(error[0].traceback[0].splitlines()) == 1
+
+
+@pytest.mark.batch
+def test_a_failing_notebook_stays_with_the_failing_cell_named(smoke: Batch, tmp_path: Path):
+    broken = start(tmp_path / "checkout", tmp_path / "build")
+    shutil.copytree(smoke.root, broken.root, ignore=shutil.ignore_patterns(".snakemake", "__pycache__"))
+    shutil.copytree(smoke.build / "store", broken.build / "store")
+    file = broken.root / "notebooks" / f"{NOTEBOOK}.ipynb"
+    for other in set(file.parent.glob("*.ipynb")) - {file}:
+        other.unlink()
+    notebook = read(file)
+    cell = next(c for c in notebook.cells if c.id == "check")
+    cell.source = "raise RuntimeError('broken on purpose')"
+    save(notebook, file)
+    done = broken.snakemake()
+    assert done.returncode != 0
+    # papermill's own cell comes second
+    assert f'{NOTEBOOK} failed: Exception encountered at "In [3]"' in done.stderr
+    assert f"logs/{NOTEBOOK}.failed.ipynb" in done.stderr
+    kept = errors(broken.build / "smoke" / "logs" / f"{NOTEBOOK}.failed.ipynb")
+    assert [error.evalue for error in kept] == ["broken on purpose"]
+    assert not broken.executed().exists()
+    assert len(paths_in(broken.build / "store")) == len(paths_in(smoke.build / "store"))
+
+
+@pytest.mark.batch
+def test_publishing_puts_notebook_figures_and_tables_side_by_side(smoke: Batch):
+    publish = ("python", "-m", "alignkit", "publish", "smoke")
+    done = smoke.run(*publish)
+    assert (done.returncode, done.stderr) == (0, "")
+    target = smoke.root / "figures" / "smoke"
+    assert {f"figures/smoke/{f.name}" for f in target.iterdir()} <= set(done.stdout.splitlines())
+    made = {f.name for f in paths_in(smoke.build / "smoke" / "figures")}
+    assert {f.name for f in target.iterdir()} == made | {f"{name}.ipynb" for name in NOTEBOOKS} | {"results.csv"}
+    results = pd.read_csv(target / "results.csv")
+    assert {"2_dpo_losses", "3_f_divergences"} <= set(results.notebook)
+    assert {"method", "seed", "kl", "reward", "gold", "status"} <= set(results)
+    injected = next(
+        c for c in read(target / f"{NOTEBOOK}.ipynb").cells if "injected-parameters" in c.metadata.get("tags", "")
+    )
+    values = yaml.safe_load((smoke.root / "params" / "smoke" / f"{NOTEBOOK}.yaml").read_text())
+    assert batch._assigned(injected.source) == values
+    assert smoke.run(*publish).stdout == ""

@@ -1,0 +1,188 @@
+"""The project's own files: versions that agree, parameters that are explained, nothing that does not belong."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections import Counter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from alignkit.workflow.parameters import NOTEBOOKS
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted((ROOT / "alignkit").rglob("*.py"))
+PARAMETERS = sorted((ROOT / "params").glob("*/*.yaml"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+of_each_module = pytest.mark.parametrize("module", MODULES, ids=lambda file: file.stem)
+of_each_parameter_file = pytest.mark.parametrize("file", PARAMETERS, ids=lambda file: f"{file.parent.name}-{file.stem}")
+
+
+def locked() -> dict[str, str]:
+    """Name and version of each line of the lock."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.lock").read_text().splitlines()]
+    pairs = [line.split("==") for line in lines if line]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def direct() -> list[Requirement]:
+    """What pyproject.toml asks for: to run, to test, to build."""
+    project = PROJECT["project"]
+    asked = [*project["dependencies"], *PROJECT["build-system"]["requires"]]
+    for extra in project["optional-dependencies"].values():
+        asked += [line for line in extra if not line.startswith("alignkit")]
+    return [Requirement(line) for line in asked]
+
+
+# Versions
+
+
+def test_the_lock_holds_exact_versions_and_nothing_else():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in pins)
+    assert len(locked()) == len(pins)
+    assert not [line for line in lines if re.search(r"--|@|://", line)]
+    assert locked()["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("wanted", direct(), ids=str)
+def test_the_lock_has_each_direct_dependency_in_its_range(wanted: Requirement):
+    assert wanted.specifier.contains(locked()[canonicalize_name(wanted.name)])
+
+
+def test_environment_yml_pins_the_direct_dependencies_as_the_lock_does():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    pins = dict(line.split("==") for line in pip if "==" in line)
+    assert {name: locked()[canonicalize_name(name)] for name in pins} == pins
+    build = {canonicalize_name(Requirement(line).name) for line in PROJECT["build-system"]["requires"]}
+    assert {canonicalize_name(name) for name in pins} == {canonicalize_name(r.name) for r in direct()} - build
+    assert "-r requirements.lock" in pip
+
+
+def test_every_imported_library_is_a_direct_dependency():
+    owners = packages_distributions()
+    imported = {name.split(".")[0] for module in MODULES for name in imports(module)}
+    foreign = imported - set(sys.stdlib_module_names) - {"alignkit"}
+    asked = {canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["dependencies"]}
+    assert {name for name in foreign if not asked & {canonicalize_name(o) for o in owners[name]}} == set()
+
+
+# Parameters
+
+
+@of_each_parameter_file
+def test_a_parameter_file_explains_each_key_once_in_the_order_of_its_model(file: Path):
+    lines = file.read_text().splitlines()
+    assert all(re.fullmatch(r"\w+: [^#]*\S +# [^#]*\w[^#]*", line) for line in lines)
+    keys = [line.split(":")[0] for line in lines]
+    assert keys == list(NOTEBOOKS[file.stem].model_fields)
+    assert list(yaml.safe_load(file.read_text())) == keys
+
+
+def test_a_key_is_explained_in_the_same_words_everywhere():
+    words: dict[str, set[str]] = {}
+    for file in PARAMETERS:
+        for line in file.read_text().splitlines():
+            words.setdefault(line.split(":")[0], set()).add(line.split("# ")[1])
+    assert {key: told for key, told in words.items() if len(told) > 1} == {}
+
+
+@pytest.mark.parametrize("profile", sorted({file.parent.name for file in PARAMETERS}))
+def test_the_notebooks_of_a_profile_agree_on_the_keys_that_they_share(profile: str):
+    seen: dict[str, Any] = {}
+    for file in sorted((ROOT / "params" / profile).glob("*.yaml")):
+        values = yaml.safe_load(file.read_text())
+        assert values.pop("notebook") == file.stem
+        assert {key: value for key, value in values.items() if seen.setdefault(key, value) != value} == {}
+
+
+# Sources
+
+
+def imports(module: Path) -> list[str]:
+    """Full names of the modules that a file imports anywhere in it."""
+    names = []
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            # `runs.sources` follows absolute imports only.
+            assert node.level == 0, f"{module.name}, line {node.lineno}: a relative import"
+            names.append(node.module)
+    return names
+
+
+@of_each_module
+def test_a_module_and_its_public_functions_say_what_they_are_for(module: Path):
+    tree = ast.parse(module.read_text())
+    public = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert [node for node in (tree, *public) if not ast.get_docstring(node)] == []
+
+
+@of_each_module
+def test_a_module_loads_nothing_that_can_run_code(module: Path):
+    assert not {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} & set(imports(module))
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Call):
+            call = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert call != "torch.load" or given.get("weights_only") == "True"
+            assert not call.endswith((".read_pickle", ".to_pickle"))
+            assert given.get("allow_pickle", "False") == "False"
+            assert given.get("trust_remote_code", "False") == "False"
+
+
+def test_no_file_names_a_place_on_somebodys_machine_or_a_registry(tracked: list[Path]):
+    place = re.compile(
+        r"(?<![\w.:/}-])/(home|root|tmp|work|Users|mnt)/|--(extra-)?index[-]url|//[\w.]*(pypi|pythonhosted)\."
+    )
+    found = []
+    for file in tracked:
+        if file.suffix not in (".ipynb", ".png"):  # notebooks are read by test_notebooks.py
+            lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+            found += [f"{file}:{number}" for number, line in enumerate(lines, start=1) if place.search(line)]
+    assert found == []
+
+
+def test_every_file_is_smaller_than_one_megabyte_a_drawing_than_three_and_source_or_result(tracked: list[Path]):
+    # A scatter plot of 12,000 reviews is a large drawing; notebooks are held to 1 MB by their own lint.
+    limit = {".svg": 3_000_000}
+    assert [str(f) for f in tracked if (ROOT / f).stat().st_size >= limit.get(f.suffix, 1_000_000)] == []
+    kinds = Counter(file.suffix for file in tracked)
+    allowed = {".py", ".ipynb", ".yaml", ".yml", ".md", ".toml", ".lock", ".cff", ".cfg", ".png", ".svg", ".csv", ""}
+    assert set(kinds) <= allowed
+
+
+def test_every_sanitize_rule_is_one_that_nbval_loads():
+    plugin = pytest.importorskip("nbval.plugin")
+    text = (ROOT / "tests" / "nbval_sanitize.cfg").read_text()
+    rules = plugin.get_sanitize_patterns(text)
+    assert len(rules) == len(re.findall(r"^\[\w+\]$", text, re.MULTILINE))
+    assert len(rules) == text.count("regex:")
+    for regex, replacement in rules:
+        re.compile(regex)
+        assert replacement.strip()
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [("<Axes at 0x7f3a1c2b4d50>", "<Axes at 0x7f0000aabbcc>"), ('<table id="T_a1b2c">', '<table id="T_00fff">')],
+    ids=["address", "style"],
+)
+def test_the_sanitize_rules_hide_what_differs_between_two_executions(pair: tuple[str, str]):
+    plugin = pytest.importorskip("nbval.plugin")
+    left = set(pair)
+    for regex, replacement in plugin.get_sanitize_patterns((ROOT / "tests" / "nbval_sanitize.cfg").read_text()):
+        left = {re.sub(regex, replacement, shown) for shown in left}
+    assert len(left) == 1

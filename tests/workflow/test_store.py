@@ -1,0 +1,384 @@
+"""Runs: what changes their identity, and that the store never serves what it should not."""
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.workflow import store
+from alignkit.world import reviews
+
+POCKET = {"source": "pocket", "train_reviews": 20, "test_reviews": 10, "unsupervised_reviews": 10}
+CALLS: list[dict[str, Any]] = []
+TRAINING = ("sft", "reward", "sampling", "pairs", "dpo", "evaluation", "baselines", "reinforce", "merged", "pool",
+            "warm", "spherical_path")  # fmt: skip
+"""The modules with functions that runs call."""
+NO_PART_IN_RESULTS = {"requests", "filelock"}
+
+
+def train(out: Path, **settings: Any) -> dict[str, float]:
+    """Writes two files, one of them in a folder; remembers that it was called."""
+    CALLS.append(settings)
+    (out / "model.txt").write_text("weights")
+    (out / "more").mkdir()
+    (out / "more" / "history.csv").write_text("loss\n0.5\n")
+    return {"accuracy": 0.75}
+
+
+def retrain(out: Path, **settings: Any) -> dict[str, float]:
+    return train(out, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _no_calls(build: Path) -> None:
+    CALLS.clear()
+
+
+def kept(build: Path) -> list[str]:
+    """What lies in the store beside its locks."""
+    return sorted(f.name for f in (build / "store").glob("*") if f.name != "locks")
+
+
+# Loading
+
+
+def test_a_first_call_trains_and_a_second_call_loads(build: Path):
+    first = store.get(train, seed=0, data=POCKET, lr=0.1)
+    second = store.get(train, seed=0, data=POCKET, lr=0.1)
+    assert CALLS == [{"seed": 0, "data": POCKET, "lr": 0.1}]
+    assert first == second
+    assert kept(build) == [first.path.name]
+    assert second.metrics == {"accuracy": 0.75}
+    assert (second.path / "more" / "history.csv").read_text() == "loss\n0.5\n"
+
+
+def test_the_record_tells_what_the_run_is_and_where_its_files_are_from():
+    run = store.get(train, seed=3, data=POCKET, lr=0.1)
+    record = run.record
+    assert (record["id"], record["seed"], record["settings"]) == (run.id, 3, {"lr": 0.1})
+    assert record["function"] == f"{__name__}.train"
+    assert record["data"] == reviews.fingerprint(**POCKET)
+    assert set(record["files"]) == {"model.txt", "more/history.csv"}
+    assert set(record["versions"]) == set(store.LIBRARIES)
+    assert record["hardware"]
+    assert record["seconds"] >= 0
+
+
+def test_a_run_as_a_setting_counts_by_its_id_and_arrives_as_its_folder():
+    policy = store.get(train, seed=0, data=POCKET)
+    other = store.get(train, seed=1, data=POCKET)
+    first = store.get(retrain, seed=0, data=POCKET, policy=policy)
+    assert CALLS[-1]["policy"] == policy.path
+    assert first.record["settings"] == {"policy": policy.id}
+    assert store.get(retrain, seed=0, data=POCKET, policy=other).id != first.id
+    moved = policy._replace(path=Path("elsewhere"))
+    assert store.get(retrain, seed=0, data=POCKET, policy=moved) == first
+
+
+# Identity
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"lr": 0.2},
+        {"epochs": 1},
+        {"data": {**POCKET, "train_reviews": 22}},
+        {"train": retrain},
+    ],
+    ids=["seed", "setting", "another setting", "data", "function"],
+)
+def test_a_change_of_what_is_trained_gives_another_run(change: dict[str, Any]):
+    call = {"train": train, "seed": 0, "data": POCKET, "lr": 0.1}
+    assert store.get(**call).id != store.get(**{**call, **change}).id
+    assert len(CALLS) == 2
+
+
+@pytest.mark.parametrize("library", store.LIBRARIES)
+def test_another_version_of_a_library_gives_another_run(library: str, monkeypatch: pytest.MonkeyPatch):
+    before = store.get(train, seed=0, data=POCKET)
+    version = store.version
+    monkeypatch.setattr(store, "version", lambda name: "0.0.1" if name == library else version(name))
+    assert store.get(train, seed=0, data=POCKET).id != before.id
+
+
+def test_every_library_that_a_training_function_imports_counts():
+    modules = set().union(*(store.sources(f"alignkit.{name}") for name in TRAINING))
+    imported = {n for m in modules for n in store._imported((paths.PACKAGE / f"{m.partition('.')[2]}.py").read_bytes())}
+    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"alignkit"}
+    distributions = packages_distributions()
+    found = {distribution for top in tops for distribution in distributions.get(top, [])}
+    assert found - NO_PART_IN_RESULTS <= set(store.LIBRARIES)
+    assert {"torch", "peft", "scipy", "nltk"} <= found
+
+
+def test_the_order_of_the_settings_does_not_matter():
+    assert store.get(train, seed=0, data=POCKET, a=1, b=2) == store.get(train, b=2, a=1, data=POCKET, seed=0)
+
+
+def write_reviews(folder: Path, first: str = "it was good .") -> dict[str, Path]:
+    """The same reviews as one CSV file and as a folder with a file for each split."""
+    rows = [
+        (first if i == 0 else f"review number {i} .", i % 2, split)
+        for split in ("train", "test")
+        for i in range(8 if split == "train" else 4)
+    ]
+    table = pd.DataFrame(rows, columns=["text", "label", "split"])
+    table["text"] = table.split + " " + table.text
+    (folder / "split").mkdir(parents=True)
+    table.to_csv(folder / "reviews.csv", index=False)
+    for split, part in table.groupby("split"):
+        part.drop(columns="split").to_csv(folder / "split" / f"{split}.csv", index=False)
+    return {"file": folder / "reviews.csv", "folder": folder / "split"}
+
+
+def test_a_model_in_a_local_folder_counts_by_its_files_and_not_by_where_it_lies(tmp_path: Path):
+    for name, weights in (("here", "1"), ("there", "1"), ("other", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(weights)
+    here, there, other = (
+        store.get(train, seed=0, data=POCKET, policy=str(tmp_path / name)).id for name in ("here", "there", "other")
+    )
+    assert here == there != other
+    (tmp_path / "here" / "model.safetensors").write_text("3")
+    assert store.get(train, seed=0, data=POCKET, policy=str(tmp_path / "here")).id not in (here, other)
+    assert store.get(train, seed=0, data=POCKET, policy="a/hub-id").id not in (here, other)
+
+
+def test_where_the_reviews_lie_does_not_matter_but_what_they_say_does(tmp_path: Path):
+    places = [*write_reviews(tmp_path / "here").values(), *write_reviews(tmp_path / "there").values()]
+    other = write_reviews(tmp_path / "other", first="it was bad .")["file"]
+    found = {str(place): store.get(train, seed=0, data={"source": str(place)}).id for place in [*places, other]}
+    assert len({found[str(place)] for place in places}) == 1
+    assert found[str(other)] != found[str(places[0])]
+    assert len(CALLS) == 2
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of alignkit/ that counts as the package; the modules that run are still the real ones."""
+    copy = tmp_path / "alignkit"
+    shutil.copytree(paths.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(paths, "PACKAGE", copy)
+    return copy
+
+
+def identities() -> dict[str, dict[str, Any]]:
+    from alignkit.training.dpo import train_dpo
+    from alignkit.training.evaluate import evaluate, sample_completions
+    from alignkit.training.pairs import build_pairs
+    from alignkit.training.reward import train_reward
+    from alignkit.training.sft import train_sft
+
+    trainings = {"reward": train_reward, "sft": train_sft, "completions": sample_completions}
+    trainings |= {"pairs": build_pairs, "dpo": train_dpo, "evaluation": evaluate}
+    return {name: store.identify(function, seed=0, data=POCKET) for name, function in trainings.items()}
+
+
+@pytest.mark.parametrize(
+    ("edited", "trained_again"),
+    [
+        ("reward", {"reward", "pairs", "evaluation"}),
+        ("sft", {"sft"}),
+        ("sampling", {"sft", "completions", "pairs", "evaluation"}),
+        ("models", {"reward", "sft", "completions", "pairs", "dpo", "evaluation"}),
+        ("data", {"reward", "sft", "completions", "pairs", "evaluation"}),
+        # not imported by the training modules themselves, but by what they import
+        ("pocket", {"reward", "sft", "completions", "pairs", "evaluation"}),
+        ("divergences", {"dpo"}),
+        ("losses", {"dpo"}),
+        ("deviations", {"dpo"}),
+        ("dpo", {"dpo"}),
+        ("kl", {"evaluation"}),
+        ("metrics", {"evaluation"}),
+        ("finite", set()),
+        ("plots", set()),
+        ("reward_plots", set()),
+        ("reward_report", set()),
+        ("dpo_report", set()),
+        ("params", set()),
+        ("recipes", set()),
+        ("batch", set()),
+    ],
+)
+def test_an_edited_module_trains_again_what_needs_it_and_nothing_else(
+    edited: str, trained_again: set[str], package: Path
+):
+    before = identities()
+    module = package / f"{edited}.py"
+    module.write_text(module.read_text() + "\n# edited\n")
+    after = identities()
+    assert {name for name in before if before[name] != after[name]} == trained_again
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from alignkit.helper import x",
+        "from alignkit import helper",
+        "import alignkit.helper",
+        "def f():\n    from alignkit import helper as h",
+    ],
+)
+def test_every_way_of_importing_a_module_counts(line: str, package: Path):
+    (package / "helper.py").write_text("from alignkit import deeper\n")
+    (package / "deeper.py").write_text("from alignkit.top import y\n")
+    (package / "top.py").write_text(line + "\n")
+    assert set(store.sources("alignkit.top")) == {"alignkit.top", "alignkit.helper", "alignkit.deeper"}
+
+
+# Failures
+
+
+def test_a_training_that_raises_leaves_nothing_in_the_store(build: Path):
+    def fail(out: Path, **settings: Any) -> dict[str, float]:
+        (out / "half.txt").write_text("half a model")
+        raise ZeroDivisionError("on purpose")
+
+    with pytest.raises(ZeroDivisionError, match="on purpose"):
+        store.get(fail, seed=0, data=POCKET)
+    assert kept(build) == []
+
+
+def test_a_result_that_cannot_be_recorded_leaves_nothing_in_the_store(build: Path):
+    with pytest.raises(TypeError):
+        store.get(lambda out, **settings: {"accuracy": object()}, seed=0, data=POCKET)
+    assert kept(build) == []
+
+
+SLOW = '''
+"""Trains as long as the file `hold` exists; counts its trainings in `count`."""
+import sys, time
+from pathlib import Path
+from alignkit import runs
+
+HERE = Path(__file__).parent
+store.hardware = lambda: "not asked for, as it imports torch"
+
+def train(out, **settings):
+    (out / "model.txt").write_text("weights")
+    with open(HERE / "count", "a") as count:
+        count.write("trained\\n")
+    while (HERE / "hold").exists():
+        time.sleep(0.02)
+    return {}
+
+if __name__ == "__main__":
+    import slow_training
+    (HERE / f"asks-{sys.argv[1]}").touch()
+    print(store.get(slow_training.train, seed=0, data={"source": "pocket", "train_reviews": 20,
+                   "test_reviews": 10, "unsupervised_reviews": 10}).path)
+'''
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module above; run as a script it asks for one run."""
+    (tmp_path / "slow_training.py").write_text(SLOW)
+    (tmp_path / "hold").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("slow_training")
+    del sys.modules["slow_training"]
+
+
+def ask(slow: ModuleType, name: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, slow.__file__, name], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end, "waited for a minute"
+        time.sleep(0.02)
+
+
+def test_a_killed_training_leaves_no_run_and_the_next_call_trains(slow: ModuleType, build: Path, tmp_path: Path):
+    with ask(slow, "first") as process:
+        wait_for((tmp_path / "count").exists)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not [name for name in kept(build) if name.startswith("train-")]
+    (tmp_path / "hold").unlink()
+    run = store.get(slow.train, seed=0, data=POCKET)
+    assert run.path.name in kept(build)
+    assert (tmp_path / "count").read_text().split() == ["trained", "trained"]
+
+
+def test_two_processes_that_ask_for_the_same_run_train_it_once(slow: ModuleType, tmp_path: Path):
+    with ask(slow, "first") as first, ask(slow, "second") as second:
+        wait_for(lambda: (tmp_path / "asks-first").exists() and (tmp_path / "asks-second").exists())
+        wait_for((tmp_path / "count").exists)
+        time.sleep(0.5)  # the one that does not train has come to the lock by now
+        (tmp_path / "hold").unlink()
+        told = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert told[0] == told[1]
+    assert Path(told[0].strip()).is_dir()
+    assert (tmp_path / "count").read_text().split() == ["trained"]
+
+
+# Damage
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def change(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, change, Path.unlink], ids=["truncated", "changed", "missing"])
+@pytest.mark.parametrize("name", ["model.txt", "more/history.csv", "run.json"])
+def test_a_damaged_file_is_named_in_one_line_and_nothing_is_deleted(damage: Callable[[Path], None], name: str):
+    run = store.get(train, seed=0, data=POCKET)
+    damage(run.path / name)
+    before = {f: f.read_bytes() for f in run.path.rglob("*") if f.is_file()}
+    with pytest.raises(UserFault) as fault:
+        store.get(train, seed=0, data=POCKET)
+    told = str(fault.value)
+    assert len(told.splitlines()) == 1
+    assert str(run.path) in told
+    assert name in told
+    assert len(CALLS) == 1
+    assert {f: f.read_bytes() for f in run.path.rglob("*") if f.is_file()} == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"files": null}', '{"files": {"model.txt": 1}}'])
+def test_a_record_that_is_none_is_told_in_one_line(content: str):
+    run = store.get(train, seed=0, data=POCKET)
+    (run.path / "run.json").write_text(content)
+    with pytest.raises(UserFault, match=r"run\.json|model\.txt"):
+        store.get(train, seed=0, data=POCKET)
+
+
+def test_metrics_that_were_edited_in_the_record_are_refused():
+    run = store.get(train, seed=0, data=POCKET)
+    record = run.path / "run.json"
+    record.write_text(record.read_text().replace("0.75", "0.99"))
+    with pytest.raises(UserFault, match=r"run\.json"):
+        store.get(train, seed=0, data=POCKET)
+
+
+def test_a_damaged_run_is_trained_again_when_its_folder_was_deleted():
+    run = store.get(train, seed=0, data=POCKET)
+    change(run.path / "model.txt")
+    shutil.rmtree(run.path)
+    assert store.get(train, seed=0, data=POCKET) == run
+    assert len(CALLS) == 2
