@@ -7,7 +7,7 @@ value, what is allowed.
 import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.world.reach import check_data, check_model
+
+if TYPE_CHECKING:
+    from alignkit.world.reviews import Reviews
 
 Profile = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 
@@ -112,10 +115,11 @@ class World(BaseModel):
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds: {self.seeds} names a seed twice"
 
-    def reviews(self) -> dict[str, Any]:
-        """The settings of `data.load_reviews`."""
-        sizes = {name: getattr(self, name) for name in ("train_reviews", "test_reviews", "unsupervised_reviews")}
-        return {"source": self.data, **sizes}
+    def reviews(self) -> "Reviews":
+        """Which reviews the notebook learns from."""
+        from alignkit.world.reviews import Reviews  # here, as it imports the libraries and faults are told at once
+
+        return Reviews(self.data, self.train_reviews, self.test_reviews, self.unsupervised_reviews)
 
     def check_reach(self) -> None:
         """Raise UserFault if the data or a model is out of reach."""
