@@ -4,8 +4,10 @@ PROFILE ?= pocket
 JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PYTHON  ?= python3
 DATA    ?=
-# A local path is made absolute, so that it means the same to every job.
-REVIEWS := $(if $(wildcard $(DATA)),$(abspath $(DATA)),$(DATA))
+# Both go to the commands by the environment, as they were typed: neither make nor a shell reads more into them.
+override PROFILE := $(value PROFILE)
+override DATA    := $(value DATA)
+export PROFILE DATA
 
 BIN   := .venv/bin
 # The environment is ready when it was built from this very lock and project file, whatever their file times.
@@ -22,14 +24,14 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
 report: environment
-	@python -m alignkit check params/$(PROFILE) --reach $(if $(REVIEWS),--data '$(REVIEWS)')
-	@$(SNAKEMAKE) --config profile=$(PROFILE) data='$(REVIEWS)'; status=$$?; \
-	python -m alignkit publish $(PROFILE) && exit $$status
+	@python -m alignkit check params/"$$PROFILE" --reach $${DATA:+--data "$$DATA"}
+	@$(SNAKEMAKE) --config profile="$$PROFILE"; status=$$?; [ $$status != 2 ] || exit 2; \
+	python -m alignkit publish "$$PROFILE" && exit $$status
 
 ## all notebooks with tiny sizes, then again under nbval
 smoke: environment
 	@python -m alignkit check params/smoke
-	@$(SNAKEMAKE) --config profile=smoke data=
+	@DATA= $(SNAKEMAKE) --config profile=smoke
 	@pytest -q --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$(or $(ALIGNKIT_BUILD),build)"/smoke/[0-9]_*.ipynb
 
 ## everything that needs no training: parameters, style, notebook lint

@@ -1,78 +1,89 @@
 # The batch: train (notebook x seed) -> notebook.  Every target lies under build/.
 #
-# A job runs again when the content of what it depends on has changed: its cells, its parameters, the
-# alignkit modules or the lock, hashed into `key`.  File times play no part (--rerun-triggers params).
+# A target's name holds the key of what it depends on: its cells, its parameters, the alignkit modules that it reaches
+# and the lock.  So a job runs again when one of them has changed; file times play no part (--rerun-triggers params).
 # What is trained is decided by the run store: an edit that no run depends on retrains nothing.
 
+import os
+import sys
+
 from alignkit import paths
-from alignkit.workflow import batch, parameters
+from alignkit.faults import UserFault
+from alignkit.workflow import batch
 
 PROFILE = config.get("profile", "pocket")
-DATA = config.get("data") or ""
+# By the environment, so that no shell reads it as part of a command.
+DATA = os.environ["DATA"] = paths.absolute(os.environ.get("DATA", ""))
 NOTEBOOKS = batch.notebooks(PROFILE)
-VALUES = {name: parameters.load(paths.PARAMS / PROFILE / f"{name}.yaml") for name in NOTEBOOKS}
-SEEDS = {name: [*p.seeds, *getattr(p, "confirm_seeds", [])] for name, p in VALUES.items()}
-BUILD = str(paths.build())
-# What another notebook's runs start from is trained first, so that no job waits for another one's lock.
-FIRST = {"2_dpo_losses": ["1_reward_model"], "3_f_divergences": ["2_dpo_losses"],
-         "4_warp": ["1_reward_model"], "5_improvements": ["3_f_divergences"], "6_one_front": ["1_reward_model"]}
-# The primer's runs are among notebook 2's.
-TRAINED_WITH = {"0_primer": "2_dpo_losses"} if "2_dpo_losses" in NOTEBOOKS else {}
-# Whose tables a notebook reads.
-TABLES = {"6_one_front": ["2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements"]}
+try:
+    VALUES = {name: batch.values(name, PROFILE, DATA) for name in NOTEBOOKS}
+    LOCK = batch.only(PROFILE)  # held until this process ends
+except UserFault as fault:
+    print(fault, file=sys.stderr, flush=True)
+    os._exit(2)  # Snakemake would tell an exception in more than one line
 KEYS = {name: batch.content_key(name, PROFILE, DATA) for name in NOTEBOOKS}
-KEYS |= {name: KEYS[name] + "".join(KEYS[n] for n in read if n in KEYS) for name, read in TABLES.items() if name in KEYS}
+LONGEST = max((batch.chain(name) for name in NOTEBOOKS), key=len, default=[])
+BUILD = str(paths.build() / PROFILE)
+batch.break_seals(PROFILE)
+(paths.build() / PROFILE / "logs").mkdir(exist_ok=True)
+
+
+wildcard_constraints:
+    key="[0-9a-f]{16}",
+    seed=r"\d+",
+
+
+def sealed(notebook):
+    return str(batch.seal(PROFILE, notebook, KEYS[notebook]))
+
+
+def trained(notebook, seed):
+    return f"{BUILD}/trained/{notebook}-{KEYS[notebook]}-seed-{seed}"
+
+
+def start(notebook, seed):
+    """What another notebook's runs start from is trained first, so that no job waits for another one's lock."""
+    return [trained(n, seed) for n in VALUES[notebook].after if n in VALUES and int(seed) in VALUES[n].training_seeds()]
+
+
+def own_runs(notebook):
+    trainer = VALUES[notebook].trained_with
+    return [trained(trainer if trainer in VALUES else notebook, s) for s in VALUES[notebook].training_seeds()]
 
 
 rule all:
     input:
-        expand(f"{BUILD}/{PROFILE}/{{notebook}}.ipynb", notebook=NOTEBOOKS),
-
-
-def trained(notebook, seed):
-    return f"{BUILD}/{PROFILE}/trained/{notebook}-seed-{seed}"
+        [sealed(name) for name in NOTEBOOKS],
 
 
 rule train:
     input:
-        lambda w: [trained(n, w.seed) for n in FIRST.get(w.notebook, []) if int(w.seed) in SEEDS.get(n, [])],
+        lambda w: start(w.notebook, w.seed),
     output:
-        touch(f"{BUILD}/{PROFILE}/trained/{{notebook}}-seed-{{seed}}"),
+        touch(f"{BUILD}/trained/{{notebook}}-{{key}}-seed-{{seed}}"),
     params:
-        key=lambda w: KEYS[w.notebook],
-        data=f"--data '{DATA}'" if DATA else "",
-    log:
-        f"{BUILD}/{PROFILE}/logs/{{notebook}}-seed-{{seed}}.log",
-    # The first seed trains the side rows as well; what ends in notebook 5 is the longest chain.
-    priority: lambda w: int(int(w.seed) == SEEDS[w.notebook][0] and w.notebook[0] in "1235")
+        file=lambda w: str(paths.PARAMS / PROFILE / f"{w.notebook}.yaml"),
+        log=lambda w: f"{BUILD}/logs/{w.notebook}-seed-{w.seed}.log",
+    # The first seed trains the side rows as well.
+    priority: lambda w: int(int(w.seed) == VALUES[w.notebook].seeds[0] and w.notebook in LONGEST)
     # Few seeds: each job gets several cores.
-    threads: lambda w: max(1, workflow.cores // len(SEEDS[w.notebook]))
+    threads: lambda w: max(1, workflow.cores // len(VALUES[w.notebook].training_seeds()))
     shell:
         "echo 'train {wildcards.notebook}, seed {wildcards.seed}'; "
-        "python -m alignkit train params/{PROFILE}/{wildcards.notebook}.yaml --seed {wildcards.seed} {params.data}"
-        " > {log:q} 2>&1 || {{ tail -n 1 {log:q} >&2; exit 1; }}"
+        'python -m alignkit train {params.file:q} --seed {wildcards.seed} ${{DATA:+--data "$DATA"}}'
+        " > {params.log:q} 2>&1 || {{ tail -n 1 {params.log:q} >&2; exit 1; }}"
 
 
 rule notebook:
     input:
-        lambda w: [trained(TRAINED_WITH.get(w.notebook, w.notebook), seed) for seed in SEEDS[w.notebook]],
-        lambda w: [f"{BUILD}/{PROFILE}/{n}.ipynb" for n in TABLES.get(w.notebook, []) if n in NOTEBOOKS],
+        lambda w: own_runs(w.notebook),
+        lambda w: [sealed(name) for name in VALUES[w.notebook].reads if name in VALUES],
     output:
-        f"{BUILD}/{PROFILE}/{{notebook}}.ipynb",
+        f"{BUILD}/executed/{{notebook}}-{{key}}.json",
     params:
-        key=lambda w: KEYS[w.notebook],
-        data=f"-p data '{DATA}'" if DATA else "",
-        failed=f"{BUILD}/{PROFILE}/logs/{{notebook}}.failed.ipynb",
-        figures=lambda w: f"{BUILD}/{PROFILE}/figures/{w.notebook[0]}_",
-    log:
-        f"{BUILD}/{PROFILE}/logs/{{notebook}}.log",
+        log=lambda w: f"{BUILD}/logs/{w.notebook}.log",
     threads: 1
     shell:
-        # The copy of a failed notebook stays, with the cell that failed marked in it.
-        # A figure that it draws no longer does not stay behind.
-        "echo 'execute {wildcards.notebook}'; rm -f {params.figures:q}*; "
-        "papermill notebooks/{wildcards.notebook}.ipynb {params.failed:q} -k python3 --no-progress-bar"
-        " -f params/{PROFILE}/{wildcards.notebook}.yaml {params.data} > {log:q} 2>&1"
-        " && mv {params.failed:q} {output:q}"
-        " || {{ echo '{wildcards.notebook} failed:' $(grep -o 'Exception encountered at.*' {log:q} || tail -n 1 {log:q})"
-        " - see {params.failed:q} >&2; exit 1; }}"
+        "echo 'execute {wildcards.notebook}'; "
+        "python -m alignkit execute {PROFILE} {wildcards.notebook} --key {wildcards.key}"
+        ' ${{DATA:+--data "$DATA"}} > {params.log:q} 2>&1 || {{ tail -n 1 {params.log:q} >&2; exit 1; }}'

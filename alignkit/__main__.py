@@ -1,10 +1,12 @@
-"""Command line: python -m alignkit check | train | publish."""
+"""Command line: python -m alignkit check | show | train | execute | publish."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from alignkit import paths
 from alignkit.faults import UserFault
+from alignkit.workflow import parameters
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,10 +19,19 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--data", help="in place of the files' own data")
     check.add_argument("--reach", action="store_true", help="also try whether data and models can be reached")
 
+    show = commands.add_parser("show", help="a notebook's parameters with their words")
+    show.add_argument("path", type=Path, help="a parameter file")
+
     train = commands.add_parser("train", help="train the runs of one notebook for one seed into the store")
     train.add_argument("path", type=Path, help="a parameter file")
     train.add_argument("--seed", type=int, required=True, help="one seed; any, whatever the file's own seeds are")
     train.add_argument("--data", help="in place of the file's own data")
+
+    execute = commands.add_parser("execute", help="execute one notebook into the build folder")
+    execute.add_argument("profile")
+    execute.add_argument("notebook")
+    execute.add_argument("--data", help="in place of the profile's own data")
+    execute.add_argument("--key", help="only if what the notebook depends on has this key still")
 
     publish = commands.add_parser("publish", help="copy executed notebooks, figures and tables out of the build folder")
     publish.add_argument("profile")
@@ -33,33 +44,42 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def _given(args: argparse.Namespace) -> dict[str, str]:
+    """The data of the command line; a local path is made absolute, so that it means the same everywhere."""
+    return {"data": paths.absolute(args.data)} if args.data else {}
+
+
 def _check(args: argparse.Namespace) -> int:
-
-    from alignkit.workflow import parameters
-
-    override = {"data": args.data} if args.data else {}
-    lines = parameters.check(args.path, **override)
+    lines = parameters.check(args.path, **_given(args))
     if args.reach and not lines:
         for file in parameters.files(args.path):
-            parameters.load(file, **override).check_reach()
+            parameters.load(file, **_given(args)).check_reach()
     for line in lines:
         print(line, file=sys.stderr)
     return 2 if lines else 0
 
 
+def _show(args: argparse.Namespace) -> int:
+    print(parameters.as_text(parameters.load(args.path)))
+    return 0
+
+
 def _train(args: argparse.Namespace) -> int:
-
-    from alignkit.workflow import parameters
-
-    override = {"data": args.data} if args.data else {}
-    p = parameters.load(args.path, **override)
-    if args.seed not in getattr(p, "confirm_seeds", []):
-        parameters.load(args.path, seeds=[args.seed], **override)  # any seed that a file could name
+    p = parameters.load(args.path, **_given(args))
+    if args.seed not in p.training_seeds():
+        parameters.load(args.path, seeds=[args.seed], **_given(args))  # any seed that a file could name
     p.check_reach()
     from alignkit.report.recipes import RECIPES  # here, as it imports torch and a fault should be told at once
 
     for name, run in RECIPES[p.notebook](p, args.seed).items():
         print(f"{name}: {run.id} ({run.record['seconds']} s)", flush=True)
+    return 0
+
+
+def _execute(args: argparse.Namespace) -> int:
+    from alignkit.workflow import batch
+
+    batch.execute(args.profile, args.notebook, key=args.key, **_given(args))
     return 0
 
 
@@ -72,7 +92,7 @@ def _publish(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"check": _check, "train": _train, "publish": _publish}
+COMMANDS = {"check": _check, "show": _show, "train": _train, "execute": _execute, "publish": _publish}
 
 if __name__ == "__main__":
     sys.exit(main())

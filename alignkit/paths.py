@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else None
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "Snakefile").is_file() else None
 """The repository root, or None if alignkit was installed without it (Colab, Kaggle)."""
 
 PARAMS = PACKAGE / "params" if CHECKOUT is None else CHECKOUT / "params"
@@ -26,6 +26,17 @@ def store() -> Path:
 def figures(profile: str) -> Path:
     """Figures and tables of a profile, before they are published."""
     return build() / profile / "figures"
+
+
+def expanded(source: str) -> str:
+    """The name of data or of a model; of a path that begins with ~, the whole path."""
+    return str(Path(source).expanduser()) if source.startswith("~") else source
+
+
+def absolute(source: str) -> str:
+    """A local path in full; the names of the pocket world and of Hub data as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if source not in ("", "pocket") and path.exists() else source
 
 
 Stamp = tuple[tuple[str, int, int], ...]

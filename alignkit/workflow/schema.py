@@ -1,0 +1,401 @@
+"""What each parameter means, its type and what it allows, once; and what each notebook trains after and reads."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from alignkit import paths
+from alignkit.world.reach import check_data, check_model
+
+if TYPE_CHECKING:
+    from alignkit.world.reviews import Reviews
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-5 for text; here it is the number."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+Inside = Annotated[Number, Field(gt=0, lt=1)]
+Rate = Annotated[Number, Field(gt=0, le=1)]
+LearningRate = Annotated[Number, Field(gt=0, le=0.1)]
+Beta = Annotated[Number, Field(gt=0, le=1000)]
+T = TypeVar("T")
+Few = Annotated[list[T], Field(min_length=1, max_length=6)]
+Several = Annotated[list[T], Field(min_length=1, max_length=12)]
+Betas = Several[Beta]
+UpTo100 = Annotated[Number, Field(gt=0, le=100)]
+Reward = Annotated[Number, Field(ge=-100, le=100)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Even = Annotated[int, Field(ge=2, le=10_000_000, multiple_of=2)]
+Batch = Annotated[int, Field(ge=1, le=4096)]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+Runs = Annotated[int, Field(ge=1, le=16)]
+Completions = Annotated[int, Field(ge=1, le=1024)]
+Samples = Annotated[int, Field(ge=2, le=64)]
+Width = Annotated[int, Field(ge=8, le=4096)]
+Layers = Annotated[int, Field(ge=1, le=48)]
+Heads = Annotated[int, Field(ge=1, le=64)]
+Vocabulary = Annotated[int, Field(ge=100, le=100_000)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=20)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(paths.expanded)]
+Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
+MatchedKls = Annotated[Few[UpTo100], Field(description="KLs (nats) at which methods are compared")]
+
+
+class World(BaseModel):
+    """Data and the SFT policy."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    after: ClassVar[tuple[str, ...]] = ()  # notebooks whose runs of the same seed are trained before this one's
+    reads: ClassVar[tuple[str, ...]] = ()  # notebooks whose tables this one reads
+    trained_with: ClassVar[str | None] = None  # the notebook among whose runs this one's are, if any
+
+    notebook: str = Field(min_length=1, description="which notebook these values are for")
+    profile: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="a folder of params/ and of figures/")
+    seeds: Seeds = Field(description="one policy and reward model each; intervals are over seeds")
+    data: Place = Field(description="pocket, a folder or CSV file of reviews, or a Hub id")
+    train_reviews: Even | None = Field(description="labelled reviews to learn from; null takes all")
+    test_reviews: Even | None = Field(description="labelled reviews for every test figure; null takes all")
+    unsupervised_reviews: Even | None = Field(description="more reviews for the policy; null takes all")
+    policy: Place = Field(description="scratch (built on the spot), a folder, or a Hub id")
+    policy_tokenizer: Literal["word", "bpe"] = Field(description="trained on the reviews; for scratch only")
+    policy_vocab: Vocabulary = Field(description="tokens in the policy's vocabulary, at most; for scratch only")
+    policy_width: Width = Field(description="width of the GPT-2 layers; for scratch only")
+    policy_layers: Layers = Field(description="number of GPT-2 layers; for scratch only")
+    policy_heads: Heads = Field(description="attention heads of a layer; for scratch only")
+    sft_tokens: int = Field(ge=8, le=1024, description="reviews are cut to this many policy tokens")
+    sft_epochs: Number = Field(ge=0, le=100, description="passes over the reviews; 0 takes the policy as it is")
+    sft_batch: Batch = Field(description="reviews a step")
+    sft_lr: LearningRate = Field(description="highest learning rate")
+    sft_held_out: Count = Field(description="reviews kept apart for the validation loss")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "World":
+        if found := list(self.clashes()):
+            raise ValueError("\n".join(found))
+        return self
+
+    def clashes(self) -> Iterator[str]:
+        """One line for each pair of values that do not go together."""
+        if self.policy_width % self.policy_heads:
+            yield f"policy_width: {self.policy_width} is not a multiple of policy_heads ({self.policy_heads})"
+        if len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds: {self.seeds} names a seed twice"
+
+    def training_seeds(self) -> list[int]:
+        """All seeds for which something is trained."""
+        return self.seeds
+
+    def take(self, prefix: str, names: str) -> dict[str, Any]:
+        """The values of the keys that begin with the prefix, without it."""
+        return {name: getattr(self, prefix + name) for name in names.split()}
+
+    def reviews(self) -> "Reviews":
+        """Which reviews the notebook learns from."""
+        from alignkit.world.reviews import Reviews  # here, as it imports the libraries and faults are told at once
+
+        return Reviews(self.data, self.train_reviews, self.test_reviews, self.unsupervised_reviews)
+
+    def check_reach(self) -> None:
+        """Raise UserFault if the data or a model is out of reach."""
+        check_data(self.data)
+        check_model("policy", self.policy)
+
+    def sft(self) -> dict[str, Any]:
+        """The settings of `train_sft`."""
+        policy = self.take("policy_", "tokenizer vocab width layers heads")
+        return {"policy": self.policy, **policy, **self.take("sft_", "tokens epochs batch lr held_out")}
+
+
+class Rewarded(World):
+    """The reward model, and the prompts of every test."""
+
+    reward_model: Place = Field(description="scratch (built on the spot), a folder, or a Hub id")
+    reward_tokenizer: Literal["encoder_word", "wordpiece"] = Field(description="trained on the reviews; for scratch")
+    reward_vocab: Vocabulary = Field(description="tokens in the reward model's vocabulary, at most; for scratch only")
+    reward_width: Width = Field(description="width of the DistilBERT layers; for scratch only")
+    reward_layers: Layers = Field(description="number of DistilBERT layers; for scratch only")
+    reward_heads: Heads = Field(description="attention heads of a layer; for scratch only")
+    reward_sinusoidal: bool = Field(description="sinusoidal positions (true) or learned ones; for scratch only")
+    reward_tokens: int = Field(ge=8, le=512, description="reviews are cut to this many reward-model tokens")
+    reward_dropout: Share = Field(description="dropout while the reward model is trained")
+    reward_word_dropout: Share = Field(description="share of a review's tokens left out at random while training")
+    reward_epochs: UpTo100 = Field(description="passes over the labelled reviews")
+    reward_batch: int = Field(ge=4, le=4096, multiple_of=2, description="reviews a step, half of them positive")
+    reward_lr: LearningRate = Field(description="highest learning rate")
+    prompts: int = Field(ge=1, le=10_000, description="test prompts, the first 5-20 tokens of test reviews")
+    new_tokens: int = Field(ge=1, le=1024, description="longest completion, in policy tokens")
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        if self.reward_width % self.reward_heads:
+            yield f"reward_width: {self.reward_width} is not a multiple of reward_heads ({self.reward_heads})"
+        room = max(128, self.sft_tokens) - 20
+        if self.policy == "scratch" and self.new_tokens > room:
+            yield f"new_tokens: {self.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
+
+    def check_reach(self) -> None:
+        super().check_reach()
+        check_model("reward_model", self.reward_model)
+
+    def reward_training(self) -> dict[str, Any]:
+        """The settings of `train_reward` that all of its runs share."""
+        model = self.take("reward_", "tokenizer vocab width layers heads sinusoidal tokens")
+        return {"base": self.reward_model, **model, **self.take("reward_", "dropout word_dropout epochs batch lr")}
+
+
+class RewardModel(Rewarded):
+    """Notebook 1."""
+
+    held_out: Even = Field(description="train reviews kept apart for validation and the sign boundary")
+    curve_reviews: Several[Even] = Field(description="sizes of the learning curve, below the full one")
+    curve_min_steps: Count = Field(description="steps that each size of the learning curve gets at least")
+    completions: Completions = Field(description="sampled completions of each prompt")
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        largest = max(self.curve_reviews)
+        if self.train_reviews is not None and self.held_out + largest > self.train_reviews:
+            yield f"held_out: {self.held_out} + curve_reviews ({largest}) > train_reviews ({self.train_reviews})"
+
+    def sampling(self) -> dict[str, Any]:
+        """The settings of `sample_completions`: the task's 5-20 tokens of test reviews."""
+        sizes = {"n_prompts": self.prompts, "k": self.completions, "max_new_tokens": self.new_tokens}
+        return {**sizes, "shortest": 5, "longest": 20}
+
+
+class Evaluated(Rewarded):
+    """Evaluation of trained policies."""
+
+    main_completions: Completions = Field(description="evaluated completions of each test prompt, main rows")
+    side_completions: Completions = Field(description="evaluated completions of each test prompt, other rows")
+
+    def evaluation(self, completions: int) -> dict[str, Any]:
+        """The settings of `evaluate`."""
+        sizes = {"n_prompts": self.prompts, "k": completions, "max_new_tokens": self.new_tokens}
+        return {**sizes, "reward_tokens": self.reward_tokens}
+
+
+class Aligned(Evaluated):
+    """Preference pairs."""
+
+    pair_prompts: int = Field(ge=5, le=1_000_000, description="train prompts of the pairs, 5-15 tokens each")
+    pair_samples: Samples = Field(description="completions of each of these prompts by the SFT policy")
+    winner_reward: Reward = Field(description="threshold pairs: a winner's least reward (nats above an average review)")
+    loser_reward: Reward = Field(description="threshold pairs: a loser has less than this")
+    dpo_batch: Batch = Field(description="pairs a step")
+    main_beta: Beta = Field(description="strength of the KL in the main rows of notebooks 0 and 2")
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        if self.winner_reward < self.loser_reward:
+            yield f"winner_reward: {self.winner_reward} is below loser_reward ({self.loser_reward})"
+
+    def thresholds(self) -> dict[str, float]:
+        """The settings of `build_pairs` that the construction "threshold" needs."""
+        return {"winner": self.winner_reward, "loser": self.loser_reward}
+
+    def generation(self) -> dict[str, Any]:
+        """The settings of `generate`."""
+        sizes = {"n_prompts": self.pair_prompts, "k": self.pair_samples, "max_new_tokens": self.new_tokens}
+        return {**sizes, "reward_tokens": self.reward_tokens}
+
+
+class OnPairs(Aligned):
+    """DPO in notebooks 0 and 2."""
+
+    pair_construction: Construction = Field(description="which completions of a prompt are compared")
+    dpo_epochs: UpTo100 = Field(description="passes over the pairs")
+    dpo_lr: LearningRate = Field(description="highest learning rate, the same for every loss")
+
+    def construction(self) -> str:
+        """Which completions of a prompt the notebook's own pairs compare."""
+        return self.pair_construction
+
+    def dpo(self) -> dict[str, Any]:
+        """The settings of `train_dpo` that all runs of a notebook share."""
+        return {"epochs": self.dpo_epochs, "batch": self.dpo_batch, "lr": self.dpo_lr}
+
+
+class Primer(OnPairs):
+    """Notebook 0."""
+
+    trained_with = "2_dpo_losses"
+
+
+class DpoLosses(OnPairs):
+    """Notebook 2."""
+
+    after = ("1_reward_model",)
+    betas: Betas = Field(description="the sweep over β for sigmoid and hinge")
+    ipo_beta: Beta = Field(description="β of IPO on summed log-ratios; the margin that it asks for is 1/(2β) nats")
+    ipo_per_token_beta: Beta = Field(description="β of IPO on averages per token")
+    label_smoothing: Number = Field(gt=0, lt=0.5, description="share of labels taken for flipped, cDPO and robust DPO")
+    max_similarity: Inside = Field(description="near-duplicate filter: pairs more alike than this are dropped")
+    lora_rank: int = Field(ge=1, le=256, description="rank of the LoRA adapters in the side row that trains them")
+    lora_lr: LearningRate = Field(description="highest learning rate of that row")
+    positive_prefix: str = Field(min_length=1, max_length=200, description="what the baseline puts before a prompt")
+    biased_words: int = Field(ge=1, le=1000, description="words that the keyword baseline makes more likely")
+    word_bias: Number = Field(gt=0, le=20, description="what it adds to their logits, nats")
+    best_of: Several[Samples] = Field(description="best-of-n baselines; each n divides main_completions")
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        for n in self.best_of:
+            if self.main_completions % n:
+                yield f"best_of: {n} does not divide main_completions ({self.main_completions})"
+
+
+class Divergent(Aligned):
+    """DPO under divergences, in notebooks 3 and 5."""
+
+    divergence_pairs: Construction = Field(description="which completions of a prompt are compared")
+    divergence_epochs: UpTo100 = Field(description="passes over the pairs")
+    divergence_lr: LearningRate = Field(description="highest learning rate, the same for every divergence")
+    reverse_kl_betas: Betas = Field(description="the sweep over β for reverse KL")
+    forward_kl_betas: Betas = Field(description="the sweep over β for forward KL")
+    js_betas: Betas = Field(description="the sweep over β for Jensen-Shannon")
+    matched_kl: MatchedKls
+
+    def construction(self) -> str:
+        """Which completions of a prompt the notebook's own pairs compare."""
+        return self.divergence_pairs
+
+    def dpo(self) -> dict[str, Any]:
+        """The settings of `train_dpo` that all runs of a notebook share."""
+        return {"epochs": self.divergence_epochs, "batch": self.dpo_batch, "lr": self.divergence_lr}
+
+
+class FDivergences(Divergent):
+    """Notebook 3."""
+
+    after = ("2_dpo_losses",)
+    alphas: Several[Inside] = Field(description="α of the α-divergence; 0.5 is a main row, the others are side rows")
+    alpha_betas: Betas = Field(description="the sweep over β for each α")
+
+
+class Loop(Evaluated):
+    """The inner loop of WARP, in notebooks 4 to 6."""
+
+    warp_iterations: int = Field(ge=1, le=20, description="I, iterations of WARP")
+    warp_runs: Runs = Field(description="M, runs of an iteration, which are merged")
+    warp_steps: Steps = Field(description="T, steps of a run")
+    warp_batch: int = Field(ge=2, le=4096, description="completions a step")
+    warp_samples: int = Field(ge=1, le=64, description="k, completions of each prompt; 1: compared with other prompts'")
+    warp_baseline: Literal["none", "mean", "rloo"] = Field(description="none is Algorithm 1's")
+    warp_beta: Beta = Field(description="strength of the KL to the anchor")
+    warp_lr: LearningRate = Field(description="learning rate after the warm-up")
+    warp_warmup: int = Field(ge=0, le=10_000, description="steps over which the learning rate rises")
+    ema_rate: Rate = Field(description="μ, how fast the anchor follows the policy")
+    matched_kl: MatchedKls
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        if self.warp_batch % self.warp_samples:
+            yield f"warp_batch: {self.warp_batch} is not a multiple of warp_samples ({self.warp_samples})"
+
+    def inner_loop(self) -> dict[str, Any]:
+        """The settings of `train_policy_gradient` that all runs share."""
+        shared = {**self.take("warp_", "steps batch baseline beta lr warmup"), "k": self.warp_samples}
+        sizes = {"max_new_tokens": self.new_tokens, "reward_tokens": self.reward_tokens}
+        return {**shared, **sizes, "ema_rate": self.ema_rate, "anchor": "ema", "keep": []}
+
+
+class Fronts(Loop):
+    """Fronts of WARP, in notebooks 4 and 5."""
+
+    liti_rate: Rate = Field(description="η, how far the next iteration starts from where this one did")
+    etas: Several[Rate] = Field(description="points of a front, up to 1 (the merge); 1 and liti_rate among them")
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        if self.liti_rate not in self.etas or 1.0 not in self.etas:
+            yield f"etas: {self.etas} lacks 1.0 or liti_rate ({self.liti_rate})"
+
+
+class Anchored(Loop):
+    """The method with a fixed anchor, in notebooks 5 and 6."""
+
+    main_samples: Samples = Field(description="completions of each prompt in the methods that are compared")
+    anchored_lr: LearningRate = Field(description="highest learning rate of the runs whose rate falls")
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        if self.main_samples > self.warp_batch:
+            yield f"main_samples: {self.main_samples} is more than warp_batch ({self.warp_batch})"
+
+
+class Warp(Fronts):
+    """Notebook 4."""
+
+    after = ("1_reward_model",)
+    ema_rates: Few[Rate] = Field(description="other values of μ that are compared")
+    run_counts: Few[Runs] = Field(description="values of M that are compared, in one iteration (first seed only)")
+    step_counts: Few[Steps] = Field(description="values of T that are compared, in one iteration (first seed only)")
+    warp_betas: Betas = Field(description="values of β that are compared, in one iteration (first seed only)")
+
+    def inner_loop(self) -> dict[str, Any]:
+        return super().inner_loop() | {"keep": sorted(steps for steps in self.step_counts if steps < self.warp_steps)}
+
+
+class Improvements(Divergent, Fronts, Anchored):
+    """Notebook 5."""
+
+    after = ("3_f_divergences",)
+    chi_alpha: Number = Field(gt=1, le=3, description="α of the χ^α divergence")
+    strengths: Betas = Field(description="β of reverse KL; others get the β of the same slope at the reference")
+    equal_steps: Steps = Field(description="steps that every variation of WARP has in all, its runs together")
+    rloo_samples: Few[Samples] = Field(description="k of WARP + RLOO (first seed only, but for main_samples)")
+    weak_reviews: Few[Even] = Field(description="sizes for weak reward models; three of the last one are averaged")
+    weak_steps: Count = Field(description="steps that a weak reward model gets at least; twice that if it is averaged")
+    weak_beta: Beta = Field(description="strength of the KL where policies are to go far on a proxy")
+    confirm_seeds: Seeds = Field(description="further seeds, on which the chosen method is tried again")
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        if used := sorted({*self.confirm_seeds} & {*self.seeds}):
+            yield f"confirm_seeds: {used} are among seeds already; allowed: others"
+        if self.equal_steps % (self.warp_iterations * self.warp_runs):
+            yield f"equal_steps: {self.equal_steps} is not a multiple of warp_iterations x warp_runs"
+        if self.train_reviews is not None and max(self.weak_reviews) > self.train_reviews:
+            yield f"weak_reviews: {max(self.weak_reviews)} is more than train_reviews ({self.train_reviews})"
+        if (k := max(self.rloo_samples)) > self.warp_batch:
+            yield f"rloo_samples: {k} is more than warp_batch ({self.warp_batch})"
+
+    def training_seeds(self) -> list[int]:
+        return [*self.seeds, *self.confirm_seeds]
+
+
+class OneFront(Anchored):
+    """Notebook 6."""
+
+    after = ("1_reward_model",)
+    reads = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")
+    front_steps: Steps = Field(description="steps of the anchored method")
+    front_betas: Betas = Field(description="β of the anchored method")
+    pool_reference: Completions = Field(description="completions of a test prompt by SFT for the optimal frontier")
+    pool_trained: Completions = Field(description="completions of a test prompt by each anchored policy, for the same")
+    frontier_betas: list[Beta] = Field(min_length=3, max_length=60, description="β at which the optimum is computed")
+    resample: Few[Samples] = Field(description="draws of which one is kept, more likely one of high reward")
+
+    def clashes(self) -> Iterator[str]:
+        yield from super().clashes()
+        if (n := max(self.resample)) > min(self.pool_reference, self.pool_trained):
+            yield f"resample: {n} is more than pool_reference or pool_trained"
+
+
+NOTEBOOKS: dict[str, type[World]] = {
+    "0_primer": Primer,
+    "1_reward_model": RewardModel,
+    "2_dpo_losses": DpoLosses,
+    "3_f_divergences": FDivergences,
+    "4_warp": Warp,
+    "5_improvements": Improvements,
+    "6_one_front": OneFront,
+}
