@@ -13,14 +13,10 @@ from alignkit.workflow.parameters import Aligned
 from alignkit.workflow.store import Run
 
 EVALUATION = ": evaluation"
-
-
 SETTINGS = {"loss": "loss", "divergence": "divergence", "alpha": "alpha", "beta": "beta", "scores": "scores",
             "label_smoothing": "label_smoothing", "lora_rank": "lora_rank", "lr": "lr", "epochs": "epochs",
             "batch": "batch"}  # fmt: skip
 """A training run's settings and the columns that show them."""
-
-
 TRAINING = ("eval_loss", "chosen_logp", "rejected_logp", "accuracy", "clamped", "tokens_trained")
 """What training measures on held-out pairs."""
 

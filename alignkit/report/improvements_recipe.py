@@ -14,27 +14,15 @@ from alignkit.workflow.store import Run, get
 
 ANCHORED = "anchored RLOO"
 """A fixed anchor, a rate that falls, one run, no merge."""
-
-
 CHOSEN = "anchored, sentence credit"
 """The same with credit by sentence: the method that was best on the first seed."""
-
-
 WITH_RLOO = "WARP + RLOO"
-
-
 TUNED = "WARP + RLOO, higher rate"
 """WARP + RLOO at the learning rate of the anchored methods."""
-
-
 COMPARED = ("WARP", WITH_RLOO, CHOSEN)
 """What is confirmed on other seeds."""
-
-
 FULL = "all reviews"
 """The proxy of all other notebooks."""
-
-
 MEMBERS = ((0.1, 0.0), (0.2, 0.2), (0.4, 0.4))
 """How the members of an averaged reward model differ as they are trained on: share of the learning rate, word dropout.
 Small rates keep them near their common start, where the mean of their weights is a reward model as well."""

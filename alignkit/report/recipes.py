@@ -258,12 +258,8 @@ def warp(p: Warp, seed: int) -> Runs:
 NEW_DIVERGENCES = ("pearson_chi2", "neyman_chi2", "cnp_chi2", "hellinger", "jeffrey", "chi_po", "chi_alpha",
                    "total_variation", "gan")  # fmt: skip
 """Those of notebook 5."""
-
-
 PROMISING = ("chi_po", "pearson_chi2")
 """Those that looked best on the first seed, and are trained for every seed."""
-
-
 OTHER_LOSSES = ("ipo", "kto_pair")
 """Losses that notebook 5 combines with several divergences."""
 

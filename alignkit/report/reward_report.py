@@ -54,8 +54,6 @@ STRONG_SENTENCES = [
     "i loved every second of it .",
     "the script was never awful .",
 ]
-
-
 ATTACKS = {
     "one strong sentence": STRONG_SENTENCES[0],
     "six different strong sentences": " ".join(STRONG_SENTENCES),

@@ -18,8 +18,6 @@ from alignkit.world.models import load_policy, quiet_training
 
 SETTINGS = ("beta", "ema_rate", "anchor", "baseline", "lr", "batch", "k", "greedily", "token_mean")
 """Columns that show a training run's settings."""
-
-
 SPENT = ("generation_seconds", "scoring_seconds", "update_seconds")
 
 PointsBySeed = Mapping[int, Sequence[Point]]
