@@ -9,7 +9,7 @@ import pandas as pd
 from alignkit.metrics import holm, interval_text, paired_p_value, seed_interval, verdict
 from alignkit.training.baselines import best_of
 from alignkit.training.evaluate import measures
-from alignkit.workflow.parameters import Aligned
+from alignkit.workflow.schema import Aligned
 from alignkit.workflow.store import Run
 
 EVALUATION = ": evaluation"

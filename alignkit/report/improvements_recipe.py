@@ -9,7 +9,7 @@ from alignkit.training.merge import between, evaluate_interpolation
 from alignkit.training.reinforce import SENTENCE, train_policy_gradient
 from alignkit.training.reward import RewardSettings, average_rewards, train_reward
 from alignkit.training.sft import SftSettings, train_sft
-from alignkit.workflow.parameters import Improvements
+from alignkit.workflow.schema import Improvements
 from alignkit.workflow.store import Run, get
 
 ANCHORED = "anchored RLOO"

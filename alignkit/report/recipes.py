@@ -21,7 +21,7 @@ from alignkit.training.evaluate import EvaluationSettings, SamplingSettings, eva
 from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, PairSettings, build_pairs, generate
 from alignkit.training.reward import RewardSettings, train_reward
 from alignkit.training.sft import SftSettings, train_sft
-from alignkit.workflow.parameters import (
+from alignkit.workflow.schema import (
     Aligned,
     Divergent,
     DpoLosses,

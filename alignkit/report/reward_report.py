@@ -24,7 +24,7 @@ from alignkit.metrics import (
 )
 from alignkit.pocket import gold_reward, log_probability, well_formed
 from alignkit.training.reward import centred, pair_count, score, sign_boundary, tfidf_baseline
-from alignkit.workflow.parameters import World
+from alignkit.workflow.schema import World
 from alignkit.workflow.store import Run
 from alignkit.world.models import load_encoder
 

@@ -12,7 +12,7 @@ from trl import RLOOConfig, RLOOTrainer
 from alignkit.policy_gradient import completion_sums
 from alignkit.report.warp_recipe import Point
 from alignkit.sampling import pad_left
-from alignkit.workflow.parameters import Warp
+from alignkit.workflow.schema import Warp
 from alignkit.workflow.store import Run
 from alignkit.world.models import load_policy, quiet_training
 

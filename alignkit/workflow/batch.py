@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.workflow import parameters
-from alignkit.workflow.parameters import NOTEBOOKS, World
+from alignkit.workflow.schema import NOTEBOOKS, World
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

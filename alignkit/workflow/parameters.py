@@ -19,22 +19,7 @@ from pydantic import ValidationError
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow.schema import (  # noqa: F401  (the classes are part of this module's face)
-    NOTEBOOKS,
-    Aligned,
-    Divergent,
-    DpoLosses,
-    Evaluated,
-    FDivergences,
-    Improvements,
-    Loop,
-    OneFront,
-    Primer,
-    Rewarded,
-    RewardModel,
-    Warp,
-    World,
-)
+from alignkit.workflow.schema import NOTEBOOKS, World
 
 SHARED = "shared"
 """The file of a profile (without its suffix) whose values go to all notebooks that know them."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alignkit import paths
 from alignkit.__main__ import main
 from alignkit.faults import UserFault
-from alignkit.workflow import parameters
+from alignkit.workflow import parameters, schema
 
 NOTEBOOK = "1_reward_model"
 POCKET = parameters.profile_values("pocket", NOTEBOOK)
@@ -147,7 +147,7 @@ def test_a_folder_without_parameter_files_is_one_line(tmp_path: Path, capsys: py
 def test_a_file_named_after_a_notebook_must_be_for_it(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(parameters.NOTEBOOKS, "2_other", parameters.RewardModel)
+    monkeypatch.setitem(parameters.NOTEBOOKS, "2_other", schema.RewardModel)
     file.write_text("notebook: 2_other")
     assert [NOTEBOOK in line for line in check(file, capsys)] == [True]
     free = tmp_path / "mine.yaml"
