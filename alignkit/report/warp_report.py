@@ -16,7 +16,7 @@ from alignkit.workflow.schema import Warp
 from alignkit.workflow.store import Run
 from alignkit.world.models import load_policy, quiet_training
 
-SETTINGS = ("beta", "ema_rate", "anchor", "baseline", "lr", "batch", "k", "greedily", "token_mean")
+SETTINGS = ("beta", "ema_rate", "anchor", "baseline", "lr", "batch", "k")
 """Columns that show a training run's settings."""
 SPENT = ("generation_seconds", "scoring_seconds", "update_seconds")
 
