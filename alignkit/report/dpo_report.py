@@ -43,7 +43,7 @@ def rows(runs: RunsBySeed, p: Aligned) -> pd.DataFrame:
     side |= table.groupby("method").completions.transform("max") < p.main_completions
     usual = table.loss.notna() & (table.pairs == "pairs")
     usual &= (table.lr == p.dpo()["lr"]) & (table.epochs == p.dpo()["epochs"])
-    usual &= table[["scores", "lora_rank"]].isna().all(axis=1)
+    usual &= (table.scores == "policy_to_reference") & (table.lora_rank == 0)
     return table.assign(row=np.where(side, "side", "main"), usual=usual, profile=p.profile, notebook=p.notebook)
 
 
