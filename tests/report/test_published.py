@@ -56,7 +56,8 @@ def test_the_results_are_the_rows_of_all_notebooks(profile: str):
 @pytest.mark.parametrize(("profile", "notebook"), INDEXED)
 def test_every_row_has_its_run_in_the_index(profile: str, notebook: str):
     rows = main_tables(profile)[notebook].dropna(subset="seed")
-    index = table(FIGURES / profile / f"{notebook.partition("_")[0]}_runs.csv")
+    number = notebook.partition("_")[0]
+    index = table(FIGURES / profile / f"{number}_runs.csv")
     assert not index.duplicated(["run", "seed"]).any()
     if "run" in rows:
         assert set(rows.run) <= set(index.id)
