@@ -26,8 +26,8 @@ from alignkit.workflow.schema import (  # noqa: F401  (the classes are part of t
     DpoLosses,
     Evaluated,
     FDivergences,
+    Fronts,
     Improvements,
-    Loop,
     OneFront,
     Primer,
     Rewarded,
@@ -41,6 +41,9 @@ SHARED = "shared"
 
 LONGEST_FILE = 100_000
 """Bytes."""
+
+DEEPEST = 8
+"""Lists and mappings inside each other; the time that YAML takes grows with the square of it."""
 
 KNOWN = {key for kind in NOTEBOOKS.values() for key in kind.model_fields} - {"notebook"}
 
@@ -111,8 +114,7 @@ def read_file(path: Path) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size > LONGEST_FILE:
             raise UserFault(f"{path}: cannot be read: a plain file of at most {LONGEST_FILE // 1000} kB is needed")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UserFault(f"{path}: cannot be read: aliases (*name) are not allowed")
+        _check_flat(text, path)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         values = loader.construct_document(node) if node else None
@@ -127,6 +129,16 @@ def read_file(path: Path) -> dict[str, Any]:
     if twice:
         raise UserFault(f"{path}: {', '.join(twice)}: given twice; each key is allowed once")
     return values
+
+
+def _check_flat(text: str, path: Path) -> None:
+    """Raise UserFault for YAML whose value may be far larger than its text, or take hours to read."""
+    depth = 0
+    for token in yaml.scan(text):
+        depth += token.id in ("[", "{", "<block sequence start>", "<block mapping start>")
+        depth -= token.id in ("]", "}", "<block end>")
+        if depth > DEEPEST or isinstance(token, yaml.AliasToken):
+            raise UserFault(f"{path}: cannot be read: aliases (*name) and lists in lists in lists are not allowed")
 
 
 Sources = list[tuple[Path, dict[str, Any]]]
