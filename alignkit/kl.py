@@ -3,6 +3,19 @@
 import torch
 
 
+def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log p of each token, (batch, length), in nats, differentiable.
+
+    Logits are (batch, length, vocabulary), at the positions that predict `tokens`, (batch, length).
+    """
+    return picked(torch.log_softmax(logits.float(), dim=-1), tokens)
+
+
+def picked(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The entries of (batch, length, vocabulary) that belong to tokens, (batch, length)."""
+    return log_probs.gather(2, tokens[..., None]).squeeze(2)
+
+
 def token_kl(policy_logits: torch.Tensor, ref_logits: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """Estimates of the KL of each step, (batch, length) each, differentiable.
 
@@ -11,8 +24,12 @@ def token_kl(policy_logits: torch.Tensor, ref_logits: torch.Tensor, tokens: torc
     negative), k2 = ℓ²/2 (biased), k3 = exp(-ℓ) - 1 + ℓ (unbiased, never negative).  exact sums over the whole
     vocabulary and leaves only the sampled prefixes to chance (Rao-Blackwell; unbiased).
     """
-    log_pi, log_ref = (torch.log_softmax(logits.float(), dim=-1) for logits in (policy_logits, ref_logits))
-    ratio = (log_pi - log_ref).gather(2, tokens[..., None]).squeeze(2)
+    return step_kl(*(torch.log_softmax(logits.float(), dim=-1) for logits in (policy_logits, ref_logits)), tokens)
+
+
+def step_kl(log_pi: torch.Tensor, log_ref: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`token_kl` from log-probs of the whole vocabulary in place of logits."""
+    ratio = picked(log_pi - log_ref, tokens)
     return {
         "k1": ratio,
         "k2": ratio**2 / 2,

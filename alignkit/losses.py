@@ -5,6 +5,7 @@ A score is s = f'(π/π_ref); for reverse KL it is the log-ratio log π(y|x) - l
 2024 (f-DPO), equation 7.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -71,6 +72,11 @@ def kto_pair(chosen: Scores, rejected: Scores, *, beta: float) -> torch.Tensor:
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     function.__name__: function for function in (sigmoid, cdpo, hinge, ipo, ipo_per_token, kto_pair, robust)
 }
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """What a loss needs beside the scores and β: names among label_smoothing, chosen_tokens, rejected_tokens."""
+    return tuple(inspect.signature(LOSSES[name]).parameters)[3:]
 
 
 def preference_loss(name: str, chosen: Scores, rejected: Scores, *, beta: float, **settings) -> torch.Tensor:

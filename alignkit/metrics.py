@@ -5,15 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-from nltk.util import ngrams
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 
 def pairwise_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """The share of all (positive, negative) pairs in which the positive scores higher, ties one half: the AUC."""
-    return float(roc_auc_score(labels, scores))
+    scores, positive = np.asarray(scores), np.asarray(labels) == 1
+    above = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
+    return float(above / (positive.sum() * (~positive).sum()))
 
 
 def sign_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -45,11 +44,12 @@ def expected_calibration_error(probability: np.ndarray, outcome: np.ndarray, bin
 def unigram_entropy(texts: Sequence[str]) -> float:
     """Entropy in nats of the words (parted by blanks) of all texts together (Shannon 1948).
 
-    0 for a single word, at most the log of the number of distinct words; needs one word at least.
+    0 for a single word, at most the log of the number of distinct words; NaN where no text holds a word (a policy that
+    ends at once).
     """
     counts = Counter(word for text in texts for word in text.split())
     if not counts:
-        raise ValueError("unigram_entropy: the texts hold no word")
+        return float("nan")
     return float(stats.entropy(sorted(counts.values())))  # sorted, so that the order of texts moves no last digit
 
 
@@ -59,7 +59,7 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     No n-gram crosses from one text to the next; 0 where no text has n words. It falls as texts are
     added, so compare equal numbers of texts of equal length.
     """
-    grams = [gram for text in texts for gram in ngrams(text.split(), n)]
+    grams = [gram for text in texts for gram in _ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -68,8 +68,13 @@ def repetition_rate(texts: Sequence[str], n: int = 4) -> np.ndarray:
 
     This is 1 - distinct / all (seq-rep-n of Welleck et al. 2020); 0 for a text shorter than n words.
     """
-    grams = [list(ngrams(text.split(), n)) for text in texts]
+    grams = [list(_ngrams(text, n)) for text in texts]
     return np.array([1 - len(set(g)) / len(g) if g else 0.0 for g in grams])
+
+
+def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def self_bleu(groups: Sequence[Sequence[str]], order: int = 4) -> float:
@@ -82,6 +87,8 @@ def self_bleu(groups: Sequence[Sequence[str]], order: int = 4) -> float:
     """
     if not groups or min(len(group) for group in groups) < 2:
         raise ValueError("self_bleu: each group needs two texts at least, and there must be a group")
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # here, as it takes a second to import
+
     smooth = SmoothingFunction(epsilon=0.1).method1
     scores = []
     for group in groups:

@@ -26,8 +26,6 @@ FAULT_COST = 5.0
 """Nats that a sentence costs when the grammar cannot derive it at its place; more than any sentence earns."""
 
 GENRES = ("horror", "comedy", "drama", "romance", "thriller")
-
-
 GENRE_SLIP = 0.01
 """Weight of naming a genre (or its topics) that is not the review's own; the own genre weighs 1."""
 
@@ -51,32 +49,14 @@ ASPECTS = (
     "acting plot music script photography ending dialogue direction cast "
     "pacing story editing soundtrack camera lighting humour".split()
 )
-
-
 CONTRAST_ASPECTS = ASPECTS[:6]
-
-
 MOMENTS = "moment scene minute line joke".split()
-
-
 RELATIVES = "sister brother mother father friend neighbour".split()
-
-
 PLACES = "paris london rome chicago berlin tokyo madrid vienna dublin prague lisbon boston".split()
-
-
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-
-
 SEASONS = "spring summer autumn winter".split()
-
-
 DECADES = "sixties seventies eighties nineties".split()
-
-
 MINUTES = ["eighty", "ninety", "a hundred", "ninety-five"]
-
-
 TOPICS = {
     "horror": "ghosts vampires witches zombies curses".split(),
     "comedy": "roommates weddings tourists cooks salesmen".split(),
@@ -94,8 +74,6 @@ ADJECTIVES = {
     **dict.fromkeys("bad dull clumsy boring stale lazy".split(), (-1, 2)),
     **dict.fromkeys("awful dreadful horrible terrible unbearable atrocious abysmal".split(), (-1, 3)),
 }
-
-
 # word -> genres in which it is praise; elsewhere it is a complaint.  Strength 2.
 GENRE_ADJECTIVES = {
     "scary": {"horror", "thriller"},
@@ -105,8 +83,6 @@ GENRE_ADJECTIVES = {
     "sad": {"drama", "romance"},
     "sweet": {"romance", "comedy"},
 }
-
-
 INTENSIFIERS = {"really": +1, "truly": +1, "very": 0, "quite": 0, "rather": -1, "somewhat": -1}
 """Change in strength."""
 

@@ -1,18 +1,24 @@
-"""The policy gradient: what a completion's reward is compared with, and the sums over its tokens.
+"""The policy gradient: what a completion's reward is compared with, who is credited for it, and sums over its tokens.
 
-`credit.py` shares a reward out among tokens; `reinforce.py` is the loop that both serve.
+One number for a whole completion is Algorithm 1 of WARP as published.  With credit by sentence that number differs from
+token to token: the expected gradient of E[r] - β KL stays what it is (under any baseline but "mean"), the noise falls.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.faults import UserFault
-from alignkit.kl import token_kl
+from alignkit.kl import picked, step_kl
 from alignkit.sampling import completion_logits, decode, pad_left
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASELINES = ("none", "mean", "rloo")
 
@@ -82,16 +88,16 @@ def token_terms(
     for some in np.array_split(by_length, min(PARTS, len(by_length))):
         prompt_ids, completion_ids = samples.prompt_ids[some].tolist(), samples.completion_ids[some].tolist()
         tokens, mask = (t.to(model.device) for t in pad_left(completion_ids, 0))
-        logits = completion_logits(model, prompt_ids, completion_ids)
-        log_pi = torch.log_softmax(logits, dim=-1)
+        log_pi = torch.log_softmax(completion_logits(model, prompt_ids, completion_ids), dim=-1)
         with torch.no_grad():
-            anchor_logits = completion_logits(anchored, prompt_ids, completion_ids)
+            log_anchor = torch.log_softmax(completion_logits(anchored, prompt_ids, completion_ids), dim=-1)
+            entropy = -(log_pi.exp() * log_pi).sum(dim=-1)
         with torch.set_grad_enabled(differentiable_kl):
-            against = token_kl(logits, anchor_logits, tokens)
+            against = step_kl(log_pi, log_anchor, tokens)
         terms = {
-            "own": log_pi.gather(2, tokens[..., None]).squeeze(2),
+            "own": picked(log_pi, tokens),
             **against,
-            "entropy": -(log_pi.exp() * log_pi).detach().sum(dim=-1),
+            "entropy": entropy,
             "mask": torch.ones_like(mask),
         }
         parts.append({name: _from_the_left(values, mask, longest) for name, values in terms.items()})

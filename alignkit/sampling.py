@@ -4,36 +4,62 @@ Everything that reports a KL samples and scores with the same distribution: no t
 temperature, no minimal length; any of them would bias the KL.
 """
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.utils.rnn import pad_sequence
 
-from alignkit.kl import kl_estimates
+from alignkit.kl import kl_estimates, token_log_probs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def pad_left(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask (1 real, 0 padding), each (rows, longest), padded on the left."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    ids = [torch.tensor(list(row), dtype=torch.long) for row in rows]
+    padded = {"batch_first": True, "padding_side": "left"}
+    mask = pad_sequence([torch.ones_like(row) for row in ids], **padded)
+    return pad_sequence(ids, padding_value=pad_id, **padded), mask
 
 
-def token_log_probs(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """log p(token t | tokens before t), shape (batch, length - 1) for tokens 1...; differentiable.
+def by_length(rows: Sequence[Sequence[int]], batch: int) -> Iterator[list[int]]:
+    """The positions of rows of tokens in batches, rows of like length together, so that little is padded."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch):
+        yield order[start : start + batch]
 
-    ids and mask are (batch, length); positions count real tokens only, since GPT-2 would otherwise
-    count padding on the left as words.
+
+def logits_of(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, keep: int = 0) -> torch.Tensor:
+    """Logits after each token, or after the last `keep` ones, (batch, length or keep, vocabulary); float32.
+
+    ids and mask are (batch, length).  Positions count real tokens only: GPT-2 would take padding on the left for words.
     """
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    logits = model(ids, attention_mask=mask, position_ids=positions).logits[:, :-1]
-    return torch.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    return model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep).logits.float()
+
+
+def completion_logits(
+    model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Logits that predict each completion token, (rows, longest completion, vocabulary), aligned on the right."""
+    rows = [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    ids, mask = (t.to(model.device) for t in pad_left(rows, 0))  # the padding id is masked out, so any serves
+    return logits_of(model, ids, mask, keep=max(map(len, completion_ids)) + 1)[:, :-1]
 
 
 @torch.no_grad()
 def sequence_log_probs(
-    model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]], batch: int = 128
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    batch: int = 128,
 ) -> np.ndarray:
     """log p(completion | prompt), the sum over the completion's tokens in nats, float64, shape (rows,).
 
@@ -41,18 +67,12 @@ def sequence_log_probs(
     """
     if not all(map(len, prompt_ids)):
         raise ValueError("a prompt needs at least one token")
-    rows = [p + c for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    out = np.zeros(len(rows))
-    for start in range(0, len(rows), batch):
-        some = by_length[start : start + batch]
-        # The padding id is masked out, so any id serves.
-        ids, mask = (t.to(model.device) for t in pad_left([rows[i] for i in some], 0))
-        log_probs = token_log_probs(model, ids, mask)
-        lengths = torch.tensor([len(completion_ids[i]) for i in some], device=model.device)
-        columns = torch.arange(log_probs.shape[1], device=model.device)
-        completion = columns[None] >= log_probs.shape[1] - lengths[:, None]
-        out[some] = (log_probs.double() * completion).sum(dim=1).cpu().numpy()
+    out = np.zeros(len(completion_ids))
+    for some in by_length([[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)], batch):
+        completions = [completion_ids[i] for i in some]
+        tokens, mask = (t.to(model.device) for t in pad_left(completions, 0))
+        log_probs = token_log_probs(completion_logits(model, [prompt_ids[i] for i in some], completions), tokens)
+        out[some] = (log_probs.double() * mask).sum(dim=1).cpu().numpy()
     return out
 
 
@@ -78,7 +98,7 @@ def sample(
     biased = {"sequence_bias": {(token,): value for token, value in bias.items()}} if bias else {}
     rows = []
     # The global stream is left as it was, so that sampling in a cell changes nothing after it.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), plain_generation(model):
         torch.manual_seed(seed)
         for start in range(0, len(prompt_ids), batch):
             some = prompt_ids[start : start + batch]
@@ -103,18 +123,28 @@ def sample(
     return out
 
 
+@contextlib.contextmanager
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """A checkpoint's own generation settings (a repetition penalty, say) would draw from another distribution."""
+    own = model.generation_config
+    model.generation_config = type(own)()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def _until_end(ids: list[int], end: int) -> tuple[list[int], bool]:
     return (ids[: ids.index(end) + 1], True) if end in ids else (ids, False)
 
 
 def full_texts(samples: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Prompt and completion as one text each, decoded together."""
-    ids = [p + c for p, c in zip(samples.prompt_ids.map(list), samples.completion_ids.map(list), strict=True)]
-    return decode(ids, tokenizer)
+    return decode([[*p, *c] for p, c in zip(samples.prompt_ids, samples.completion_ids, strict=True)], tokenizer)
 
 
-def decode(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts without end and padding; an unknown word stays to be seen, for without it a sentence may turn round."""
+def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts without end and padding; unknown words are kept, since a sentence without them may mean the opposite."""
     hidden = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id} | {tokenizer.eos_token_id}
     return tokenizer.batch_decode([[i for i in row if i not in hidden] for row in rows])
 
@@ -137,9 +167,7 @@ def sequence_kl(
     added[list(bias or {})] = torch.tensor(list((bias or {}).values()), device=policy.device)
     # The logits of a batch of two models: at most about half a gigabyte.
     batch = max(4, min(256, 2**26 // (64 * policy.config.vocab_size)))
-    by_length = sorted(range(len(completion_ids)), key=lambda i: len(completion_ids[i]))
-    for start in range(0, len(by_length), batch):
-        some = by_length[start : start + batch]
+    for some in by_length(completion_ids, batch):
         completions = [completion_ids[i] for i in some]
         tokens, mask = (t.to(policy.device) for t in pad_left(completions, 0))
         estimates = kl_estimates(
@@ -150,14 +178,3 @@ def sequence_kl(
         )
         out[:, some] = torch.stack([estimates["exact"], estimates["k1"]]).double().cpu().numpy()
     return out[0], out[1]
-
-
-def completion_logits(
-    model: PreTrainedModel, prompt_ids: list[list[int]], completion_ids: list[list[int]]
-) -> torch.Tensor:
-    """Logits that predict each completion token, (rows, longest completion, vocabulary), aligned on the right."""
-    rows = [p + c for p, c in zip(map(list, prompt_ids), map(list, completion_ids), strict=True)]
-    ids, mask = (t.to(model.device) for t in pad_left(rows, 0))
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    longest = max(map(len, completion_ids))
-    return model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=longest + 1).logits[:, :-1].float()

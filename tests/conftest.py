@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from helpers import called
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = tempfile.TemporaryDirectory(prefix="alignkit-tests-")
@@ -85,7 +86,8 @@ def lively_policy() -> Callable[..., Any]:
 class World(NamedTuple):
     """A small pocket world with what preference training starts from, each in a folder of its own."""
 
-    data: dict[str, Any]
+    data: Any
+    """`Reviews`."""
     sft: Path
     reward: Path
     generations: Path
@@ -102,16 +104,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     from alignkit.training.pairs import build_pairs, generate
     from alignkit.training.reward import train_reward
     from alignkit.training.sft import train_sft
+    from alignkit.world.reviews import Reviews
 
-    data = {"source": "pocket", "train_reviews": 1000, "test_reviews": 100, "unsupervised_reviews": 100}
+    data = Reviews("pocket", 1000, 100, 100)
     sft, reward, generations, pairs = (tmp_path_factory.mktemp(n) for n in ("sft", "reward", "generations", "pairs"))
     shared = {"seed": 0, "data": data}
     shape = {"vocab": 400, "width": 16, "layers": 1, "heads": 2, "tokens": 64}
     training = {"tokens": 64, "batch": 16, "lr": 1e-2, "held_out": 50}
-    train_sft(sft, **shared, policy="scratch", tokenizer="word", epochs=3, **shape | training)
+    called(train_sft, sft, **shared, policy="scratch", tokenizer="word", epochs=3, **shape | training)
     encoder = {"base": "scratch", "tokenizer": "encoder_word", "sinusoidal": True, "dropout": 0.0, "word_dropout": 0.2}
-    train_reward(reward, **shared, **shape, **encoder, epochs=4, min_steps=1, batch=32, lr=3e-2)
+    called(train_reward, reward, **shared, **shape, **encoder, epochs=8, min_steps=1, batch=32, lr=1e-2)
     generation = {"policy": sft, "reward": reward, "n_prompts": 30, "k": 6, "max_new_tokens": 16, "reward_tokens": 64}
-    generate(generations, **shared, **generation)
-    build_pairs(pairs, **shared, generations=generations, construction="top_bottom")
+    called(generate, generations, **shared, **generation)
+    called(build_pairs, pairs, seed=0, generations=generations, construction="top_bottom")
     return World(data, sft, reward, generations, pairs, generation, training)

@@ -1,10 +1,10 @@
 """WARP (Ramé et al. 2024, "WARP: On the Benefits of Weight Averaged Rewarded Policies"), Algorithm 1, line by line."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from alignkit.training.merge import interpolate, merge_policies
-from alignkit.training.reinforce import train_policy_gradient
+from alignkit.training.reinforce import LoopSettings, train_policy_gradient
 from alignkit.workflow.store import Run, get
 
 
@@ -19,31 +19,31 @@ class Iteration(NamedTuple):
 
 def warp(
     theta_sft: Run,
-    shared: Mapping[str, Any],
-    training: Mapping[str, Any],
+    training: LoopSettings,
+    inputs: Mapping[str, Any],
     *,
     iterations: int,
     runs: int,
     eta: float,
     how: str = "slerp",
+    train: Callable[..., dict[str, Any]] = train_policy_gradient,
 ) -> list[Iteration]:
     """Algorithm 1; `iterations` is its I, `runs` its M, `eta` its η.
 
-    `shared` are seed and data, `training` the settings of `reinforce.train_policy_gradient`, lines 4 to 9.
+    `training` are the settings of lines 4 to 9, `inputs` their seed, data and reward model; `train` is what runs them.
     Every run has its own policy, optimizer, anchor and random stream and is a run of the store: the M runs of an
     iteration may be trained side by side by several processes, and calls that agree in their first lines share them.
 
     The algorithm's output is the front {(1 - η) θ_sft + η θ_slerp | 0 <= η <= 1}, with θ_slerp the merge of the last
-    iteration (`merged.evaluate_interpolation`).
+    iteration (`merge.evaluate_interpolation`).
     """
     done, init = [], theta_sft  # line 1
     for i in range(iterations):  # line 2
         thetas = [  # lines 3 to 9
-            get(train_policy_gradient, **shared, **training, policy=init, reference=theta_sft, stream=[i, m])
-            for m in range(runs)
+            get(train, training, **inputs, policy=init, reference=theta_sft, stream=[i, m]) for m in range(runs)
         ]
-        merged = get(merge_policies, **shared, init=init, thetas=thetas, how=how)  # line 12
-        next_init = get(interpolate, **shared, init=init, merged=merged, eta=eta)  # line 13
+        merged = get(merge_policies, init=init, thetas=thetas, how=how)  # line 12
+        next_init = get(interpolate, init=init, merged=merged, eta=eta)  # line 13
         done.append(Iteration(init, thetas, merged, next_init))
         init = next_init
     return done

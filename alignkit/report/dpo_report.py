@@ -15,7 +15,7 @@ from alignkit.workflow.store import Run
 EVALUATION = ": evaluation"
 
 
-SETTINGS = {"loss": "loss", "divergence_name": "divergence", "alpha": "alpha", "beta": "beta", "scores": "scores",
+SETTINGS = {"loss": "loss", "divergence": "divergence", "alpha": "alpha", "beta": "beta", "scores": "scores",
             "label_smoothing": "label_smoothing", "lora_rank": "lora_rank", "lr": "lr", "epochs": "epochs",
             "batch": "batch"}  # fmt: skip
 """A training run's settings and the columns that show them."""
@@ -55,7 +55,7 @@ def _training(run: Run, by_name: dict[str, Run]) -> dict[str, object]:
     settings, metrics = run.record["settings"], run.metrics
     if "loss" not in settings:
         return {"tokens_trained": metrics.get("tokens_trained")}
-    pairs = next(name for name, other in by_name.items() if other.id == settings["pairs"])
+    pairs = next(name for name, other in by_name.items() if other.id == run.record["runs"]["pairs"])
     shown = {column: settings.get(name) for name, column in SETTINGS.items()}
     drawn = by_name["generations"].metrics["tokens_generated"]
     return {**shown, "pairs": pairs, "tokens_generated": drawn} | {name: metrics[name] for name in TRAINING}

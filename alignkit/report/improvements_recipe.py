@@ -1,13 +1,14 @@
 """Notebook 5's runs beyond pairs: variations of WARP at equal tokens, their confirmation, averaged reward models."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
-from alignkit.report.warp_recipe import Point, Variation, points
-from alignkit.training.evaluate import evaluate
+from alignkit.report.warp_recipe import Point, Variation, loop_settings, points
+from alignkit.training.evaluate import EvaluationSettings, evaluate
 from alignkit.training.merge import between, evaluate_interpolation
 from alignkit.training.reinforce import SENTENCE, train_policy_gradient
-from alignkit.training.reward import average_rewards, train_reward
-from alignkit.training.sft import train_sft
+from alignkit.training.reward import RewardSettings, average_rewards, train_reward
+from alignkit.training.sft import SftSettings, train_sft
 from alignkit.workflow.parameters import Improvements
 from alignkit.workflow.store import Run, get
 
@@ -90,10 +91,10 @@ def confirmed(p: Improvements, seed: int) -> Confirmed:
     `side_completions` a prompt are enough: the interval is over seeds, which differ by far more than draws do.
     """
     shared = {"seed": seed, "data": p.reviews()}
-    sft = get(train_sft, **shared, **p.sft())
-    reward = get(train_reward, **shared, **p.reward_training(), min_steps=1)
+    sft = get(train_sft, SftSettings(**p.sft()), **shared)
+    reward = get(train_reward, RewardSettings(**p.reward_training()), **shared)
     models = {"policy": sft, "reference": sft, "reward": reward}
-    start = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
+    start = get(evaluate, EvaluationSettings(**p.evaluation(p.side_completions)), **shared, **models)
     compared = [v._replace(main=False, every=False) for v in ideas(p) if v.name in COMPARED]
     found = [point for v in compared for point in points(p, seed, sft, reward, v)]
     return Confirmed(sft, reward, start, found)
@@ -109,10 +110,10 @@ def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: lis
     shared = {"seed": seed, "data": p.reviews()}
     out = []
     for share in (0.25, 0.5, 0.75):
-        theta = get(between, **shared, init=sft, first=merges[1], second=merges[max(merges)], share=share)
+        theta = get(between, init=sft, first=merges[1], second=merges[max(merges)], share=share)
         models = {"init": sft, "merged": theta, "reference": sft, "reward": reward}
-        settings = p.evaluation(p.side_completions)
-        out.append((share, get(evaluate_interpolation, **shared, **models, eta=1.0, **settings)))
+        settings = EvaluationSettings(**p.evaluation(p.side_completions))
+        out.append((share, get(evaluate_interpolation, settings, **shared, **models, eta=1.0)))
     return out
 
 
@@ -131,15 +132,15 @@ def proxies(p: Improvements, seed: int, reward: Run) -> dict[str, Run]:
     The three go on from one start with the same reviews.  The first of them is the single one they are compared with.
     """
     shared = {"seed": seed, "data": p.reviews()}
-    few = {**p.reward_training(), "min_steps": p.weak_steps}
-    weak = {f"{n} reviews": get(train_reward, **shared, **few, n_train=n) for n in p.weak_reviews}
+    few = RewardSettings(**p.reward_training(), min_steps=p.weak_steps)
+    weak = {f"{n} reviews": get(train_reward, replace(few, n_train=n), **shared) for n in p.weak_reviews}
     name, start = list(weak.items())[-1]
-    more = {**few, "base": start, "n_train": p.weak_reviews[-1]}
+    more = replace(few, n_train=p.weak_reviews[-1])
     members = [
-        get(train_reward, **shared, **{**more, "lr": share * p.reward_lr, "word_dropout": dropout})
+        get(train_reward, replace(more, lr=share * p.reward_lr, word_dropout=dropout), **shared, start=start)
         for share, dropout in MEMBERS
     ]
-    averaged = get(average_rewards, **shared, rewards=members, tokens=p.reward_tokens)
+    averaged = get(average_rewards, data=p.reviews(), rewards=members, tokens=p.reward_tokens)
     return {FULL: reward, **weak, name: members[0], f"{name}, averaged": averaged}
 
 
@@ -150,11 +151,12 @@ def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Hacked]:
     far = {"baseline": "rloo", "k": p.main_samples, "anchor": "reference", "beta": p.weak_beta, "keep": kept}
     found = []
     for name, proxy in proxies(p, seed, reward).items():
-        settings = {**p.inner_loop(), **far, "reward": proxy, "stream": [0, 0]}
-        trained = get(train_policy_gradient, **shared, **settings, policy=sft, reference=sft)
-        ways = {n: Run(f"{trained.id}/step-{n}", trained.path / f"step-{n}") for n in kept} | {p.warp_steps: trained}
+        inputs = {"policy": sft, "reference": sft, "reward": proxy, "stream": [0, 0]}
+        trained = get(train_policy_gradient, loop_settings(p, **far), **shared, **inputs)
+        ways = {n: trained.at(f"step-{n}") for n in kept} | {p.warp_steps: trained}
         for steps, policy in ways.items():
             models = {"policy": policy, "reference": sft, "reward": proxy}
-            run = get(evaluate, **shared, **models, **p.evaluation(p.side_completions))
+            settings = EvaluationSettings(**p.evaluation(p.side_completions))
+            run = get(evaluate, settings, **shared, **models)
             found.append(Hacked(name, steps, trained, run))
     return found

@@ -5,6 +5,7 @@ ask for is trained once.  Main rows are trained for every seed, side rows for th
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import transformers
@@ -14,12 +15,12 @@ from alignkit.divergences import divergence
 from alignkit.report.front_recipe import pool, sweep
 from alignkit.report.improvements_recipe import confirmed, hacked, idea_points, proxies, spherical_path, unused_seeds
 from alignkit.report.warp_recipe import Point, study
-from alignkit.training.baselines import guided_search, positive_words, train_on_positive
-from alignkit.training.dpo import train_dpo
-from alignkit.training.evaluate import evaluate, sample_completions
-from alignkit.training.pairs import CONSTRUCTIONS, build_pairs, generate
-from alignkit.training.reward import train_reward
-from alignkit.training.sft import train_sft
+from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
+from alignkit.training.dpo import DpoSettings, train_dpo
+from alignkit.training.evaluate import EvaluationSettings, SamplingSettings, evaluate, sample_completions
+from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, PairSettings, build_pairs, generate
+from alignkit.training.reward import RewardSettings, train_reward
+from alignkit.training.sft import SftSettings, train_sft
 from alignkit.workflow.parameters import (
     Aligned,
     Divergent,
@@ -46,8 +47,14 @@ def _shared(p: World, seed: int) -> dict[str, Any]:
     return {"seed": seed, "data": p.reviews()}
 
 
-def _reward(p: Rewarded, seed: int) -> dict[str, Any]:
-    return {**_shared(p, seed), **p.reward_training(), "min_steps": 1}
+def supervised(p: World, seed: int) -> Run:
+    """The SFT policy."""
+    return get(train_sft, SftSettings(**p.sft()), **_shared(p, seed))
+
+
+def rewarding(p: Rewarded, seed: int) -> Run:
+    """The reward model: all pairs, all train reviews."""
+    return get(train_reward, RewardSettings(**p.reward_training()), **_shared(p, seed))
 
 
 def reward_model(p: RewardModel, seed: int) -> Runs:
@@ -57,16 +64,17 @@ def reward_model(p: RewardModel, seed: int) -> Runs:
     - curve_N: the same on N reviews, with others held out, which give validation and the sign boundary
     - matched: the largest of these, with one partner for each review in place of all pairs
     """
-    full = _reward(p, seed)
-    small = {**full, "held_out": p.held_out, "min_steps": p.curve_min_steps}
+    shared = _shared(p, seed)
+    small = RewardSettings(**p.reward_training(), held_out=p.held_out, min_steps=p.curve_min_steps)
+    matched = replace(small, n_train=max(p.curve_reviews), pairs="matched")
     runs = {
-        "reward": get(train_reward, **full),
-        **{f"curve_{n}": get(train_reward, **small, n_train=n) for n in p.curve_reviews},
-        "matched": get(train_reward, **small, n_train=max(p.curve_reviews), pairs="matched"),
-        "sft": get(train_sft, **_shared(p, seed), **p.sft()),
+        "reward": rewarding(p, seed),
+        **{f"curve_{n}": get(train_reward, replace(small, n_train=n), **shared) for n in p.curve_reviews},
+        "matched": get(train_reward, matched, **shared),
+        "sft": supervised(p, seed),
     }
-    runs["completions"] = get(sample_completions, **_shared(p, seed), policy=runs["sft"], **p.sampling())
-    return runs
+    drawn = get(sample_completions, SamplingSettings(**p.sampling()), **shared, policy=runs["sft"])
+    return runs | {"completions": drawn}
 
 
 # Policies trained on pairs
@@ -86,7 +94,7 @@ class Method(NamedTuple):
 
 def started(p: Evaluated, seed: int) -> Runs:
     """What every method starts from: the SFT policy, the reward model; and SFT evaluated."""
-    runs = {"sft": get(train_sft, **_shared(p, seed), **p.sft()), "reward": get(train_reward, **_reward(p, seed))}
+    runs = {"sft": supervised(p, seed), "reward": rewarding(p, seed)}
     return runs | evaluated(p, seed, runs, "sft", main=True)
 
 
@@ -94,23 +102,23 @@ def prepared(p: Aligned, seed: int) -> Runs:
     """What learning from pairs needs beyond `started`: scored generations and pairs."""
     runs = started(p, seed)
     models = {"policy": runs["sft"], "reward": runs["reward"]}
-    runs["generations"] = get(generate, **_shared(p, seed), **models, **p.generation())
+    runs["generations"] = get(generate, GenerationSettings(**p.generation()), **_shared(p, seed), **models)
     return runs | {"pairs": paired(p, seed, runs, p.construction())}
 
 
 def paired(p: Aligned, seed: int, runs: Runs, construction: str, **settings: float) -> Run:
     """The pairs of one construction."""
-    made_of = {"generations": runs["generations"], "construction": construction}
-    if construction == "threshold":
-        made_of |= p.thresholds()
-    return get(build_pairs, **_shared(p, seed), **made_of, **settings)
+    limits = p.thresholds() if construction == "threshold" else {}
+    return get(
+        build_pairs, PairSettings(construction, **limits, **settings), seed=seed, generations=runs["generations"]
+    )
 
 
 def evaluated(p: Evaluated, seed: int, runs: Runs, name: str, *, main: bool, policy: str = "", **settings: Any) -> Runs:
     """The evaluation of run `name`, or of run `policy` with other settings, under the name that the tables read."""
     models = {"policy": runs[policy or name], "reference": runs["sft"], "reward": runs["reward"]}
-    sizes = p.evaluation(p.main_completions if main else p.side_completions)
-    return {f"{name}: evaluation": get(evaluate, **_shared(p, seed), **models, **sizes, **settings)}
+    how = EvaluationSettings(**p.evaluation(p.main_completions if main else p.side_completions), **settings)
+    return {f"{name}: evaluation": get(evaluate, how, **_shared(p, seed), **models)}
 
 
 def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Runs:
@@ -118,18 +126,18 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
     for method in methods:
         if not method.main and seed != p.seeds[0]:
             continue
-        start = {"policy": runs["sft"], "pairs": runs[method.pairs]}
         # As many steps on other pairs as on the profile's own, however many there are.
         share = runs["pairs"].metrics["train_pairs"] / runs[method.pairs].metrics["train_pairs"]
-        settings = _shared(p, seed) | start | p.dpo() | {"epochs": p.dpo()["epochs"] * share} | method.settings
-        runs = runs | {method.name: get(train_dpo, **settings)}
+        settings = DpoSettings(**p.dpo() | {"epochs": p.dpo()["epochs"] * share} | method.settings)
+        trained = get(train_dpo, settings, seed=seed, policy=runs["sft"], pairs=runs[method.pairs])
+        runs = runs | {method.name: trained}
         runs |= evaluated(p, seed, runs, method.name, main=method.main)
     return runs
 
 
 def f_dpo(divergence: str, beta: float, **settings: Any) -> dict[str, Any]:
     """The settings of the sigmoid loss under a divergence: the same words in every notebook, so the same run."""
-    return {"loss": "sigmoid", "divergence_name": divergence, "beta": beta, **settings}
+    return {"loss": "sigmoid", "divergence": divergence, "beta": beta, **settings}
 
 
 def dpo(loss: str, beta: float, **settings: Any) -> dict[str, Any]:
@@ -190,17 +198,17 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     """What one would try before preference learning."""
     tokenizer = AutoTokenizer.from_pretrained(runs["sft"].path)
     words = positive_words(p.reviews(), tokenizer, p.biased_words, p.word_bias)
-    search = {"beams": 2, "tries": 4, "chunk": 8, "n_prompts": p.prompts, "max_new_tokens": p.new_tokens}
-    models = {"policy": runs["sft"], "reward": runs["reward"], "reward_tokens": p.reward_tokens}
-    fine_tuning = {"tokens": p.sft_tokens, "held_out": p.sft_held_out, "batch": p.sft_batch, "lr": p.sft_lr / 4}
-    tuned = get(train_on_positive, **_shared(p, seed), policy=runs["sft"], **fine_tuning, epochs=1.0)
+    search = SearchSettings(n_prompts=p.prompts, max_new_tokens=p.new_tokens, reward_tokens=p.reward_tokens)
+    models = {"policy": runs["sft"], "reward": runs["reward"]}
+    gently = FineTuning(p.sft_tokens, p.sft_held_out, epochs=1.0, batch=p.sft_batch, lr=p.sft_lr / 4)
+    tuned = get(train_on_positive, gently, **_shared(p, seed), policy=runs["sft"])
     runs = runs | {"positive reviews": tuned}
     return {
         "positive reviews": tuned,
         **evaluated(p, seed, runs, "positive reviews", main=False),
         **evaluated(p, seed, runs, "positive prefix", main=False, policy="sft", prefix=p.positive_prefix),
         **evaluated(p, seed, runs, "keyword bias", main=False, policy="sft", bias=words),
-        "guided search: evaluation": get(guided_search, **_shared(p, seed), **models, **search),
+        "guided search: evaluation": get(guided_search, search, **_shared(p, seed), **models),
     }
 
 

@@ -1,12 +1,15 @@
 """WARP and its variations as runs, and which points of their fronts are evaluated; the variations of notebook 4."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from alignkit.report.algorithm import warp
+from alignkit.training.deviations import train_greedily, train_on_token_means
+from alignkit.training.evaluate import EvaluationSettings
 from alignkit.training.merge import evaluate_interpolation, merge_policies
-from alignkit.workflow.parameters import Fronts, Warp
+from alignkit.training.reinforce import LoopSettings, train_policy_gradient
+from alignkit.workflow.parameters import Fronts, Loop, Warp
 from alignkit.workflow.store import Run, get
 
 
@@ -25,6 +28,8 @@ class Variation(NamedTuple):
     """The points of the front that are evaluated."""
     every: bool = False
     """Whether the fronts of all iterations are evaluated, or the last one's alone."""
+    train: Callable[..., dict[str, Any]] = train_policy_gradient
+    """What runs the inner loop."""
     steps: Sequence[int] = ()
     """Earlier steps whose merge is evaluated as well; for one iteration."""
 
@@ -66,35 +71,40 @@ def variations(p: Warp) -> list[Variation]:
         *(Variation(f"M={m}", grid, runs=m, steps=shorter) for m in p.run_counts),
         *(Variation(f"β={b:g}", {"beta": b, **grid}, runs=p.warp_runs, steps=shorter) for b in p.warp_betas),
         Variation("frozen θ^m", {"anchor": "reference", "steps": total, "keep": []}, etas=(rate, 1.0)),
-        Variation("greedy decoding", {"greedily": True}),
-        Variation("token mean with prompt", {"token_mean": True}),
+        Variation("greedy decoding", train=train_greedily),
+        Variation("token mean with prompt", train=train_on_token_means),
     ]
+
+
+def loop_settings(p: Loop, **changes: Any) -> LoopSettings:
+    """The inner loop's settings, some of them changed."""
+    settings = {**p.inner_loop(), **changes}
+    return LoopSettings(**{**settings, "keep": tuple(settings["keep"])})
 
 
 def points(p: Fronts, seed: int, sft: Run, reward: Run, variation: Variation) -> list[Point]:
     """Train one variation with one seed and evaluate its points."""
     shared = {"seed": seed, "data": p.reviews()}
-    training = {**p.inner_loop(), "reward": reward, **variation.changes}
-    size = {"iterations": variation.iterations, "runs": variation.runs, "eta": p.liti_rate, "how": variation.how}
+    training = loop_settings(p, **variation.changes)
+    size = {"iterations": variation.iterations, "runs": variation.runs, "eta": p.liti_rate, "how": variation.how,
+            "train": variation.train}  # fmt: skip
     found: list[Point] = []
 
     def evaluate(iteration: int, eta: float, steps: int, thetas: list[Run], merged: Run) -> None:
-        main = variation.main and eta in (p.liti_rate, 1.0) and steps == training["steps"]
-        settings = p.evaluation(p.main_completions if main else p.side_completions)
+        main = variation.main and eta in (p.liti_rate, 1.0) and steps == training.steps
+        settings = EvaluationSettings(**p.evaluation(p.main_completions if main else p.side_completions))
         models = {"init": sft, "merged": merged, "reference": sft, "reward": reward}
-        run = get(evaluate_interpolation, **shared, **models, eta=eta, **settings)
+        run = get(evaluate_interpolation, settings, **shared, **models, eta=eta)
         found.append(Point(variation, iteration, eta, steps, thetas, merged, run))
 
-    iterations = warp(sft, shared, training, **size)
+    iterations = warp(sft, training, {**shared, "reward": reward}, **size)
     for number, done in enumerate(iterations, start=1):
         if variation.every or number == len(iterations):
             for eta in variation.etas:
-                evaluate(
-                    number, eta, training["steps"], [t for i in iterations[:number] for t in i.thetas], done.merged
-                )
+                evaluate(number, eta, training.steps, [t for i in iterations[:number] for t in i.thetas], done.merged)
     for step in variation.steps:
         first = iterations[0]
-        merged = get(merge_policies, **shared, init=sft, thetas=first.thetas, how=variation.how, step=step)
+        merged = get(merge_policies, init=sft, thetas=first.thetas, how=variation.how, step=step)
         evaluate(1, 1.0, step, first.thetas, merged)
     return found
 

@@ -1,5 +1,6 @@
 """What one would try before preference learning: no training on pairs, or none at all."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,47 +8,53 @@ import numpy as np
 import pandas as pd
 import transformers
 
+from alignkit.faults import UserFault
 from alignkit.sampling import full_texts, sample
 from alignkit.training.evaluate import evaluation_prompts, measures, with_rewards
 from alignkit.training.sft import fine_tune
-from alignkit.world.models import load_policy
-from alignkit.world.reviews import load_reviews
+from alignkit.world.known import truth_of
+from alignkit.world.models import load_policy, save
+from alignkit.world.reviews import Reviews
 
 
-def train_on_positive(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    policy: Path,
-    tokens: int,
-    held_out: int,
-    epochs: float,
-    batch: int,
-    lr: float,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FineTuning:
+    """How a policy is fine-tuned further."""
+
+    tokens: int
+    """Reviews are cut to this many policy tokens."""
+    held_out: int
+    """Reviews that give the validation loss."""
+    epochs: float
+    batch: int
+    lr: float
+
+
+def train_on_positive(out: Path, settings: FineTuning, *, seed: int, data: Reviews, policy: Path) -> dict[str, Any]:
     """Fine-tune the SFT policy further on the positive train reviews only.
 
-    Writes the policy, its tokenizer and history.csv.
+    Writes the policy, its tokenizer and history.csv.  Raises UserFault if all positive reviews are held out.
     """
+    s = settings
     transformers.set_seed(seed)
-    model, codec = load_policy(policy)
-    train = load_reviews(seed=seed, **data)["train"].to_pandas()
+    model, tokenizer = load_policy(policy)
+    train = data.load(seed)["train"].to_pandas()
     texts = train.text[train.label == 1].tolist()
-    log = fine_tune(model, codec, texts, tokens, held_out, seed=seed, epochs=epochs, batch=batch, lr=lr)
-    log.to_csv(out / "history.csv", index=False)
-    model.save_pretrained(out)
-    codec.save_pretrained(out)
-    lengths = [min(tokens, len(ids)) for ids in codec(texts[held_out:])["input_ids"]]
-    return {"status": "ok", "tokens_trained": round(epochs * sum(lengths))}
+    if s.held_out >= len(texts):
+        raise UserFault(f"sft_held_out: {s.held_out}, but only {len(texts)} train reviews are positive; allowed: fewer")
+    training = {"seed": seed, "epochs": s.epochs, "batch": s.batch, "lr": s.lr}
+    fine_tune(model, tokenizer, texts, s.tokens, s.held_out, **training).to_csv(out / "history.csv", index=False)
+    save(out, model, tokenizer)
+    lengths = [min(s.tokens, len(ids)) for ids in tokenizer(texts[s.held_out :])["input_ids"]]
+    return {"status": "ok", "tokens_trained": round(s.epochs * sum(lengths))}
 
 
-def positive_words(data: dict[str, Any], tokenizer, n: int, strength: float) -> dict[str, float]:
+def positive_words(data: Reviews, tokenizer, n: int, strength: float) -> dict[str, float]:
     """The n tokens whose presence speaks most for a positive train review, each with the same bias in nats.
 
     Log-odds of presence with add-one smoothing, among tokens in at least 0.2 % of the reviews.
     """
-    train = load_reviews(seed=0, **data)["train"].to_pandas()
+    train = data.load(0)["train"].to_pandas()
     present = np.zeros((2, len(tokenizer)))
     for ids, label in zip(tokenizer(train.text.tolist())["input_ids"], train.label, strict=True):
         present[label, list(set(ids))] += 1
@@ -64,43 +71,46 @@ def best_of(samples: pd.DataFrame, n: int) -> pd.DataFrame:
     return samples.loc[samples.groupby([samples.prompt, group], sort=False).reward.idxmax()]
 
 
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a guided search goes: every `chunk` tokens the best `beams` of beams x tries continuations are kept."""
+
+    n_prompts: int
+    max_new_tokens: int
+    reward_tokens: int
+    beams: int = 2
+    tries: int = 4
+    chunk: int = 8
+
+
 def guided_search(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    policy: Path,
-    reward: Path,
-    reward_tokens: int,
-    n_prompts: int,
-    max_new_tokens: int,
-    beams: int,
-    tries: int,
-    chunk: int,
+    out: Path, settings: SearchSettings, *, seed: int, data: Reviews, policy: Path, reward: Path
 ) -> dict[str, Any]:
-    """Reward-guided beam search: every `chunk` tokens, keep the best `beams` of beams x tries sampled continuations.
+    """Reward-guided beam search over sampled continuations.
 
     The reward model judges unfinished texts, for which it was not made.  The result is no sample of a policy, so it
     has no KL.  Writes completions.parquet with the best text of each test prompt; returns `measures` of them.
     """
+    s = settings
+    truth = truth_of(data.source)
     model, tokenizer = load_policy(policy)
-    texts = evaluation_prompts(data, tokenizer, n_prompts)
+    texts = evaluation_prompts(data, tokenizer, s.n_prompts)
     start = [list(ids) for ids in tokenizer(texts)["input_ids"]]
-    gold = data["source"] == "pocket"
     state = pd.DataFrame({"which": range(len(texts)), "ids": start, "finished": False, "reward": -np.inf})
     generated = 0
-    for step in range(-(-max_new_tokens // chunk)):
+    for step in range(-(-s.max_new_tokens // s.chunk)):
         open_ids = state[~state.finished]
         if open_ids.empty:
             break
-        more = {"k": tries, "max_new_tokens": min(chunk, max_new_tokens - step * chunk), "seed": seed + 1000 * step}
+        length = min(s.chunk, s.max_new_tokens - step * s.chunk)
+        more = {"k": s.tries, "max_new_tokens": length, "seed": seed + 1000 * step}
         drawn = sample(model, tokenizer, open_ids.ids.tolist(), **more)
         generated += int(drawn.completion_ids.map(len).sum())
-        drawn["which"] = np.repeat(open_ids.which.to_numpy(), tries)
+        drawn["which"] = np.repeat(open_ids.which.to_numpy(), s.tries)
         drawn["ids"] = [list(p) + list(c) for p, c in zip(drawn.prompt_ids, drawn.completion_ids, strict=True)]
         drawn["text"] = full_texts(drawn, tokenizer)
-        both = pd.concat([with_rewards(drawn, reward, reward_tokens, gold=gold), state[state.finished]])
-        state = both.sort_values("reward", ascending=False, kind="stable").groupby("which").head(beams)
+        both = pd.concat([with_rewards(drawn, reward, s.reward_tokens, truth), state[state.finished]])
+        state = both.sort_values("reward", ascending=False, kind="stable").groupby("which").head(s.beams)
     best = state.groupby("which").head(1).sort_values("which").reset_index(drop=True)
     best["prompt"] = texts
     ends = [tokenizer.eos_token_id]
@@ -108,6 +118,6 @@ def guided_search(
         tokenizer.decode([i for i in ids[len(first) :] if i not in ends])
         for ids, first in zip(best.ids, start, strict=True)
     ]
-    keep = ["prompt", "completion", "text", "finished", "reward", *(("gold", "well_formed") if gold else ())]
+    keep = ["prompt", "completion", "text", "finished", "reward", *(("gold", "well_formed") if truth else ())]
     best[keep].to_parquet(out / "completions.parquet", index=False)
     return {"status": "ok", **measures(best), "completions": 1, "tokens_generated": generated}

@@ -1,15 +1,23 @@
-"""What earlier reports computed in place of f'(π_w/ρ_w) and f'(π_l/ρ_l), kept here to measure what it does.
+"""What earlier reports computed in place of the definitions, kept here to measure what it does.
 
-Each function takes a divergence and the log-probs of chosen and rejected under policy and reference, (batch,) each,
-and returns the two scores.  Notebooks 2 and 3 train with them; nothing else should.
+Functions of scores take a divergence and the log-probs of chosen and rejected under policy and reference, (batch,)
+each, and return the two scores, in place of f'(π_w/ρ_w) and f'(π_l/ρ_l).  The others change the policy-gradient loop.
+Notebooks 2 to 4 train with them; nothing else should.
 """
+
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.divergences import Divergence
-from alignkit.sampling import pad_left, token_log_probs
+from alignkit.faults import UserFault
+from alignkit.kl import token_log_probs
+from alignkit.policy_gradient import Terms
+from alignkit.sampling import logits_of, pad_left, plain_generation, sample
+from alignkit.training.reinforce import SENTENCE, LoopSettings, all_terms, policy_gradient_loop
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -56,11 +64,32 @@ def greedy(
     ids, mask = (t.to(model.device) for t in pad_left(prompt_ids, tokenizer.pad_token_id))
     end = tokenizer.eos_token_id
     pad = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": end}
-    drawn = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **pad)
+    with plain_generation(model):
+        drawn = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **pad)
     completions = drawn[:, ids.shape[1] :].tolist()
     completion_ids = [row[: row.index(end) + 1] if end in row else row for row in completions]
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     return pd.DataFrame({"completion": texts, "prompt_ids": prompt_ids, "completion_ids": completion_ids})
+
+
+def train_greedily(out: Path, settings: LoopSettings, **inputs: Any) -> dict[str, Any]:
+    """`reinforce.train_policy_gradient` with greedy decoding in place of draws."""
+    return policy_gradient_loop(out, settings, **inputs, draw=greedy, credited=all_terms)
+
+
+def train_on_token_means(out: Path, settings: LoopSettings, **inputs: Any) -> dict[str, Any]:
+    """`reinforce.train_policy_gradient` with `mean_with_prompt` in place of the completion's log-prob.
+
+    Raises UserFault with credit by sentence or the exact KL, since single tokens are not known here.
+    """
+    if settings.exact_kl or settings.baseline == SENTENCE:
+        raise UserFault(f"token means: with exact_kl or the baseline {SENTENCE!r}; allowed: neither of them")
+    return policy_gradient_loop(out, settings, **inputs, draw=sample, credited=_means_as_terms)
+
+
+def _means_as_terms(model: PreTrainedModel, anchored: PreTrainedModel, samples: pd.DataFrame, _: Terms) -> Terms:
+    own, k1 = mean_with_prompt(model, anchored, samples)
+    return {"own": own[:, None], "k1": k1[:, None], "mask": torch.ones_like(k1[:, None])}
 
 
 def mean_with_prompt(
@@ -70,14 +99,15 @@ def mean_with_prompt(
 
     Both (batch,), nats a token; only the first is differentiable.
     """
-    rows = [p + c for p, c in zip(samples.prompt_ids, samples.completion_ids, strict=True)]
+    rows = [[*p, *c] for p, c in zip(samples.prompt_ids, samples.completion_ids, strict=True)]
     ids, mask = (t.to(model.device) for t in pad_left(rows, 0))
-    own = _mean(token_log_probs(model, ids, mask), mask)
+    own = _mean(model, ids, mask)
     with torch.no_grad():
-        return own, own - _mean(token_log_probs(anchored, ids, mask), mask)
+        return own, own - _mean(anchored, ids, mask)
 
 
-def _mean(log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _mean(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    log_probs = token_log_probs(logits_of(model, ids, mask)[:, :-1], ids[:, 1:])
     # A token counts if the one before it is real: the first of a text has nothing to be predicted from.
     counted = mask[:, :-1] * mask[:, 1:]
     return (log_probs * counted).sum(dim=1) / counted.sum(dim=1)

@@ -1,5 +1,6 @@
 """f-DPO: any f-divergence with any preference loss, full weights or LoRA, on top of TRL's DPOTrainer."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,13 @@ from torch.nn.functional import pad
 from trl import DPOConfig, DPOTrainer
 
 from alignkit.divergences import Divergence, divergence
-from alignkit.losses import preference_loss
+from alignkit.kl import token_log_probs
+from alignkit.losses import needs, preference_loss
 from alignkit.training.deviations import SCORES
-from alignkit.world.models import load_policy, quiet_training, run_trainer, trainer_arguments
+from alignkit.world.models import load_policy, quiet_training, run_trainer, save, trainer_arguments
 
 VALIDATION_PAIRS = 256
 """Held-out pairs on which the validation curves are taken."""
-
-SMOOTHED = ("cdpo", "robust")
-"""Losses that assume flipped labels."""
 
 
 class FDPOTrainer(DPOTrainer):
@@ -48,11 +47,10 @@ class FDPOTrainer(DPOTrainer):
         )
         reference = inputs["ref_chosen_logps"].to(policy[0]), inputs["ref_rejected_logps"].to(policy[0])
         chosen, rejected = self.scores(self.divergence, policy, reference)
-        settings = {"label_smoothing": self.smoothing} if self.loss_name in SMOOTHED else {}
-        if self.loss_name == "ipo_per_token":
-            tokens = inputs["completion_mask"].sum(dim=1).clamp(min=1).chunk(2)
-            settings |= {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
-        loss = preference_loss(self.loss_name, chosen, rejected, beta=self.beta, **settings).mean()
+        tokens = inputs["completion_mask"].sum(dim=1).clamp(min=1).chunk(2)
+        known = {"label_smoothing": self.smoothing, "chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
+        asked = {name: known[name] for name in needs(self.loss_name)}
+        loss = preference_loss(self.loss_name, chosen, rejected, beta=self.beta, **asked).mean()
         self._note(policy, reference, self.beta * (chosen - rejected))
         return (loss, None) if return_outputs else loss
 
@@ -78,45 +76,50 @@ def sequence_logps(
     ids and masks are (batch, length), padded on the right; completion_mask is 1 on the tokens of the completion.
     """
     logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
-    per_token = torch.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
-    return (pad(per_token, (1, 0)) * completion_mask).sum(dim=1)
+    return (pad(token_log_probs(logits, ids[:, 1:]), (1, 0)) * completion_mask).sum(dim=1)
 
 
-def train_dpo(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    policy: Path,
-    pairs: Path,
-    loss: str,
-    divergence_name: str,
-    beta: float,
-    epochs: float,
-    batch: int,
-    lr: float,
-    alpha: float | None = None,
-    label_smoothing: float = 0.0,
-    lora_rank: int = 0,
-    scores: str = "policy_to_reference",
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DpoSettings:
+    """How a policy is trained on pairs."""
+
+    loss: str
+    """A name of `losses.LOSSES`."""
+    divergence: str
+    """A name of `divergences.NAMES`."""
+    beta: float
+    epochs: float
+    batch: int
+    """Pairs a step."""
+    lr: float
+    alpha: float | None = None
+    """Of the divergences that have one."""
+    label_smoothing: float = 0.0
+    """For the losses that assume flipped labels."""
+    lora_rank: int = 0
+    """0 trains all weights, else LoRA adapters (Hu et al. 2022), which are merged at the end."""
+    scores: str = "policy_to_reference"
+    """One of `deviations.SCORES`; all but the first are what earlier reports computed."""
+
+
+def train_dpo(out: Path, settings: DpoSettings, *, seed: int, policy: Path, pairs: Path) -> dict[str, Any]:
     """Train a policy on preference pairs, starting at the SFT policy, which is the reference.
 
-    `batch` is pairs a step; lora_rank 0 trains all weights, otherwise LoRA adapters (Hu et al. 2022) that are merged
-    at the end.  Writes the policy, its tokenizer and history.csv (step, loss, eval_loss, logps, margin, accuracy,
-    clamped).  Returns the last validation figures, tokens trained on, and status "ok" or "diverged".
+    Writes the policy, its tokenizer and history.csv (step, loss, eval_loss, logps, margin, accuracy, clamped).  Returns
+    the last validation figures, tokens trained on, and status "ok" or "diverged".
     """
+    s = settings
     transformers.set_seed(seed)
-    model, codec = load_policy(policy)
+    model, tokenizer = load_policy(policy)
     rows = datasets.load_dataset(str(pairs / "pairs"))
-    lora = LoraConfig(task_type="CAUSAL_LM", r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
+    lora = LoraConfig(task_type="CAUSAL_LM", r=s.lora_rank, lora_alpha=2 * s.lora_rank, target_modules="all-linear")
     with quiet_training() as folder:
-        shared = trainer_arguments(folder, seed=seed, epochs=epochs, batch=batch, lr=lr, reports=8)
+        shared = trainer_arguments(folder, seed=seed, epochs=s.epochs, batch=s.batch, lr=s.lr, reports=8)
         trainer = FDPOTrainer(
             model=model,
             args=DPOConfig(
                 **shared,
-                beta=beta,
+                beta=s.beta,
                 max_length=None,
                 precompute_ref_log_probs=True,
                 # A diverged run must be seen as one.
@@ -124,18 +127,17 @@ def train_dpo(
             ),
             train_dataset=rows["train"],
             eval_dataset=rows["test"].select(range(min(VALIDATION_PAIRS, len(rows["test"])))),
-            processing_class=codec,
-            peft_config=lora if lora_rank else None,
-            divergence=divergence(divergence_name, alpha),
-            loss=loss,
-            label_smoothing=label_smoothing,
-            scores=scores,
+            processing_class=tokenizer,
+            peft_config=lora if s.lora_rank else None,
+            divergence=divergence(s.divergence, s.alpha),
+            loss=s.loss,
+            label_smoothing=s.label_smoothing,
+            scores=s.scores,
         )
         log = run_trainer(trainer)
     log.to_csv(out / "history.csv", index=False)
-    trained = trainer.model.merge_and_unload() if lora_rank else trainer.model
-    trained.save_pretrained(out)
-    codec.save_pretrained(out)
+    trained = trainer.model.merge_and_unload() if s.lora_rank else trainer.model
+    save(out, trained, tokenizer)
     finite = all(bool(weights.isfinite().all()) for weights in trained.parameters())
     last = log.iloc[-1]
     return {
@@ -145,7 +147,7 @@ def train_dpo(
         "rejected_logp": last["eval_logps/rejected"],
         "accuracy": last.eval_accuracy,
         "clamped": last.eval_clamped,
-        "tokens_trained": _tokens(rows["train"], epochs),
+        "tokens_trained": _tokens(rows["train"], s.epochs),
     }
 
 

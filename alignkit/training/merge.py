@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from alignkit.merging import State, angles, lerp, liti, slerp
-from alignkit.training.evaluate import evaluate
-from alignkit.world.models import load_policy
+from alignkit.training.evaluate import EvaluationSettings, evaluate
+from alignkit.world.models import load_policy, save
 
 
 def slerp_of_raw_weights(init: State, thetas: Sequence[State]) -> dict[str, torch.Tensor]:
@@ -23,14 +23,7 @@ MERGES = {"slerp": slerp, "lerp": lerp, "raw slerp": slerp_of_raw_weights}
 
 
 def merge_policies(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    init: Path,
-    thetas: Sequence[Path],
-    how: str = "slerp",
-    step: int | None = None,
+    out: Path, *, init: Path, thetas: Sequence[Path], how: str = "slerp", step: int | None = None
 ) -> dict[str, Any]:
     """Merge policies that were trained from `init`, each with weight 1/M (WARP, Algorithm 1, line 12).
 
@@ -46,17 +39,19 @@ def merge_policies(
     return {"status": "ok", "angle": float(pd.Series(between, dtype=float).mean())}
 
 
-def interpolate(out: Path, *, seed: int, data: dict[str, Any], init: Path, merged: Path, eta: float) -> dict[str, Any]:
+def interpolate(out: Path, *, init: Path, merged: Path, eta: float) -> dict[str, Any]:
     """Write (1 - η) θ_init + η θ_merged (WARP, Algorithm 1, line 13) and its tokenizer."""
     save_policy(out, init, liti(state_of(init), state_of(merged), eta))
     return {"status": "ok"}
 
 
-def evaluate_interpolation(out: Path, *, init: Path, merged: Path, eta: float, **settings: Any) -> dict[str, Any]:
-    """`evaluation.evaluate` of (1 - η) θ_init + η θ_merged, whose weights are not kept: one point of WARP's front."""
+def evaluate_interpolation(
+    out: Path, settings: EvaluationSettings, *, init: Path, merged: Path, eta: float, **inputs: Any
+) -> dict[str, Any]:
+    """`evaluate` of (1 - η) θ_init + η θ_merged, whose weights are not kept: one point of WARP's front."""
     with TemporaryDirectory() as folder:
         save_policy(Path(folder), init, liti(state_of(init), state_of(merged), eta))
-        return evaluate(out, policy=Path(folder), **settings)
+        return evaluate(out, settings, policy=Path(folder), **inputs)
 
 
 def state_of(policy: Path) -> dict[str, torch.Tensor]:
@@ -68,14 +63,13 @@ def save_policy(folder: Path, like: Path, state: dict[str, torch.Tensor]) -> Non
     """Write weights as a policy of the same architecture and tokenizer as the one in the folder `like`."""
     model, tokenizer = load_policy(like)
     model.load_state_dict(state)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save(folder, model, tokenizer)
 
 
-def between(
-    out: Path, *, seed: int, data: dict[str, Any], init: Path, first: Path, second: Path, share: float
-) -> dict[str, Any]:
-    """Write slerp(θ_init, {θ_first, θ_second}) with weights 1 - share and share, per layer, and its tokenizer."""
-    merged = slerp(state_of(init), [state_of(first), state_of(second)], [1 - share, share])
-    save_policy(out, init, merged)
+def between(out: Path, *, init: Path, first: Path, second: Path, share: float) -> dict[str, Any]:
+    """Write a point on the arc between two policies, both seen as task vectors from θ_init, and its tokenizer.
+
+    That is slerp(θ_init, {θ_first, θ_second}) with weights 1 - share and share, per layer.
+    """
+    save_policy(out, init, slerp(state_of(init), [state_of(first), state_of(second)], [1 - share, share]))
     return {"status": "ok"}

@@ -6,6 +6,7 @@ for every run: here they are computed once, when the completions are drawn.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
 from itertools import combinations, product
@@ -20,36 +21,39 @@ from alignkit.faults import UserFault
 from alignkit.sampling import full_texts, sample, sequence_log_probs
 from alignkit.training.reward import score_with, zero_of
 from alignkit.world.models import load_policy
-from alignkit.world.reviews import load_reviews, prompts
+from alignkit.world.reviews import Reviews, prompts
 
 Rows = list[tuple[int, int]]
 """Pairs of positions (chosen, rejected)."""
 
 
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How many completions are drawn to make pairs of."""
+
+    n_prompts: int
+    k: int
+    """Completions of each prompt."""
+    max_new_tokens: int
+    reward_tokens: int
+
+
 def generate(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    policy: Path,
-    reward: Path,
-    n_prompts: int,
-    k: int,
-    max_new_tokens: int,
-    reward_tokens: int,
+    out: Path, settings: GenerationSettings, *, seed: int, data: Reviews, policy: Path, reward: Path
 ) -> dict[str, float]:
-    """Draw k completions of n train prompts (5-15 tokens, the task's setting) and score them.
+    """Draw completions of train prompts (5-15 tokens, the task's setting) and score them.
 
     Writes generations.parquet, rows in prompt order: prompt, completion, prompt_ids, completion_ids, finished, text,
     reward (nats, less the mean reward of unlabelled reviews) and ref_logps (log-prob of the completion, nats).
     Returns the number of tokens drawn and the mean reward.
     """
+    s = settings
     model, tokenizer = load_policy(policy)
-    train = load_reviews(seed=seed, **data)["train"]["text"]
-    texts = prompts(list(train), tokenizer, n=n_prompts, shortest=5, longest=15, seed=seed)
-    samples = sample(model, tokenizer, texts, k=k, max_new_tokens=max_new_tokens, seed=seed)
+    train = data.load(seed)["train"]["text"]
+    texts = prompts(list(train), tokenizer, n=s.n_prompts, shortest=5, longest=15, seed=seed)
+    samples = sample(model, tokenizer, texts, k=s.k, max_new_tokens=s.max_new_tokens, seed=seed)
     samples["text"] = full_texts(samples, tokenizer)
-    samples["reward"] = score_with(reward, samples.text.tolist(), tokens=reward_tokens) - zero_of(reward)
+    samples["reward"] = score_with(reward, samples.text.tolist(), tokens=s.reward_tokens) - zero_of(reward)
     samples["ref_logps"] = sequence_log_probs(model, samples.prompt_ids.tolist(), samples.completion_ids.tolist())
     samples.to_parquet(out / "generations.parquet", index=False)
     return {"tokens_generated": int(samples.completion_ids.map(len).sum()), "reward": float(samples.reward.mean())}
@@ -89,45 +93,47 @@ CONSTRUCTIONS: dict[str, Callable[..., Rows]] = {
 }
 
 
-def build_pairs(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    generations: Path,
-    construction: str,
-    winner: float | None = None,
-    loser: float | None = None,
-    max_similarity: float = 1.0,
-    test_share: float = 0.2,
-) -> dict[str, float]:
-    """Pair the completions of each prompt; a fifth of the prompts is kept for validation, none stands on both sides.
+@dataclass(frozen=True)
+class PairSettings:
+    """Which completions of a prompt are compared."""
 
-    `winner` and `loser` are the thresholds of "threshold", and of nothing else.  Two completions whose words are the
-    same, or more alike than max_similarity (difflib's ratio, 0 to 1), are not compared.
+    construction: str
+    """One of CONSTRUCTIONS."""
+    winner: float | None = None
+    """Least reward of a chosen text, and below which a rejected one lies: for "threshold", and nothing else."""
+    loser: float | None = None
+    max_similarity: float = 1.0
+    """Two completions whose words are more alike than this (difflib's ratio, 0 to 1) are not compared."""
+    test_share: float = 0.2
 
-    Writes pairs/train.parquet and pairs/test.parquet in random order, with prompt, chosen, rejected, their ids, rewards
-    and reference log-probs.  Raises UserFault for an unknown construction or if no pair is left.
+
+def build_pairs(out: Path, settings: PairSettings, *, seed: int, generations: Path) -> dict[str, float]:
+    """Pair the completions of each prompt; a share of the prompts is kept for validation, none stands on both sides.
+
+    Two completions with the same words are not compared.  Writes pairs/train.parquet and pairs/test.parquet in random
+    order, with prompt, chosen, rejected, their ids, rewards and reference log-probs.  Returns the number of pairs and
+    the mean difference in reward.  Raises UserFault for an unknown construction or if no pair is left.
     """
-    if construction not in CONSTRUCTIONS:
-        raise UserFault(f"pairs: {construction!r}; allowed: {', '.join(CONSTRUCTIONS)}")
-    compare = CONSTRUCTIONS[construction]
-    if construction == "threshold":
-        if winner is None or loser is None or winner < loser:
-            raise UserFault(f"pairs: 'threshold' with winner {winner} and loser {loser}; allowed: winner >= loser")
-        compare = partial(threshold, winner=winner, loser=loser)
+    s = settings
+    if s.construction not in CONSTRUCTIONS:
+        raise UserFault(f"pairs: {s.construction!r}; allowed: {', '.join(CONSTRUCTIONS)}")
+    compare = CONSTRUCTIONS[s.construction]
+    if s.construction == "threshold":
+        if s.winner is None or s.loser is None or s.winner < s.loser:
+            raise UserFault(f"pairs: 'threshold' with winner {s.winner} and loser {s.loser}; allowed: winner >= loser")
+        compare = partial(threshold, winner=s.winner, loser=s.loser)
     rng = np.random.default_rng(seed)
     table = pd.read_parquet(generations / "generations.parquet")
     groups = [group.reset_index(drop=True) for _, group in table.groupby("prompt", sort=False)]
-    held_out = set(rng.permutation(len(groups))[: round(test_share * len(groups))].tolist())
+    held_out = set(rng.permutation(len(groups))[: round(s.test_share * len(groups))].tolist())
     kept: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for i, group in enumerate(groups):
         rows = compare(group.reward.to_numpy(), rng)
-        kept["test" if i in held_out else "train"] += list(_compared(group, rows, max_similarity))
+        kept["test" if i in held_out else "train"] += list(_compared(group, rows, s.max_similarity))
     (out / "pairs").mkdir()
     for name, rows in kept.items():
         if not rows:
-            raise UserFault(f"pairs: {construction!r} leaves no pair in {name}; allowed: settings that leave some")
+            raise UserFault(f"pairs: {s.construction!r} leaves no pair in {name}; allowed: settings that leave some")
         order = rng.permutation(len(rows))
         pd.DataFrame([rows[i] for i in order]).to_parquet(out / "pairs" / f"{name}.parquet", index=False)
     gap = np.mean([row["chosen_reward"] - row["rejected_reward"] for row in kept["train"]])

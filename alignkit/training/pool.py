@@ -2,6 +2,7 @@
 frontier is estimated from, and what one gets by drawing several completions and keeping one."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,9 @@ import pandas as pd
 from alignkit.frontier import balance_log_weights
 from alignkit.sampling import full_texts, sample, sequence_log_probs
 from alignkit.training.evaluate import evaluation_prompts, with_rewards
+from alignkit.world.known import truth_of
 from alignkit.world.models import load_policy
+from alignkit.world.reviews import Reviews
 
 
 class Pool(NamedTuple):
@@ -43,35 +46,39 @@ class Pool(NamedTuple):
         return Pool(self.reward[:, kept], gold, self.policy[:, kept], self.log_probs[:, :, kept])
 
 
-def draw_pool(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    policies: Sequence[Path],
-    counts: Sequence[int],
-    reward: Path,
-    reward_tokens: int,
-    n_prompts: int,
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    """Draw counts[i] completions of each test prompt from policies[i], the reference first, and score all of them.
+@dataclass(frozen=True)
+class PoolSettings:
+    """How many completions each policy draws of each test prompt, the reference first."""
 
-    The prompts are those of `evaluation.evaluate`, the random numbers are not.  Writes pool.parquet: place (of the
-    prompt, since two may be alike), prompt, policy (a position), completion, reward, gold (pocket), tokens, and
-    log_prob_0, log_prob_1, ... of the completion in nats.
+    counts: tuple[int, ...]
+    n_prompts: int
+    max_new_tokens: int
+    reward_tokens: int
+
+
+def draw_pool(
+    out: Path, settings: PoolSettings, *, seed: int, data: Reviews, policies: Sequence[Path], reward: Path
+) -> dict[str, Any]:
+    """Draw completions of test prompts from several policies, the reference first, and score all of them.
+
+    The prompts are those of `evaluate`, the random numbers are not.  Writes pool.parquet: place (of the prompt, since
+    two may be alike), prompt, policy (a position), completion, reward, gold (where known), tokens, and log_prob_0,
+    log_prob_1, ... of the completion in nats.
     """
+    s = settings
     models = [load_policy(folder)[0] for folder in policies]
     tokenizer = load_policy(policies[0])[1]
-    texts = evaluation_prompts(data, tokenizer, n_prompts)
+    texts = evaluation_prompts(data, tokenizer, s.n_prompts)
     drawn = []
-    for i, (model, k) in enumerate(zip(models, counts, strict=True)):
+    for i, (model, k) in enumerate(zip(models, s.counts, strict=True)):
         chance = int(np.random.SeedSequence(seed, spawn_key=(i, 1)).generate_state(1)[0] >> 1)
-        drawn.append(sample(model, tokenizer, texts, k=k, max_new_tokens=max_new_tokens, seed=chance).assign(policy=i))
+        drawn.append(
+            sample(model, tokenizer, texts, k=k, max_new_tokens=s.max_new_tokens, seed=chance).assign(policy=i)
+        )
     samples = pd.concat(drawn, ignore_index=True)
-    samples.insert(0, "place", np.concatenate([np.repeat(np.arange(n_prompts), k) for k in counts]))
+    samples.insert(0, "place", np.concatenate([np.repeat(np.arange(s.n_prompts), k) for k in s.counts]))
     samples["text"] = full_texts(samples, tokenizer)
-    samples = with_rewards(samples, reward, reward_tokens, gold=data["source"] == "pocket")
+    samples = with_rewards(samples, reward, s.reward_tokens, truth_of(data.source))
     for i, model in enumerate(models):
         ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
         samples[f"log_prob_{i}"] = sequence_log_probs(model, *ids)

@@ -1,7 +1,9 @@
 """REINFORCE and RLOO with a KL to an anchor: the loop inside WARP, and the loops that improve on it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pandas as pd
 import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from alignkit.faults import UserFault
 from alignkit.merging import ema_
@@ -28,142 +30,170 @@ from alignkit.policy_gradient import (
     values_before,
 )
 from alignkit.sampling import full_texts, sample
-from alignkit.training.deviations import greedy, mean_with_prompt
 from alignkit.training.reward import score, zero_of
-from alignkit.world.models import load_encoder, load_policy
-from alignkit.world.reviews import fingerprint, load_reviews, prompts
+from alignkit.world.models import load_encoder, load_policy, save
+from alignkit.world.reviews import Reviews, prompts
 
 SENTENCE = "sentence"
-"""The baseline that gives each sentence what it adds (`credit.token_advantages`)."""
-
-
+"""The baseline that gives each sentence what it adds (`policy_gradient.token_advantages`)."""
 ANCHORS = ("ema", "reference", "none")
-
-
 KL_EVERY = 5
 """Steps between two measurements of the KL to the SFT policy, each of which takes one more forward pass."""
-
-
 CLIP = 1.0
 """Largest gradient norm."""
-
-
 LEAST_RATE = 0.02
 """Share of the learning rate that a falling rate never goes below."""
 
 
+@dataclass(frozen=True)
+class LoopSettings:
+    """How a policy is trained on the rewards of its own completions."""
+
+    steps: int
+    batch: int
+    """Completions a step."""
+    k: int
+    """Completions of each prompt; with 1 a baseline is taken over the whole batch."""
+    baseline: str
+    """One of `policy_gradient.BASELINES`, or SENTENCE."""
+    beta: float
+    """Strength of the KL to the anchor."""
+    lr: float
+    warmup: int
+    """Steps over which the learning rate rises; then it is constant, or falls with `decay`."""
+    anchor: str
+    """"ema" follows the policy at `ema_rate`, "reference" stays at the SFT policy, "none" takes the KL away."""
+    ema_rate: float
+    max_new_tokens: int
+    reward_tokens: int
+    keep: tuple[int, ...] = ()
+    """Steps at which the weights are kept as well; under a constant rate they are those of a shorter run."""
+    decay: bool = False
+    """Whether the rate falls linearly after the warm-up, towards LEAST_RATE of itself."""
+    exact_kl: bool = False
+    """Whether the exact KL of each step is differentiated, in place of sampling it."""
+
+
 def train_policy_gradient(
     out: Path,
+    settings: LoopSettings,
     *,
     seed: int,
-    data: dict[str, Any],
+    data: Reviews,
     policy: Path,
     reference: Path,
     reward: Path,
-    reward_tokens: int,
-    steps: int,
-    batch: int,
-    k: int,
-    baseline: str,
-    beta: float,
-    lr: float,
-    warmup: int,
-    anchor: str,
-    ema_rate: float,
-    max_new_tokens: int,
     stream: Sequence[int] = (),
-    keep: Sequence[int] = (),
-    decay: bool = False,
-    exact_kl: bool = False,
-    greedily: bool = False,
-    token_mean: bool = False,
 ) -> dict[str, Any]:
     """WARP's inner loop (Ramé et al. 2024, Algorithm 1, lines 4 to 9) from `policy`; also plain REINFORCE and RLOO.
 
     Each step draws k completions of batch / k train prompts (5-15 tokens), gives each the reward
-    r(x, y) - β log(π(y|x) / anchor(y|x)), a sequence sum that no gradient flows through, takes one AdamW step (linear
-    warm-up, then constant) and moves the anchor.  The anchor: "ema" follows the policy at `ema_rate`, "reference" stays
-    at the SFT policy, "none" takes the KL away.  With k = 1 a baseline is taken over the whole batch.
+    r(x, y) - β log(π(y|x) / anchor(y|x)), a sequence sum that no gradient flows through, takes one AdamW step and moves
+    the anchor.  Runs that differ in `stream` alone start equal and see other prompts and other chances.
 
-    Beyond Algorithm 1: baseline "sentence" credits each sentence with what it adds; `decay` lets the rate fall linearly
-    after the warm-up, towards LEAST_RATE of itself; `exact_kl` differentiates the exact KL of each step instead of
-    sampling it.  `greedily` and `token_mean` do what an earlier report did (`warp_deviations`).
-
-    Runs that differ in `stream` alone start equal and see other prompts and other chances.  `keep` names steps at which
-    the weights are kept as well, in step-<n>/; under a constant rate they are those of a shorter run.
-
-    Writes the policy, its tokenizer and history.csv (`_row`).  Returns status ("diverged" after a gradient that was not
-    finite), tokens, texts_scored (what the reward model read), and the seconds spent on generation, scoring and update.
-    Raises UserFault for another baseline or anchor, and for `token_mean`, which has no single tokens, with "sentence"
-    or `exact_kl`.
+    Writes the policy, its tokenizer, history.csv (`_row`) and step-<n>/ for each step to keep.  Returns status
+    ("diverged" after a gradient that was not finite), tokens, texts_scored (what the reward model read), and the
+    seconds spent on generation, scoring and update.  Raises UserFault for another baseline or anchor.
     """
-    _allowed("baseline", baseline, (*BASELINES, SENTENCE))
-    _allowed("anchor", anchor, ANCHORS)
-    if token_mean and (exact_kl or baseline == SENTENCE):
-        raise UserFault(f"token_mean: true with exact_kl or the baseline {SENTENCE!r}; allowed: neither of them")
+    inputs = {"seed": seed, "data": data, "policy": policy, "reference": reference, "reward": reward, "stream": stream}
+    return policy_gradient_loop(out, settings, **inputs, draw=sample, credited=all_terms)
+
+
+def all_terms(model: PreTrainedModel, anchored: PreTrainedModel, samples: pd.DataFrame, terms: Terms) -> Terms:
+    """Each token's own log-prob and KL, as Algorithm 1 has them."""
+    return terms
+
+
+def policy_gradient_loop(
+    out: Path,
+    settings: LoopSettings,
+    *,
+    seed: int,
+    data: Reviews,
+    policy: Path,
+    reference: Path,
+    reward: Path,
+    draw: Callable[..., pd.DataFrame],
+    credited: Callable[..., Terms],
+    stream: Sequence[int] = (),
+) -> dict[str, Any]:
+    """`train_policy_gradient`, with two steps that a deviation replaces.
+
+    draw: as `sampling.sample`.  credited: (model, anchored, samples, terms) -> the terms that rewards are given to.
+    """
+    s = settings
+    _allowed("baseline", s.baseline, (*BASELINES, SENTENCE))
+    _allowed("anchor", s.anchor, ANCHORS)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(stream)))
     model, tokenizer = load_policy(policy)  # line 4; dropout is off
     sft, _ = load_policy(reference)
-    anchored = load_policy(policy)[0] if anchor == "ema" else sft
-    judge, zero = load_encoder(reward), zero_of(reward)
-    beta = 0.0 if anchor == "none" else beta
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    schedule = LambdaLR(optimizer, lambda done: _rate(done, steps, warmup, decay))
-    asked = train_prompts(data, reference, seed, rng, batch // k)
-    draw = greedy if greedily else sample
-    ends = sentence_ends(tokenizer) if baseline == SENTENCE else set()
-    log, seconds, texts, status = [], np.zeros(3), 0, "ok"
+    anchored = load_policy(policy)[0] if s.anchor == "ema" else sft
+    read = _reader(reward, s.reward_tokens)
+    beta = 0.0 if s.anchor == "none" else s.beta
+    optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.0)
+    schedule = LambdaLR(optimizer, lambda done: _rate(done, s))
+    asked = train_prompts(data, reference, seed, rng, s.batch // s.k)
+    ends = sentence_ends(tokenizer) if s.baseline == SENTENCE else set()
+    log, texts, status = [], 0, "ok"
+    spent = dict.fromkeys(("generation_seconds", "scoring_seconds", "update_seconds"), 0.0)
 
-    def read(some: list[str]) -> torch.Tensor:
-        return torch.tensor(score(*judge, some, tokens=reward_tokens) - zero)
-
-    for step in range(1, steps + 1):
-        times = [time.perf_counter()]
-        chance = int(rng.integers(2**31))
-        samples = draw(model, tokenizer, next(asked), k=k, max_new_tokens=max_new_tokens, seed=chance)  # line 6
-        times.append(time.perf_counter())
-        rewards = read(full_texts(samples, tokenizer))
-        starts = sentence_starts(samples, ends) if baseline == SENTENCE else []
-        values = values_before(samples, starts, tokenizer, read) if starts else None
+    for step in range(1, s.steps + 1):
+        with _timed(spent, "generation_seconds"):
+            chance = int(rng.integers(2**31))
+            sizes = {"k": s.k, "max_new_tokens": s.max_new_tokens}
+            samples = draw(model, tokenizer, next(asked), **sizes, seed=chance)  # line 6
+        with _timed(spent, "scoring_seconds"):
+            rewards = read(full_texts(samples, tokenizer))
+            starts = sentence_starts(samples, ends) if s.baseline == SENTENCE else []
+            values = values_before(samples, starts, tokenizer, read) if starts else None
+        with _timed(spent, "update_seconds"):
+            terms = token_terms(model, anchored, samples, differentiable_kl=s.exact_kl)
+            given = credited(model, anchored, samples, terms)
+            how = {"beta": beta, "baseline": s.baseline, "k": s.k, "exact_kl": s.exact_kl}
+            gains = token_advantages(rewards, given, values=values, **how)  # line 7
+            loss = reinforce_loss(given["own"], gains.to(given["own"]))
+            if s.exact_kl:
+                loss = loss + beta * terms["exact"].sum(dim=1).mean()
+            norm = _update(model, optimizer, schedule, loss)  # line 8
+            if s.anchor == "ema":
+                ema_(anchored.state_dict(), model.state_dict(), s.ema_rate)  # line 9
         texts += len(samples) + sum(map(len, starts))
-        times.append(time.perf_counter())
-        terms = token_terms(model, anchored, samples, differentiable_kl=exact_kl)
-        credited = _one_token(*mean_with_prompt(model, anchored, samples)) if token_mean else terms
-        gains = token_advantages(
-            rewards, credited, beta=beta, baseline=baseline, k=k, values=values, exact_kl=exact_kl
-        )  # line 7
-        loss = reinforce_loss(credited["own"], gains.to(credited["own"]))
-        if exact_kl:
-            loss = loss + beta * terms["exact"].sum(dim=1).mean()
-        norm = _update(model, optimizer, schedule, loss)  # line 8
-        if anchor == "ema":
-            ema_(anchored.state_dict(), model.state_dict(), ema_rate)  # line 9
-        seconds += np.diff([*times, time.perf_counter()])
         log.append(_row(step, samples, rewards, terms, norm) | _drift(step, model, sft, samples))
         stopped = not np.isfinite(norm)
-        for kept in keep:
+        for kept in s.keep:
             if kept == step or (stopped and kept > step):  # what comes after has the last finite weights
-                _save(out / f"step-{kept}", model, tokenizer)
+                save(out / f"step-{kept}", model, tokenizer)
         if stopped:
             status = "diverged"
             break
-    _save(out, model, tokenizer)
+    save(out, model, tokenizer)
     history = pd.DataFrame(log)
     history.to_csv(out / "history.csv", index=False)
-    tokens = round((history.length * k * (batch // k)).sum())
-    parts = ("generation_seconds", "scoring_seconds", "update_seconds")
-    spent = dict(zip(parts, seconds.round(2).tolist(), strict=True))
-    return {"status": status, "tokens_generated": tokens, "tokens_trained": tokens, "texts_scored": texts, **spent}
+    tokens = round((history.length * s.k * (s.batch // s.k)).sum())
+    rounded = {name: round(seconds, 2) for name, seconds in spent.items()}
+    return {"status": status, "tokens_generated": tokens, "tokens_trained": tokens, "texts_scored": texts, **rounded}
 
 
-def train_prompts(
-    data: dict[str, Any], policy: Path, seed: int, rng: np.random.Generator, n: int
-) -> Iterator[list[str]]:
+@contextmanager
+def _timed(spent: dict[str, float], part: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    spent[part] += time.perf_counter() - started
+
+
+def _reader(reward: Path, tokens: int) -> Callable[[list[str]], torch.Tensor]:
+    """A function from texts to their rewards, (texts,), less the mean reward of unlabelled reviews."""
+    model, tokenizer = load_encoder(reward)
+    zero = zero_of(reward)
+    return lambda texts: torch.tensor(score(model, tokenizer, texts, tokens=tokens) - zero)
+
+
+def train_prompts(data: Reviews, policy: Path, seed: int, rng: np.random.Generator, n: int) -> Iterator[list[str]]:
     """n train prompts a step without end, none a second time before all have been seen.
 
     They are the beginnings of half of the train reviews, since some are too short, in tokens of `policy`.
     """
-    pool = _beginnings(policy, seed, fingerprint(**data), tuple(data.items()))
+    pool = _beginnings(policy, seed, data.fingerprint(), data)
     waiting: list[int] = []
     while True:
         while len(waiting) < n:
@@ -173,8 +203,8 @@ def train_prompts(
 
 
 @lru_cache(maxsize=2)  # runs of a seed share them, and they take as long as several steps
-def _beginnings(policy: Path, seed: int, _: str, data: tuple[tuple[str, Any], ...]) -> list[str]:
-    train = load_reviews(seed=seed, **dict(data))["train"]["text"][:]
+def _beginnings(policy: Path, seed: int, _: str, data: Reviews) -> list[str]:
+    train = data.load(seed)["train"]["text"][:]
     return prompts(train, load_policy(policy)[1], n=len(train) // 2, shortest=5, longest=15, seed=seed)
 
 
@@ -183,15 +213,10 @@ def _allowed(name: str, value: str, allowed: Sequence[str]) -> None:
         raise UserFault(f"{name}: {value!r}; allowed: {', '.join(allowed)}")
 
 
-def _rate(done: int, steps: int, warmup: int, decay: bool) -> float:
-    rising = min(1.0, (done + 1) / max(1, warmup))
-    falling = 1 - max(0, done - warmup) / max(1, steps - warmup)
-    return rising * (max(LEAST_RATE, falling) if decay else 1)
-
-
-def _one_token(own: torch.Tensor, k1: torch.Tensor) -> Terms:
-    """Numbers of whole completions, (batch,), in the shape of `token_terms`."""
-    return {"own": own[:, None], "k1": k1[:, None], "mask": torch.ones_like(k1[:, None])}
+def _rate(done: int, s: LoopSettings) -> float:
+    rising = min(1.0, (done + 1) / max(1, s.warmup))
+    falling = 1 - max(0, done - s.warmup) / max(1, s.steps - s.warmup)
+    return rising * (max(LEAST_RATE, falling) if s.decay else 1)
 
 
 def _update(model: PreTrainedModel, optimizer: torch.optim.Optimizer, schedule: LambdaLR, loss: torch.Tensor) -> float:
@@ -224,8 +249,3 @@ def _drift(step: int, model: PreTrainedModel, sft: PreTrainedModel, samples: pd.
     if step > 1 and step % KL_EVERY:
         return {}
     return {"kl_sft": completion_sums(model, sft, samples)[1]["exact"].mean().item()}
-
-
-def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -1,6 +1,7 @@
 """The Bradley-Terry reward model, trained on all positive x negative pairs, on top of TRL's RewardTrainer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,16 +22,20 @@ from trl import RewardConfig, RewardTrainer
 
 from alignkit.faults import UserFault
 from alignkit.merging import lerp
+from alignkit.metrics import pairwise_accuracy
+from alignkit.sampling import by_length
 from alignkit.world.models import (
+    MODEL,
     SCRATCH,
     load_encoder,
     new_encoder,
     quiet_training,
     run_trainer,
+    save,
     train_tokenizer,
     trainer_arguments,
 )
-from alignkit.world.reviews import load_reviews
+from alignkit.world.reviews import Reviews
 
 ANCHORS = 2000
 """Unlabelled reviews whose mean reward fixes the zero when two reward models are compared."""
@@ -60,95 +64,100 @@ TRAINERS = {"all": AllPairsRewardTrainer, "matched": RewardTrainer}
 """How the reviews of a batch are compared: every positive with every negative, or each with one partner."""
 
 
+@dataclass(frozen=True)
+class RewardSettings:
+    """How a reward model is made."""
+
+    base: str = field(metadata=MODEL)
+    """"scratch" for a DistilBERT built on the spot, of the tokenizer and shape below; else a folder or Hub id."""
+    tokenizer: str
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    sinusoidal: bool
+    tokens: int
+    """Reviews are cut to this many tokens (`encode`)."""
+    dropout: float
+    word_dropout: float
+    """Share of a review's tokens that are left out at random while training."""
+    epochs: float
+    batch: int
+    """Reviews a step, half of them positive."""
+    lr: float
+    min_steps: int = 1
+    """At least so many steps, so that the small ends of a learning curve are trained as well."""
+    pairs: str = "all"
+    """One of TRAINERS."""
+    n_train: int | None = None
+    """Reviews to train on, half of each label; None for all."""
+    held_out: int = 0
+    """Train reviews that are kept apart, for validation and the sign boundary."""
+
+
 def train_reward(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    base: str,
-    tokenizer: str,
-    vocab: int,
-    width: int,
-    layers: int,
-    heads: int,
-    sinusoidal: bool,
-    tokens: int,
-    dropout: float,
-    word_dropout: float,
-    epochs: float,
-    min_steps: int,
-    batch: int,
-    lr: float,
-    pairs: str = "all",
-    n_train: int | None = None,
-    held_out: int = 0,
+    out: Path, settings: RewardSettings, *, seed: int, data: Reviews, start: Path | None = None
 ) -> dict[str, float]:
-    """Train a reward model on labelled reviews and score the test reviews with it.
+    """Train a reward model on labelled reviews, from `start` on where one is given, and score the test reviews with it.
 
-    The last `held_out` train reviews are kept apart, for validation and the sign boundary; of the
-    others the first `n_train` are used (None: all), half of each label.  A step sees `batch` reviews,
-    half of them positive; training takes `epochs` epochs, but at least `min_steps` steps, so that the
-    small ends of a learning curve are trained as well.  Reviews are cut to `tokens` tokens
-    by `encode`; while training, each of them is left out with probability `word_dropout`.
-
-    Writes the model, its tokenizer, history.csv and scores.parquet (split, label, reward; splits test,
-    held_out and anchor, in the order of `load_reviews(seed=0)`, held_out in the seed's own order).
-    Returns pairwise accuracy on test, number of reviews, text forwards and distinct pairs an epoch.
+    Writes the model, its tokenizer, history.csv and scores.parquet (split, label, reward; splits test, held_out and
+    anchor, in the order of `Reviews.load(0)`, held_out in the seed's own order).  Returns pairwise accuracy on test,
+    number of reviews, text forwards and distinct pairs an epoch.  Raises UserFault if fewer reviews are left than
+    asked for.
     """
+    s = settings
     transformers.set_seed(seed)
-    train = load_reviews(seed=seed, **data)["train"].to_pandas()
-    parts = {label: train[train.label == label].text.tolist() for label in (1, 0)}
-    fewest = min(map(len, parts.values()))
-    if held_out // 2 >= fewest:
-        raise UserFault(f"held_out: {held_out} asked for, half of each label; allowed: less than {2 * fewest}")
-    kept = {label: texts[: len(texts) - held_out // 2] for label, texts in parts.items()}
-    apart = {label: texts[len(texts) - held_out // 2 :] for label, texts in parts.items()}
-    if n_train is not None:
-        if n_train // 2 > min(map(len, kept.values())):
-            left = sum(map(len, kept.values()))
-            raise UserFault(f"curve_reviews or weak_reviews: {n_train} asked for, but {left} are left to train")
-        kept = {label: texts[: n_train // 2] for label, texts in kept.items()}
-
-    if base == SCRATCH:
-        # The tokenizer may see only what the model sees.
-        codec = train_tokenizer(tokenizer, kept[1] + kept[0], vocab)
-        shape = {"width": width, "layers": layers, "heads": heads, "positions": tokens, "sinusoidal": sinusoidal}
-        model = new_encoder(codec, **shape, dropout=dropout)
+    kept, apart = _split(data.load(seed)["train"].to_pandas(), s)
+    if start is not None or s.base != SCRATCH:
+        model, tokenizer = load_encoder(start or s.base, s.dropout)
     else:
-        model, codec = load_encoder(base, dropout)
+        # The tokenizer may see only what the model sees.
+        tokenizer = train_tokenizer(s.tokenizer, kept[1] + kept[0], s.vocab)
+        shape = {"width": s.width, "layers": s.layers, "heads": s.heads, "positions": s.tokens}
+        model = new_encoder(tokenizer, **shape, sinusoidal=s.sinusoidal, dropout=s.dropout)
 
     rows = max(map(len, kept.values()))
-    epochs = max(epochs, min_steps * (batch // 2) / rows)
+    epochs = max(s.epochs, s.min_steps * (s.batch // 2) / rows)
     with quiet_training() as folder:
-        arguments = trainer_arguments(folder, seed=seed, epochs=epochs, batch=batch // 2, lr=lr, reports=12)
-        if not held_out:
+        arguments = trainer_arguments(folder, seed=seed, epochs=epochs, batch=s.batch // 2, lr=s.lr, reports=12)
+        if not s.held_out:
             arguments |= {"eval_strategy": "no", "eval_on_start": False}
-        trainer = TRAINERS[pairs](
+        pairs = _pair_up(kept[1], kept[0], tokenizer, s.tokens)
+        trainer = TRAINERS[s.pairs](
             model=model,
-            args=RewardConfig(**arguments, max_length=None, disable_dropout=dropout == 0),
-            train_dataset=_pair_up(kept[1], kept[0], codec, tokens).with_transform(partial(_drop_words, word_dropout)),
-            eval_dataset=_pair_up(apart[1], apart[0], codec, tokens) if held_out else None,
-            processing_class=codec,
+            args=RewardConfig(**arguments, max_length=None, disable_dropout=s.dropout == 0),
+            train_dataset=pairs.with_transform(partial(_drop_words, s.word_dropout)),
+            eval_dataset=_pair_up(apart[1], apart[0], tokenizer, s.tokens) if s.held_out else None,
+            processing_class=tokenizer,
         )
         run_trainer(trainer).to_csv(out / "history.csv", index=False)
     model.eval()
-    model.save_pretrained(out)
-    codec.save_pretrained(out)
-
-    scores = pd.concat(
-        [
-            scored("held_out", apart[1] + apart[0], [1] * len(apart[1]) + [0] * len(apart[0]), model, codec, tokens),
-            *(scored(name, *rows, model, codec, tokens) for name, rows in fixed_reviews(data).items()),
-        ]
-    )
-    scores.to_parquet(out / "scores.parquet", index=False)
+    save(out, model, tokenizer)
+    labelled = {"held_out": (apart[1] + apart[0], [1] * len(apart[1]) + [0] * len(apart[0])), **fixed_reviews(data)}
+    scores = write_scores(out, labelled, model, tokenizer, s.tokens)
     test = scores[scores.split == "test"]
     return {
-        "pairwise_accuracy": float(roc_auc_score(test.label, test.reward)),
+        "pairwise_accuracy": pairwise_accuracy(test.reward.to_numpy(), test.label.to_numpy()),
         "reviews": sum(map(len, kept.values())),
         "epochs": epochs,
-        **pair_count(rows, batch, pairs),
+        **pair_count(rows, s.batch, s.pairs),
     }
+
+
+def _split(train: pd.DataFrame, s: RewardSettings) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Texts to train on and texts kept apart, each by label."""
+    parts = {label: train[train.label == label].text.tolist() for label in (1, 0)}
+    fewest = min(map(len, parts.values()))
+    if s.held_out // 2 >= fewest:
+        raise UserFault(f"held_out: {s.held_out} asked for, half of each label; allowed: less than {2 * fewest}")
+    kept = {label: texts[: len(texts) - s.held_out // 2] for label, texts in parts.items()}
+    apart = {label: texts[len(texts) - s.held_out // 2 :] for label, texts in parts.items()}
+    if s.n_train is not None:
+        if s.n_train // 2 > min(map(len, kept.values())):
+            left = sum(map(len, kept.values()))
+            raise UserFault(f"curve_reviews or weak_reviews: {s.n_train} asked for, but {left} are left to train")
+        kept = {label: texts[: s.n_train // 2] for label, texts in kept.items()}
+    return kept, apart
 
 
 def pair_count(rows: int, batch: int, pairs: str) -> dict[str, int]:
@@ -160,14 +169,14 @@ def pair_count(rows: int, batch: int, pairs: str) -> dict[str, int]:
     return {"forwards_per_epoch": forwards, "pairs_per_epoch": compared}
 
 
-def _pair_up(positive: list[str], negative: list[str], codec: PreTrainedTokenizerBase, tokens: int) -> Dataset:
+def _pair_up(positive: list[str], negative: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> Dataset:
     """One row for each positive and its partner; the shorter side is used again from its start."""
     n = max(len(positive), len(negative))
     sides = {"chosen_ids": positive, "rejected_ids": negative}
     return Dataset.from_dict(
         {
             # Encoded here: RewardTrainer would drop what is longer than max_length, and append an eos.
-            name: encode(codec, [texts[i % len(texts)] for i in range(n)], tokens)
+            name: encode(tokenizer, [texts[i % len(texts)] for i in range(n)], tokens)
             for name, texts in sides.items()
         }
     )
@@ -188,19 +197,34 @@ def _drop_words(rate: float, batch: dict[str, list[list[int]]]) -> dict[str, lis
     return {name: [keep(row) for row in rows] for name, rows in batch.items()} if rate else batch
 
 
-def fixed_reviews(data: dict[str, Any]) -> dict[str, tuple[list[str], list[int]]]:
-    """Texts and labels that every reward model scores: the test reviews, and those whose mean is `pairs.zero_of`."""
-    reviews = load_reviews(seed=0, **data)
+def fixed_reviews(data: Reviews) -> dict[str, tuple[list[str], list[int]]]:
+    """Texts and labels that every reward model scores: the test reviews, and those whose mean is `zero_of`."""
+    reviews = data.load(0)
     test = reviews["test"]
     anchor = reviews.get("unsupervised", test)["text"][:ANCHORS]
     return {"test": (list(test["text"]), list(test["label"])), "anchor": (list(anchor), [-1] * len(anchor))}
 
 
-def scored(split: str, texts: list[str], labels: list[int], model, codec, tokens: int) -> pd.DataFrame:
-    """Rewards of texts, one row each; columns split, label, reward."""
-    # No labels are integers as well.
-    labels = np.array(labels, dtype=int)
-    return pd.DataFrame({"split": split, "label": labels, "reward": score(model, codec, texts, tokens=tokens)})
+def write_scores(
+    out: Path,
+    texts: dict[str, tuple[list[str], list[int]]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: int,
+) -> pd.DataFrame:
+    """Score texts and keep them in scores.parquet: columns split, label, reward, one row for each text.
+
+    texts maps a split to its texts and labels.
+    """
+    # Labels of no text are integers as well.
+    parts = [
+        pd.DataFrame({"split": split, "label": np.array(labels, dtype=int),
+                      "reward": score(model, tokenizer, here, tokens=tokens)})
+        for split, (here, labels) in texts.items()
+    ]  # fmt: skip
+    scores = pd.concat(parts)
+    scores.to_parquet(out / "scores.parquet", index=False)
+    return scores
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> list[list[int]]:
@@ -219,10 +243,8 @@ def score(
 ) -> np.ndarray:
     """The reward of each text, float64, shape (texts,); texts are cut to `tokens` tokens as in training."""
     ids = encode(tokenizer, list(texts), tokens)
-    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     out = np.zeros(len(ids))
-    for start in range(0, len(ids), batch):
-        some = by_length[start : start + batch]
+    for some in by_length(ids, batch):
         inputs = tokenizer.pad({"input_ids": [ids[i] for i in some]}, return_tensors="pt").to(model.device)
         out[some] = model(**inputs).logits.squeeze(-1).double().cpu().numpy()
     return out
@@ -263,20 +285,15 @@ def zero_of(reward: Path) -> float:
     return float(scores.reward[scores.split == "anchor"].mean())
 
 
-def average_rewards(
-    out: Path, *, seed: int, data: dict[str, Any], rewards: Sequence[Path], tokens: int
-) -> dict[str, Any]:
-    """The reward model whose weights are the mean of those of several, trained from one start.
+def average_rewards(out: Path, *, data: Reviews, rewards: Sequence[Path], tokens: int) -> dict[str, Any]:
+    """The reward model whose weights are the mean of those of several that were trained from one start.
 
-    Writes it like `reward.train_reward`: the model, its tokenizer and scores.parquet (splits test and anchor).  Returns
-    status and how many there were.
+    WARM (Ramé et al. 2024, "WARM: On the Benefits of Weight Averaged Reward Models").  Writes it like `train_reward`:
+    the model, its tokenizer and scores.parquet (splits test and anchor).  Returns status and how many there were.
     """
-    model, codec = load_encoder(rewards[0])
+    model, tokenizer = load_encoder(rewards[0])
     states = [load_encoder(folder)[0].state_dict() for folder in rewards]
     model.load_state_dict(lerp(states[0], states))
-    model.save_pretrained(out)
-    codec.save_pretrained(out)
-    fixed = fixed_reviews(data).items()
-    scores = pd.concat([scored(name, *rows, model, codec, tokens) for name, rows in fixed])
-    scores.to_parquet(out / "scores.parquet", index=False)
+    save(out, model, tokenizer)
+    write_scores(out, fixed_reviews(data), model, tokenizer, tokens)
     return {"status": "ok", "members": len(rewards)}

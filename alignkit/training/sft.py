@@ -1,5 +1,6 @@
 """Supervised fine-tuning (SFT): the policy that every later method starts from and is compared with."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from alignkit.faults import UserFault
 from alignkit.sampling import sequence_log_probs
 from alignkit.world.models import (
+    MODEL,
     POSITIONS,
     SCRATCH,
     device,
@@ -20,65 +22,72 @@ from alignkit.world.models import (
     new_policy,
     quiet_training,
     run_trainer,
+    save,
     train_tokenizer,
     trainer_arguments,
 )
-from alignkit.world.reviews import load_reviews
+from alignkit.world.reviews import Reviews
 
 
-def train_sft(
-    out: Path,
-    *,
-    seed: int,
-    data: dict[str, Any],
-    policy: str,
-    tokenizer: str,
-    vocab: int,
-    width: int,
-    layers: int,
-    heads: int,
-    tokens: int,
-    epochs: float,
-    batch: int,
-    lr: float,
-    held_out: int,
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class SftSettings:
+    """How the supervised policy is made."""
+
+    policy: str = field(metadata=MODEL)
+    """"scratch" for a GPT-2 built on the spot, of the tokenizer and shape below; else a folder or Hub id."""
+    tokenizer: str
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    tokens: int
+    """Reviews are cut to this many policy tokens."""
+    epochs: float
+    """0 keeps a policy as it is (lvwerra/gpt2-imdb is fine-tuned already)."""
+    batch: int
+    lr: float
+    held_out: int
+    """Reviews that give the validation loss."""
+
+
+def train_sft(out: Path, settings: SftSettings, *, seed: int, data: Reviews) -> dict[str, float]:
     """Fine-tune (or train from scratch) the policy on the train and unsupervised reviews with TRL's SFTTrainer.
 
-    Reviews are cut to `tokens` policy tokens; `held_out` of them give the validation loss.  epochs=0
-    keeps a policy as it is (lvwerra/gpt2-imdb is fine-tuned already).
     Writes the policy, its tokenizer and history.csv to `out`; returns validation and test cross-entropy
-    in nats a token (the first token of a text is given, its end is predicted).
+    in nats a token (the first token of a text is given, its end is predicted).  Raises UserFault if no review is left
+    to train on.
     """
+    s = settings
     transformers.set_seed(seed)
-    reviews = load_reviews(seed=seed, **data)
+    reviews = data.load(seed)
     texts = [text for name in ("train", "unsupervised") if name in reviews for text in reviews[name]["text"]]
-    if held_out >= len(texts):
-        raise UserFault(f"sft_held_out: {held_out} asked for, but there are only {len(texts)} reviews")
+    if s.held_out >= len(texts):
+        raise UserFault(f"sft_held_out: {s.held_out} asked for, but there are only {len(texts)} reviews")
     np.random.default_rng(seed).shuffle(texts)
-    if policy == SCRATCH:
-        codec = train_tokenizer(tokenizer, texts, vocab)
-        model = new_policy(codec, width=width, layers=layers, heads=heads, positions=max(tokens, POSITIONS))
+    if s.policy == SCRATCH:
+        tokenizer = train_tokenizer(s.tokenizer, texts, s.vocab)
+        shape = {"width": s.width, "layers": s.layers, "heads": s.heads, "positions": max(s.tokens, POSITIONS)}
+        model = new_policy(tokenizer, **shape)
     else:
-        model, codec = load_policy(policy)
-    if epochs > 0:
-        history = fine_tune(model, codec, texts, tokens, held_out, seed=seed, epochs=epochs, batch=batch, lr=lr)
+        model, tokenizer = load_policy(s.policy)
+    if s.epochs > 0:
+        training = {"seed": seed, "epochs": s.epochs, "batch": s.batch, "lr": s.lr}
+        history = fine_tune(model, tokenizer, texts, s.tokens, s.held_out, **training)
         history.to_csv(out / "history.csv", index=False)
-    model.save_pretrained(out)
-    codec.save_pretrained(out)
+    save(out, model, tokenizer)
     model.to(device()).eval()
     # In the order of seed 0, so that the same test reviews serve every seed.
-    test = list(load_reviews(seed=0, **data)["test"]["text"])[:held_out]
+    test = list(data.load(0)["test"]["text"])[: s.held_out]
     return {
-        "held_out_cross_entropy": cross_entropy(model, codec, texts[:held_out], tokens),
-        "test_cross_entropy": cross_entropy(model, codec, test, tokens),
+        "held_out_cross_entropy": cross_entropy(model, tokenizer, texts[: s.held_out], s.tokens),
+        "test_cross_entropy": cross_entropy(model, tokenizer, test, s.tokens),
         "texts": len(test),
     }
 
 
 def fine_tune(
     model: PreTrainedModel,
-    codec: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     tokens: int,
     held_out: int,
@@ -94,7 +103,7 @@ def fine_tune(
             args=SFTConfig(**trainer_arguments(folder, reports=10, **arguments), max_length=tokens),
             train_dataset=Dataset.from_dict({"text": texts[held_out:]}),
             eval_dataset=Dataset.from_dict({"text": texts[:held_out]}),
-            processing_class=codec,
+            processing_class=tokenizer,
         )
         return run_trainer(trainer)
 

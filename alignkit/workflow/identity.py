@@ -11,6 +11,7 @@ What cannot be followed must not stand in such code: `getattr`, `importlib`, `ev
 import ast
 import hashlib
 import symtable
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,12 @@ Place = tuple[str, str]
 
 
 def source(function: Callable[..., Any]) -> str:
-    """SHA-256 of all definitions that the function reaches (first 16 hex digits)."""
+    """SHA-256 of all definitions that the function reaches (first 16 hex digits).
+
+    Raises ValueError for a function that is not defined at the top of a file, such as one of a notebook's cell.
+    """
+    if (function.__module__, function.__name__) not in reached(function.__module__, function.__name__):
+        raise ValueError(f"{function.__qualname__}: a training function must stand at the top of a module")
     return _digest(_module_file(function.__module__), function.__module__, function.__name__)
 
 
@@ -140,10 +146,12 @@ def _parsed(file: Path, _: int) -> _Module:
 
 @lru_cache(maxsize=512)
 def _module_file(module: str) -> Path | None:
-    """The file of a module of this package, None for others."""
+    """The file of a module."""
     package, *parts = module.split(".")
     if package != PACKAGE:
-        return None
+        # Nothing is followed out of this package, so this is where a training function of somebody else's stands.
+        file = getattr(sys.modules.get(module), "__file__", None)
+        return Path(file) if file else None
     base = paths.PACKAGE.joinpath(*parts)
     files = [base / "__init__.py"] if not parts else [base.with_suffix(".py"), base / "__init__.py"]
     return next((file for file in files if file.is_file()), None)
@@ -167,6 +175,12 @@ def _imports(where: _Module, node: ast.AST) -> set[str]:
     foreign = {f"{name} is {where.foreign[name]}" for name in names & set(where.foreign)}
     renamed = {name: where.imported[name][1] for name in names & set(where.imported)}
     return foreign | {f"{name} is {original}" for name, original in renamed.items() if original not in ("", name)}
+
+
+def forget() -> None:
+    """Read all sources anew; for a process in which they were edited."""
+    for cached in (_digest, _parsed, _module_file):
+        cached.cache_clear()
 
 
 def _global_names(node: ast.AST) -> set[str]:

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignkit import paths
 from alignkit.world.reach import check_data, check_model
+
+if TYPE_CHECKING:
+    from alignkit.world.reviews import Reviews
 
 
 def _number(value: Any) -> Any:
@@ -93,9 +96,11 @@ class World(BaseModel):
         """The values of the keys that begin with the prefix, without it."""
         return {name: getattr(self, prefix + name) for name in names.split()}
 
-    def reviews(self) -> dict[str, Any]:
-        """The settings of `load_reviews`."""
-        return {"source": self.data, **self.take("", "train_reviews test_reviews unsupervised_reviews")}
+    def reviews(self) -> "Reviews":
+        """Which reviews the notebook learns from."""
+        from alignkit.world.reviews import Reviews  # here, as it imports the libraries and faults are told at once
+
+        return Reviews(self.data, self.train_reviews, self.test_reviews, self.unsupervised_reviews)
 
     def check_reach(self) -> None:
         """Raise UserFault if the data or a model is out of reach."""

@@ -1,8 +1,13 @@
 """Runs: what one is, its identity, and where its result is kept.
 
-A run is one call of a training function, `train(out, seed=..., data=..., **settings) -> metrics`, that
-writes into the folder `out`.  Its identity is the hash of everything that its result depends on, so
-the same call loads, and edited code, other data or another library never serve an old result.
+A run is one call of a training function, `train(out, settings, **inputs) -> metrics`, that writes into the folder
+`out`.  Its identity is the hash of everything that its result depends on, so the same call loads, and edited code,
+other data or another library never serve an old result:
+
+- its settings (a frozen dataclass) and its inputs: seed, reviews by what they say, other runs by the checksums of their
+  files, so that an input that was trained again to the same bits changes nothing
+- the definitions that the function reaches (`identity.source`)
+- the versions of the libraries, the numerics in force (`numerics.in_force`), precision and kind of device
 """
 
 import hashlib
@@ -13,150 +18,208 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from alignkit import paths
+from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import identity
-from alignkit.world.reviews import fingerprint
+from alignkit.world.reviews import Reviews
 
 LIBRARIES = (
     *("torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "peft", "safetensors", "numpy", "pandas"),
     *("scipy", "scikit-learn", "nltk"),
 )
 """What a training function may call: another version of one of them is another run."""
-
-
 RECORD = "run.json"
-
-
 # A notebook asks for hundreds of runs: what takes longest in telling them apart is done once.
 version = lru_cache(importlib.metadata.version)
 
 
 class Run(NamedTuple):
-    """A finished run; as a setting of another run it stands for its folder and counts by its id."""
+    """A finished run, or a part of one; as an input of another run it stands for its folder."""
 
     id: str
-    path: Path
+    folder: Path
+    part: str = ""
+    """A folder in the run's own, such as the weights that it kept at a step."""
+
+    @property
+    def path(self) -> Path:
+        """Where its files lie."""
+        return self.folder / self.part
 
     @property
     def record(self) -> dict[str, Any]:
-        """Function, settings, seed, data fingerprint, versions, sources, metrics, seconds, hardware, checksums."""
-        return json.loads((self.path / RECORD).read_text())
+        """Function, settings, seed, data, versions, source, numerics, inputs, metrics, seconds, hardware, checksums."""
+        return json.loads((self.folder / RECORD).read_text())
 
     @property
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """What the training function returned."""
         return self.record["metrics"]
 
+    def at(self, part: str) -> "Run":
+        """A part of this run."""
+        return self._replace(part=part)
 
-def get(train: Callable[..., dict[str, Any]], *, seed: int, data: dict[str, Any], **settings: Any) -> Run:
-    """The run of this function with these settings: loaded if the store has it, else trained and kept.
+    @property
+    def content(self) -> str:
+        """SHA-256 of its files' names and checksums (first 16 hex digits)."""
+        files = self.record["files"].items()
+        here = sorted(
+            (os.path.relpath(name, self.part or "."), check) for name, check in files if name.startswith(self.part)
+        )
+        return _hash(here)
 
-    settings are JSON values, other runs or lists of them.  A run is written to a temporary folder and renamed when it
-    is whole, so the store never holds half a run; processes that ask for the same run wait for the one
-    that trains it.  Raises UserFault if the stored run is damaged.
+
+def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: Any) -> Run:
+    """The run of this function with these settings and inputs: loaded if the store has it, else trained and kept.
+
+    settings: an instance of the function's settings class, None for a function without one.  inputs: seed, data
+    (`Reviews`), runs or lists of them, JSON values.  A run is written to a temporary folder and renamed when it is
+    whole, so the store never holds half a run; processes that ask for the same run wait for the one that trains it.
+    Raises UserFault if the stored run is damaged.
     """
-    known = identify(train, seed=seed, data=data, **settings)
-    run_id = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    known = identify(train, settings, **inputs)
+    run_id = _hash(known)
     home = paths.store()
     run = Run(run_id, home / f"{train.__name__}-{run_id}")
-    if not run.path.exists():
+    if not run.folder.exists():
         (home / "locks").mkdir(parents=True, exist_ok=True)
         with FileLock(home / "locks" / f"{run_id}.lock"):
-            if not run.path.exists():
+            if not run.folder.exists():
                 # Holding the lock, nobody else writes this run: what is there was left by a killed process.
                 for left in home.glob(f"tmp-{run_id}-*"):
                     shutil.rmtree(left, ignore_errors=True)
-                _announce(f"training {train.__name__} for seed {seed} ...")
-                _train(train, run, known, seed=seed, data=data, **settings)
+                seed = f" for seed {inputs['seed']}" if "seed" in inputs else ""
+                _announce(f"training {train.__name__}{seed} ...")
+                _train(train, run, known, settings, inputs)
                 _announce("")
-    _verify(run)
+    _verify(run, paths.stamp(str(run.folder)))
     return run
 
 
-def identify(train: Callable[..., Any], *, seed: int, data: dict[str, Any], **settings: Any) -> dict[str, Any]:
+def identify(train: Callable[..., Any], settings: Any = None, **inputs: Any) -> dict[str, Any]:
     """Everything that the result depends on, as JSON values."""
     return {
         "function": train.__name__,
-        "seed": seed,
-        # Where the reviews lie does not matter, what they say does.
-        "data": fingerprint(**data),
-        "settings": {name: _counted(name, value) for name, value in settings.items()},
-        "versions": {name: version(name) for name in LIBRARIES},
+        "settings": _as_dict(settings) if settings is not None else {},
+        "inputs": {name: _counted(value) for name, value in inputs.items()},
         "source": identity.source(train),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "numerics": numerics.in_force(),
+        "precision": _precision(),
     }
 
 
-def _counted(name: str, value: Any) -> Any:
-    """A setting as it counts: another run by its id, a model in a local folder by its files."""
-    if name in ("policy", "base") and isinstance(value, str) and value != "scratch":
-        return paths.content(value) or value
-    return _replaced(value, lambda run: run.id)
+def _as_dict(settings: Any) -> dict[str, Any]:
+    """Settings as JSON values; a model in a local folder counts by its files."""
+    out = {}
+    for field in fields(settings):
+        value = vars(settings)[field.name]
+        is_model = field.metadata.get("model") and isinstance(value, str)
+        out[field.name] = (paths.content(value) or value) if is_model else _plain(value)
+    return out
 
 
-def _replaced(value: Any, by: Callable[[Run], Any]) -> Any:
-    """A setting with each run in it, alone or in a list, replaced."""
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _counted(value: Any) -> Any:
+    """An input as it counts: a run by its files, reviews by what they say wherever they lie."""
     if isinstance(value, Run):
-        return by(value)
-    return [_replaced(item, by) for item in value] if isinstance(value, list) else value
+        return value.content
+    if isinstance(value, Reviews):
+        return value.fingerprint()
+    return [_counted(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any], **settings: Any) -> None:
-    folder = Path(tempfile.mkdtemp(prefix=f"tmp-{run.id}-", dir=run.path.parent))
+def _opened(value: Any) -> Any:
+    """An input as the training function takes it: a run as its folder."""
+    if isinstance(value, Run):
+        return value.path
+    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _named(value: Any) -> Any:
+    """The ids of the runs among an input, for readers of the record; None where there is none."""
+    if isinstance(value, Run):
+        return "/".join(filter(None, (value.id, value.part)))
+    found = [_named(item) for item in value] if isinstance(value, list | tuple) else []
+    return found if any(found) else None
+
+
+@lru_cache(maxsize=1)
+def _precision() -> dict[str, bool]:
+    from alignkit.world.models import precision  # here, as it imports the libraries
+
+    return precision()
+
+
+def _train(
+    train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any], settings: Any, inputs: Mapping[str, Any]
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix=f"tmp-{run.id}-", dir=run.folder.parent))
     try:
         started = time.monotonic()
-        resolved = {name: _replaced(value, lambda run: run.path) for name, value in settings.items()}
-        metrics = train(folder, **resolved)
+        opened = {name: _opened(value) for name, value in inputs.items()}
+        metrics = train(folder, **opened) if settings is None else train(folder, settings, **opened)
         record = {
             **known,
             "id": run.id,
+            "runs": {name: found for name, value in inputs.items() if (found := _named(value))},
             "metrics": metrics,
             "seconds": round(time.monotonic() - started, 1),
             "hardware": hardware(),
             "files": {str(f.relative_to(folder)): _checksum(f) for f in sorted(folder.rglob("*")) if f.is_file()},
         }
-        record["checksum"] = _checksum_of(record)
+        record["checksum"] = _hash(record)
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         os.chmod(folder, 0o755)
-        os.replace(folder, run.path)
+        os.replace(folder, run.folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _verify(run: Run) -> None:
+@lru_cache(maxsize=4096)  # for each state of its files, a run is read through once a process
+def _verify(run: Run, files: paths.Stamp) -> None:
     try:
         record = run.record
-        sound = record.pop("checksum") == _checksum_of(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sound = record.pop("checksum") == _hash(record) and record["id"] == run.id
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
-    files = record["files"].items() if sound else ()
-    damaged = [name for name, checksum in files if _damaged(run.path / name, checksum)] if sound else [RECORD]
+    damaged = _damaged(run, record["files"], files) if sound else [RECORD]
     if damaged:
-        raise UserFault(f"run: {run.path} is damaged: {', '.join(damaged)}; delete this folder to train it again")
+        raise UserFault(f"run: {run.folder} is damaged: {', '.join(damaged)}; delete this folder to train it again")
 
 
-def _damaged(file: Path, checksum: str) -> bool:
-    try:
-        return _checksum(file) != checksum
-    except OSError:
-        return True
+def _damaged(run: Run, checksums: Mapping[str, str], files: paths.Stamp) -> list[str]:
+    """Files that are missing, of other content, or not the run's own."""
+    there = {os.path.relpath(name, run.folder) for name, *_ in files} - {RECORD}
+    wrong = [name for name in sorted(there & set(checksums)) if _checksum(run.folder / name) != checksums[name]]
+    return wrong + sorted(there ^ set(checksums))
 
 
 def _checksum(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
-def _checksum_of(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def hardware() -> str:

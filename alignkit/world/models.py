@@ -36,6 +36,8 @@ END, PAD, UNKNOWN = "<|endoftext|>", "<pad>", "<unk>"
 
 SCRATCH = "scratch"
 """The model name that asks for a model built on the spot."""
+MODEL = {"model": True}
+"""Metadata of a setting that names a model: a folder counts by its files, wherever it lies."""
 
 
 POSITIONS = 128
@@ -104,7 +106,8 @@ def run_trainer(trainer: Trainer) -> pd.DataFrame:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     log = pd.DataFrame(trainer.state.log_history)
-    log = log[log.columns.difference(["eval_runtime", "train_runtime"], sort=False)]
+    # Times differ from run to run, and what is kept of a run counts where another one starts from it.
+    log = log[[c for c in log if not c.endswith(("_runtime", "_per_second"))]]
     return log.groupby("step", as_index=False).first()
 
 
@@ -217,6 +220,12 @@ def _dropout(rate: float) -> dict[str, float]:
     return {"dropout": rate, "attention_dropout": 0.0, "seq_classif_dropout": rate}
 
 
+def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep a model and its tokenizer in a folder, in safetensors."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def load_policy(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, padded on the left, dropout off, on the device of choice.
 
@@ -248,13 +257,16 @@ def load_encoder(name: str | Path, dropout: float | None = None) -> tuple[PreTra
 
 def _load(kind: Any, name: str | Path, **settings: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        safe = {"trust_remote_code": False}  # code from a model's repository is never run
+        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
         if len(tokenizer) == len(set(tokenizer.all_special_ids)):
             # What transformers makes up where the files of the tokenizer are missing.
             raise OSError("it has no tokenizer, or one without words")
         if settings:
-            settings = {"config": AutoConfig.from_pretrained(name, **settings)}
-        model = kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **settings)
+            settings = {"config": AutoConfig.from_pretrained(name, **safe, **settings)}
+        model = kind.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, **settings
+        )
     except Exception as error:  # whatever a broken or foreign checkpoint makes the libraries raise
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         if "ignore_mismatched_sizes" in first:

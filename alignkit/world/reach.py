@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from alignkit.faults import UserFault
+from alignkit.world.known import GENERATORS
 
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 
@@ -17,14 +18,15 @@ FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".arrow", ".gz",
 
 
 def check_data(source: str) -> None:
-    """Raise UserFault if `source` is neither "pocket" nor a folder, CSV file or Hub data set within reach."""
+    """Raise UserFault if `source` is neither a world of `known` nor a folder, CSV file or Hub data set within reach."""
     path = Path(source).expanduser()
-    if source == "pocket" or path.is_dir() or (path.is_file() and path.suffix == ".csv"):
+    if source in GENERATORS or path.is_dir() or (path.is_file() and path.suffix == ".csv"):
         return
     if path.exists() or not HUB_ID.fullmatch(source) or _looks_local(path):
         what = "is not a data set" if path.exists() else "does not exist"
+        worlds = ", ".join(map(repr, GENERATORS))
         raise UserFault(
-            f"data: {source!r} {what}; allowed: 'pocket', a folder of parquet or CSV files, a CSV file, "
+            f"data: {source!r} {what}; allowed: {worlds}, a folder of parquet or CSV files, a CSV file, "
             "or a Hub id such as 'stanfordnlp/imdb'"
         )
     cached = Path(os.environ.get("HF_DATASETS_CACHE", _hub_home() / "datasets")) / source.replace("/", "___")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,16 +13,34 @@ from transformers import PreTrainedTokenizerBase
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.pocket import generate_reviews
+from alignkit.world.known import GENERATORS
 from alignkit.world.reach import check_data
 
 datasets.disable_progress_bars()
 
 SPLITS = ("train", "test", "unsupervised")
+SIZES = {"train": 25_000, "test": 12_500, "unsupervised": 50_000}
+"""How many reviews a world of our own has where no number is asked for; as many as IMDB at hand."""
+WORLD_SEEDS = {"train": 1, "test": 2, "unsupervised": 3}
+"""The reviews of such a world are a fixed data set; a run's own seed only shuffles them."""
 
 
-POCKET_SEEDS = {"train": 1, "test": 2, "unsupervised": 3}
-"""The pocket reviews are a fixed data set like IMDB; a run's own seed only shuffles them."""
+@dataclass(frozen=True)
+class Reviews:
+    """Which reviews: where they are from and how many of each split, None for all (`load_reviews`)."""
+
+    source: str
+    train_reviews: int | None = None
+    test_reviews: int | None = None
+    unsupervised_reviews: int | None = None
+
+    def load(self, seed: int) -> datasets.DatasetDict:
+        """Cleaned reviews with columns text and label, shuffled with the seed."""
+        return load_reviews(**asdict(self), seed=seed)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the cleaned texts and labels, the same wherever they lie (first 16 hex digits)."""
+        return fingerprint(**asdict(self))
 
 
 def load_reviews(
@@ -34,7 +53,7 @@ def load_reviews(
 ) -> datasets.DatasetDict:
     """Cleaned reviews with columns text and label (1 positive, 0 negative, -1 unknown), shuffled with the seed.
 
-    `source` is "pocket", a folder or CSV file, or a Hub id.  Train is kept whole; texts that also
+    `source` is a world of `known`, a folder or CSV file, or a Hub id.  Train is kept whole; texts that also
     stand in train leave test and unsupervised, and texts of test leave unsupervised.  The *_reviews
     cut a split to that many reviews, half of each label, the same ones for every seed; None keeps all.
     A CSV file has the columns text and label, and either a column split or gives every fifth review to test.
@@ -54,7 +73,7 @@ def fingerprint(source: str, **sizes: int | None) -> str:
 
 def _stamp(source: str) -> paths.Stamp:
     """With it in a cache's key, an edited file is read again."""
-    return () if source == "pocket" else paths.stamp(source)
+    return () if source in GENERATORS else paths.stamp(source)
 
 
 @lru_cache(maxsize=8)
@@ -68,8 +87,8 @@ def _fingerprint(source: str, _: paths.Stamp, **sizes: int | None) -> str:
 
 @lru_cache(maxsize=2)
 def _load(source: str, _: paths.Stamp, sizes: tuple[int | None, ...]) -> dict[str, datasets.Dataset]:
-    if source == "pocket":
-        return _load_pocket(sizes)
+    if source in GENERATORS:
+        return _load_generated(source, sizes)
     raw = _load_raw(source)
     frames = {name: _clean(raw[name], source, name) for name in SPLITS if name in raw}
     for name in ("train", "test"):
@@ -85,12 +104,11 @@ def _load(source: str, _: paths.Stamp, sizes: tuple[int | None, ...]) -> dict[st
     return {name: datasets.Dataset.from_pandas(frame, preserve_index=False) for name, frame in cut.items()}
 
 
-def _load_pocket(sizes: tuple[int | None, ...]) -> dict[str, datasets.Dataset]:
-    full = {"train": 25_000, "test": 12_500, "unsupervised": 50_000}
+def _load_generated(source: str, sizes: tuple[int | None, ...]) -> dict[str, datasets.Dataset]:
     seen: set[str] = set()
     out = {}
     for name, size in zip(SPLITS, sizes, strict=True):
-        frame = generate_reviews(full[name] if size is None else size, POCKET_SEEDS[name])
+        frame = GENERATORS[source](SIZES[name] if size is None else size, WORLD_SEEDS[name])
         if name != "train":
             frame = frame[~frame.text.isin(seen)]
         seen |= set(frame.text)

@@ -9,13 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import called
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from alignkit.kl import token_log_probs
 from alignkit.pocket import generate_reviews
-from alignkit.sampling import full_texts, pad_left, sample, sequence_log_probs, token_log_probs
+from alignkit.sampling import full_texts, pad_left, sample, sequence_log_probs
+from alignkit.sampling import logits_of as logits_after
 from alignkit.training.evaluate import sample_completions
 from alignkit.world.models import new_policy, train_tokenizer
 
@@ -93,13 +96,15 @@ def test_token_log_probs_do_not_see_padding_on_the_left(policy: GPT2LMHeadModel,
     expected = logits_of(policy, row)[:-1].log_softmax(-1).gather(1, torch.tensor(row[1:])[:, None])[:, 0]
     ids = torch.tensor([[tokenizer.pad_token_id] * pads + row])
     mask = torch.tensor([[0] * pads + [1] * len(row)])
-    found = token_log_probs(policy, ids, mask)[0, pads:]
+    found = token_log_probs(logits_after(policy, ids, mask)[:, :-1], ids[:, 1:])[0, pads:]
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_token_log_probs_can_be_differentiated(policy: GPT2LMHeadModel, tokenizer) -> None:
     ids, mask = pad_left(tokenizer(TEXTS[:2])["input_ids"], tokenizer.pad_token_id)
-    gradient = torch.autograd.grad(token_log_probs(policy, ids, mask).sum(), policy.lm_head.weight)[0]
+    gradient = torch.autograd.grad(
+        token_log_probs(logits_after(policy, ids, mask)[:, :-1], ids[:, 1:]).sum(), policy.lm_head.weight
+    )[0]
     assert gradient.abs().max() > 0
 
 
@@ -225,7 +230,7 @@ def test_kept_completions_have_the_same_prompts_for_every_seed(policy, tokenizer
     lengths = {"n_prompts": 5, "k": 3, "shortest": 5, "longest": 20, "max_new_tokens": 6}
     kept = []
     for seed in (0, 1):
-        metrics = sample_completions(tmp_path, seed=seed, data=data, policy=tmp_path / "policy", **lengths)
+        metrics = called(sample_completions, tmp_path, seed=seed, data=data, policy=tmp_path / "policy", **lengths)
         kept.append(pd.read_parquet(tmp_path / "completions.parquet"))
         assert metrics["mean_tokens"] == pytest.approx(kept[-1].completion_ids.map(len).mean())
         assert metrics["finished"] == pytest.approx(kept[-1].finished.mean())

@@ -1,10 +1,12 @@
 """Every notebook in the repository, read but not run: what a reader sees, and what git keeps."""
 
 import ast
+import importlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nbformat
@@ -152,31 +154,23 @@ def test_no_cell_takes_the_name_of_a_parameter(file: Path):
     assert not taken & set(values(file))
 
 
-def defined(module: str) -> set[str]:
-    """The names at the top of an alignkit module, or of the package itself; nothing is imported."""
-    path = ROOT / "alignkit" / f"{module}.py"
-    names = {p.stem for p in path.parent.glob("*.py")} if module == "__init__" else set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-    return names
-
-
 def test_everything_that_it_takes_from_alignkit_exists(file: Path):
-    modules, stored = {}, set()
+    if file.parent.name != "notebooks":
+        pytest.skip("a page of another profile shows the code of the day on which it ran")
+    taken: dict[str, Any] = {}
     for node in trees(file):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "alignkit":
-            _, _, module = node.module.partition(".")
-            names = {alias.name for alias in node.names}
-            assert names <= defined(module or "__init__")
-            modules |= {alias.asname or alias.name: alias.name for alias in node.names if not module}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            stored.add(node.id)
-    assert modules
-    assert not stored & set(modules)
+            taken |= {alias.asname or alias.name: found(node.module, alias.name) for alias in node.names}
+    assert taken
+    stored = {node.id for node in trees(file) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    assert not stored & {name for name, what in taken.items() if isinstance(what, ModuleType)}
     for node in trees(file):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            assert node.attr in defined(modules[node.value.id]), f"{node.value.id}.{node.attr}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            what = taken.get(node.value.id)
+            assert not isinstance(what, ModuleType) or hasattr(what, node.attr), f"{node.value.id}.{node.attr}"
+
+
+def found(module: str, name: str) -> Any:
+    """What an import of a name from a module gives: something in it, or a module below it."""
+    here = importlib.import_module(module)
+    return getattr(here, name) if hasattr(here, name) else importlib.import_module(f"{module}.{name}")

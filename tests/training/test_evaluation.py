@@ -8,17 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import called
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from alignkit.metrics import distinct_n, repetition_rate, self_bleu, unigram_entropy
 from alignkit.pocket import ADJECTIVES, VERDICTS, generate_reviews, gold_reward, well_formed
 from alignkit.sampling import completion_logits, sample, sequence_kl, sequence_log_probs
 from alignkit.training.baselines import best_of, guided_search, positive_words, train_on_positive
-from alignkit.training.evaluate import SELF_BLEU_GROUP, evaluate, measures, with_rewards
+from alignkit.training.evaluate import FEW, evaluate, measures, with_rewards
 from alignkit.training.reward import score_with, zero_of
 from alignkit.training.sft import cross_entropy
+from alignkit.world.known import truth_of
 from alignkit.world.models import load_policy, new_policy, train_tokenizer
-from alignkit.world.reviews import load_reviews, prompts
+from alignkit.world.reviews import Reviews, prompts
 
 TOLERANCE = 1e-5
 SHORT, LONG = "a", "b a c c b a a"
@@ -173,7 +175,7 @@ def test_measures_are_those_of_the_completions() -> None:
 def test_single_completions_have_no_self_bleu_and_of_many_the_first_are_compared() -> None:
     single = pd.DataFrame({"prompt": ["x", "y"], "completion": ["a b", "c d"], "reward": 0.0})
     assert np.isnan(measures(single)["self_bleu"])
-    texts = [f"word{i} and so on" for i in range(SELF_BLEU_GROUP)]
+    texts = [f"word{i} and so on" for i in range(FEW)]
     many = pd.DataFrame({"prompt": "x", "completion": texts + ["other words entirely here"] * 5, "reward": 0.0})
     assert measures(many)["self_bleu"] == pytest.approx(self_bleu([texts]))
 
@@ -197,7 +199,7 @@ def evaluations(world, tmp_path_factory) -> dict[str, tuple[dict[str, Any], pd.D
     done = {}
     for name, changed in SETTINGS.items():
         out = tmp_path_factory.mktemp("evaluation")
-        metrics = evaluate(out, **{"seed": 0, "data": world.data, **models, **SIZES, **changed})
+        metrics = called(evaluate, out, **{"seed": 0, "data": world.data, **models, **SIZES, **changed})
         done[name] = metrics, pd.read_parquet(out / "completions.parquet")
     return done
 
@@ -220,7 +222,7 @@ def test_an_evaluation_returns_the_means_of_what_it_keeps(evaluations, world) ->
 
 def test_the_prompts_are_the_same_test_prompts_for_every_seed_and_setting(evaluations, world) -> None:
     _, tokenizer = load_policy(world.sft)
-    test = list(load_reviews(seed=0, **world.data)["test"]["text"])
+    test = list(world.data.load(0)["test"]["text"])
     expected = [text for text in prompts(test, tokenizer, n=10, shortest=5, longest=20, seed=0) for _ in range(4)]
     for _, kept in evaluations.values():
         assert kept.prompt.tolist() == expected
@@ -264,15 +266,16 @@ def test_broken_weights_are_a_diverged_policy_without_numbers(broken: float, wor
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "broken")
     models = {"policy": tmp_path / "broken", "reference": world.sft, "reward": world.reward}
-    assert evaluate(tmp_path, seed=0, data=world.data, **models, **SIZES) == {"status": "diverged"}
+    assert called(evaluate, tmp_path, seed=0, data=world.data, **models, **SIZES) == {"status": "diverged"}
     assert not (tmp_path / "completions.parquet").exists()
 
 
 def test_rewards_are_given_with_the_truth_only_where_it_is_known(world) -> None:
     texts = generate_reviews(5, seed=3).text.tolist()
-    for gold in (True, False):
-        found = with_rewards(pd.DataFrame({"text": texts}), world.reward, 64, gold=gold)
-        assert set(found.columns) == {"text", "reward", *(("gold", "well_formed") if gold else ())}
+    for source in ("pocket", "reviews.csv"):
+        found = with_rewards(pd.DataFrame({"text": texts}), world.reward, 64, truth_of(source))
+        known = ("gold", "well_formed") if source == "pocket" else ()
+        assert set(found.columns) == {"text", "reward", *known}
 
 
 # Baselines
@@ -307,7 +310,7 @@ def test_guided_search_gives_one_text_a_prompt_above_plain_sampling(evaluations,
     # The last step is a shorter one: 14 is no multiple of 8.
     search = {"beams": 2, "tries": 4, "chunk": 8, "n_prompts": 10, "max_new_tokens": 14, "reward_tokens": 64}
     models = {"policy": world.sft, "reward": world.reward}
-    metrics = guided_search(tmp_path, seed=0, data=world.data, **models, **search)
+    metrics = called(guided_search, tmp_path, seed=0, data=world.data, **models, **search)
     kept = pd.read_parquet(tmp_path / "completions.parquet")
     plain = evaluations["plain"][1]
     assert kept.prompt.tolist() == plain.prompt.drop_duplicates().tolist()
@@ -324,7 +327,7 @@ def test_guided_search_gives_one_text_a_prompt_above_plain_sampling(evaluations,
 
 def test_positive_words_are_words_of_praise_in_the_pocket_world(world) -> None:
     _, tokenizer = load_policy(world.sft)
-    data = {"source": "pocket", "train_reviews": 4000, "test_reviews": 100, "unsupervised_reviews": 100}
+    data = Reviews("pocket", 4000, 100, 100)
     words = positive_words(data, tokenizer, 12, 1.5)
     assert len(words) == 12
     assert set(words.values()) == {1.5}
@@ -334,17 +337,23 @@ def test_positive_words_are_words_of_praise_in_the_pocket_world(world) -> None:
     )
     assert set(words) <= praise - blame
     # Every one of them stands in more positive than negative reviews.
-    train = load_reviews(seed=0, **data)["train"].to_pandas()
+    train = data.load(0)["train"].to_pandas()
     for word in words:
         assert train.label[train.text.str.split().map(lambda text, w=word: w in text)].mean() > 0.7, word
 
 
 def test_fine_tuning_on_positive_reviews_makes_them_likelier_than_negative_ones(world, tmp_path: Path) -> None:
-    metrics = train_on_positive(
-        tmp_path, seed=0, data=world.data, policy=world.sft, epochs=2, **world.sft_training | {"lr": 3e-3}
+    metrics = called(
+        train_on_positive,
+        tmp_path,
+        seed=0,
+        data=world.data,
+        policy=world.sft,
+        epochs=2,
+        **world.sft_training | {"lr": 3e-3},
     )
     assert metrics["status"] == "ok"
-    test = load_reviews(seed=0, **world.data)["test"].to_pandas()
+    test = world.data.load(0)["test"].to_pandas()
     change = {}
     for label, texts in test.groupby("label").text:
         before, after = (
@@ -353,7 +362,7 @@ def test_fine_tuning_on_positive_reviews_makes_them_likelier_than_negative_ones(
         change[label] = after - before
     assert change[1] < -0.01
     assert change[0] > change[1] + 0.02
-    train = load_reviews(seed=0, **world.data)["train"].to_pandas()
+    train = world.data.load(0)["train"].to_pandas()
     lengths = train.text[train.label == 1].str.split().map(len).clip(upper=64)
     assert metrics["tokens_trained"] == 2 * lengths.iloc[50:].sum()
     assert (tmp_path / "history.csv").exists()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import load_dataset
+from helpers import called
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
@@ -26,7 +27,7 @@ from alignkit.training.pairs import (
 )
 from alignkit.training.reward import score_with, zero_of
 from alignkit.world.models import load_policy
-from alignkit.world.reviews import load_reviews, prompts
+from alignkit.world.reviews import prompts
 
 SIX = np.array([3.0, -1.0, 5.0, 0.0, 4.0, 1.0])
 """From best to worst: positions 2, 4, 0, 5, 3, 1."""
@@ -120,7 +121,7 @@ def build_from(tmp_path: Path) -> Build:
         out = tmp_path / f"{next(calls)}"
         out.mkdir()
         table.to_parquet(out / "generations.parquet", index=False)
-        metrics = build_pairs(out, seed=seed, data={}, generations=out, construction=construction, **changed)
+        metrics = called(build_pairs, out, seed=seed, generations=out, construction=construction, **changed)
         return metrics, {name: pd.read_parquet(out / "pairs" / f"{name}.parquet") for name in ("train", "test")}
 
     return build
@@ -244,7 +245,7 @@ def test_generations_are_k_completions_of_each_train_prompt_in_order(world, gene
     given = {"prompt", "completion", "prompt_ids", "completion_ids", "finished", "text", "reward", "ref_logps"}
     assert set(generations.columns) == given
     _, tokenizer = load_policy(world.sft)
-    train = list(load_reviews(seed=0, **world.data)["train"]["text"])
+    train = list(world.data.load(0)["train"]["text"])
     texts = prompts(train, tokenizer, n=30, shortest=5, longest=15, seed=0)
     assert generations.prompt.tolist() == [text for text in texts for _ in range(6)]
     assert generations.prompt_ids.map(len).between(5, 15).all()
@@ -260,7 +261,7 @@ def test_rewards_are_those_of_the_texts_with_the_zero_at_an_average_review(world
     assert zero_of(world.reward) == pytest.approx(zero)
     found = score_with(world.reward, generations.text.tolist(), tokens=64) - zero
     np.testing.assert_allclose(generations.reward, found, atol=1e-5)
-    unlabelled = list(load_reviews(seed=0, **world.data)["unsupervised"]["text"])
+    unlabelled = list(world.data.load(0)["unsupervised"]["text"])
     centred = score_with(world.reward, unlabelled, tokens=64) - zero_of(world.reward)
     assert centred.mean() == pytest.approx(0, abs=1e-5)
     assert generations.reward.std() > 0.1
@@ -273,11 +274,11 @@ def test_log_probs_are_those_of_the_sft_policy(world, generations: pd.DataFrame)
 
 
 def test_the_seed_decides_the_generations(world, generations: pd.DataFrame, tmp_path: Path) -> None:
-    metrics = generate(tmp_path, seed=0, data=world.data, **world.generation)
+    metrics = called(generate, tmp_path, seed=0, data=world.data, **world.generation)
     again = pd.read_parquet(tmp_path / "generations.parquet")
     pd.testing.assert_frame_equal(again, generations)
     assert metrics["tokens_generated"] == generations.completion_ids.map(len).sum()
     assert metrics["reward"] == pytest.approx(generations.reward.mean())
-    generate(tmp_path, seed=1, data=world.data, **world.generation)
+    called(generate, tmp_path, seed=1, data=world.data, **world.generation)
     other = pd.read_parquet(tmp_path / "generations.parquet")
     assert other.completion.tolist() != generations.completion.tolist()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import called
 
 from alignkit.sampling import sequence_log_probs
 from alignkit.training import pool as pool_module
@@ -26,8 +27,15 @@ def moved(world, to: Path, by: float) -> Path:
 def pool_folder(world, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("pool")
     other = moved(world, tmp_path_factory.mktemp("other"), 1.1)
-    drawn = draw_pool(
-        out, seed=0, data=world.data, policies=[world.sft, other], counts=[5, 3], reward=world.reward, **SIZES
+    drawn = called(
+        draw_pool,
+        out,
+        seed=0,
+        data=world.data,
+        policies=[world.sft, other],
+        counts=[5, 3],
+        reward=world.reward,
+        **SIZES,
     )
     assert drawn["tokens_generated"] == pd.read_parquet(out / "pool.parquet").tokens.sum()
     return out
@@ -43,8 +51,15 @@ def test_each_policy_draws_its_count_for_each_prompt(pool_folder: Path):
 
 
 def test_policies_draw_with_different_random_numbers(pool_folder: Path, world, tmp_path: Path):
-    draw_pool(
-        tmp_path, seed=0, data=world.data, policies=[world.sft, world.sft], counts=[4, 4], reward=world.reward, **SIZES
+    called(
+        draw_pool,
+        tmp_path,
+        seed=0,
+        data=world.data,
+        policies=[world.sft, world.sft],
+        counts=[4, 4],
+        reward=world.reward,
+        **SIZES,
     )
     table = pd.read_parquet(tmp_path / "pool.parquet")
     first, second = (table[table.policy == i].completion.tolist() for i in (0, 1))
@@ -78,7 +93,7 @@ def test_a_row_has_the_log_prob_and_the_reward_of_its_own_text(pool_folder: Path
 def test_the_arc_between_two_policies_starts_and_ends_at_them(world, tmp_path: Path):
     first, second = moved(world, tmp_path / "a", 1.05), moved(world, tmp_path / "b", 0.9)
     for share, end in ((0.0, first), (1.0, second)):
-        between(tmp_path / f"{share}", seed=0, data=world.data, init=world.sft, first=first, second=second, share=share)
+        between(tmp_path / f"{share}", init=world.sft, first=first, second=second, share=share)
         found, expected = state_of(tmp_path / f"{share}"), state_of(end)
         assert all((found[name] == expected[name]).all() for name in expected)
 
@@ -98,6 +113,6 @@ def test_groups_of_draws_taken_away_one_after_the_other_are_all_draws_of_each_po
 def test_two_prompts_that_are_alike_are_two_prompts(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pool_module, "evaluation_prompts", lambda *_: ["a good film", "a bad film", "a good film"])
     sizes = {**SIZES, "n_prompts": 3}
-    draw_pool(tmp_path, seed=0, data=world.data, policies=[world.sft], counts=[4], reward=world.reward, **sizes)
+    called(draw_pool, tmp_path, seed=0, data=world.data, policies=[world.sft], counts=[4], reward=world.reward, **sizes)
     table = pd.read_parquet(tmp_path / "pool.parquet")
     np.testing.assert_array_equal(load_pool(tmp_path).reward, table.reward.to_numpy().reshape(3, 4))

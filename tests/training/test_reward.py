@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from helpers import called
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
@@ -41,12 +42,12 @@ from alignkit.training.reward import (
 )
 from alignkit.training.sft import cross_entropy, train_sft
 from alignkit.world.models import load_policy, new_encoder, train_tokenizer, trainer_arguments
-from alignkit.world.reviews import load_reviews
+from alignkit.world.reviews import Reviews, load_reviews
 
 TOLERANCE = 1e-5
 REVIEWS = generate_reviews(60, seed=0)
 TEXTS = REVIEWS.text.tolist()
-POCKET = {"source": "pocket", "train_reviews": 400, "test_reviews": 200, "unsupervised_reviews": 100}
+POCKET = Reviews("pocket", 400, 200, 100)
 REWARD = {
     **{"base": "scratch", "tokenizer": "encoder_word", "vocab": 400, "width": 16, "layers": 1, "heads": 2},
     **{"sinusoidal": True, "tokens": 64, "dropout": 0.0, "word_dropout": 0.2},
@@ -385,7 +386,7 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, dict[str, float]]]:
     done = {}
     for name, changed in RUNS.items():
         out = tmp_path_factory.mktemp(name)
-        done[name] = out, train_reward(out, data=POCKET, **REWARD | changed)
+        done[name] = out, called(train_reward, out, data=POCKET, **REWARD | changed)
     return done
 
 
@@ -411,7 +412,7 @@ def test_a_run_trains_on_what_is_not_held_out_and_scores_every_split(runs, name,
 
 def test_kept_scores_are_those_of_the_kept_model_in_the_order_of_seed_0(runs) -> None:
     out, metrics = runs["everything"]
-    test = load_reviews(seed=0, **POCKET)["test"]
+    test = POCKET.load(0)["test"]
     kept = scores_of(runs, "everything").query("split == 'test'")
     assert kept.label.tolist() == list(test["label"])
     np.testing.assert_allclose(score_with(out, list(test["text"]), tokens=64), kept.reward, atol=TOLERANCE)
@@ -438,7 +439,7 @@ def test_runs_keep_weights_as_safetensors_and_no_pickle(runs) -> None:
 
 def test_more_training_reviews_than_are_left_are_a_fault(tmp_path: Path) -> None:
     with pytest.raises(UserFault) as fault:
-        train_reward(tmp_path, seed=0, data=POCKET, **REWARD, held_out=60, n_train=342)
+        called(train_reward, tmp_path, seed=0, data=POCKET, **REWARD, held_out=60, n_train=342)
     assert "342" in one_line(fault)
     assert "340" in one_line(fault)
 
@@ -446,7 +447,7 @@ def test_more_training_reviews_than_are_left_are_a_fault(tmp_path: Path) -> None
 @pytest.mark.parametrize("held_out", [400, 600])
 def test_holding_out_every_labelled_review_is_a_fault(tmp_path: Path, held_out: int) -> None:
     with pytest.raises(UserFault) as fault:
-        train_reward(tmp_path, seed=0, data=POCKET, **REWARD, held_out=held_out)
+        called(train_reward, tmp_path, seed=0, data=POCKET, **REWARD, held_out=held_out)
     assert one_line(fault).startswith(f"held_out: {held_out} asked for")
     assert "less than 400" in one_line(fault)
 
@@ -475,7 +476,7 @@ def numbers_of(texts: list[str]) -> set[str]:
 @pytest.mark.parametrize("n_train", [None, 40])
 def test_the_tokenizer_has_seen_the_training_reviews_and_no_others(tmp_path: Path, n_train: int | None) -> None:
     data = {"source": write_own_words(tmp_path / "r.csv", 40, 40)}
-    train_reward(tmp_path, seed=0, data=data, **REWARD, held_out=20, n_train=n_train)
+    called(train_reward, tmp_path, seed=0, data=data, **REWARD, held_out=20, n_train=n_train)
     seen = numbers_of(list(PreTrainedTokenizerFast.from_pretrained(tmp_path).get_vocab()))
     train = load_reviews(**data, seed=0)["train"].to_pandas()
     kept = [train[train.label == label].text.tolist()[:-10][: n_train and n_train // 2] for label in (0, 1)]
@@ -499,7 +500,7 @@ def test_pairing_uses_every_review_and_the_shorter_side_again_from_its_start(
 def test_unbalanced_reviews_are_learned_from_with_either_loss(tmp_path: Path, pairs: str, sizes) -> None:
     data = {"source": write_own_words(tmp_path / "r.csv", *sizes)}
     taught = REWARD | {"batch": 16, "lr": 1e-2, "epochs": 5}
-    metrics = train_reward(tmp_path, seed=0, data=data, **taught, held_out=10, pairs=pairs)
+    metrics = called(train_reward, tmp_path, seed=0, data=data, **taught, held_out=10, pairs=pairs)
     assert metrics["reviews"] == sum(sizes) - 10
     assert metrics["forwards_per_epoch"] == 2 * (60 - 5)
     assert metrics["pairwise_accuracy"] > 0.95
@@ -512,7 +513,7 @@ def test_unbalanced_reviews_are_learned_from_with_either_loss(tmp_path: Path, pa
 
 
 def test_a_kept_reward_model_can_be_trained_on(runs, tmp_path: Path) -> None:
-    metrics = train_reward(tmp_path, seed=0, data=POCKET, **REWARD | {"base": str(runs["all"][0]), "lr": 1e-9})
+    metrics = called(train_reward, tmp_path, seed=0, data=POCKET, **REWARD | {"base": str(runs["all"][0]), "lr": 1e-9})
     test = pd.read_parquet(tmp_path / "scores.parquet").query("split == 'test'")
     np.testing.assert_allclose(test.reward, scores_of(runs, "all").query("split == 'test'").reward, atol=TOLERANCE)
     assert metrics["reviews"] == 400
@@ -524,13 +525,13 @@ def test_a_kept_reward_model_can_be_trained_on(runs, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory) -> tuple[Path, dict[str, float]]:
     out = tmp_path_factory.mktemp("untrained")
-    return out, train_sft(out, seed=0, data=POCKET, **SFT | {"epochs": 0})
+    return out, called(train_sft, out, seed=0, data=POCKET, **SFT | {"epochs": 0})
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> tuple[Path, dict[str, float]]:
     out = tmp_path_factory.mktemp("tuned")
-    return out, train_sft(out, seed=0, data=POCKET, **SFT)
+    return out, called(train_sft, out, seed=0, data=POCKET, **SFT)
 
 
 def test_fine_tuning_lowers_the_cross_entropy_of_test_reviews(untrained, tuned) -> None:
@@ -557,7 +558,7 @@ def test_cross_entropy_is_the_mean_loss_of_all_tokens_and_the_end(tuned, tokens:
 
 
 def test_no_epochs_keep_a_policy_as_it_is(tuned, tmp_path: Path) -> None:
-    metrics = train_sft(tmp_path, seed=0, data=POCKET, **SFT | {"epochs": 0, "policy": str(tuned[0])})
+    metrics = called(train_sft, tmp_path, seed=0, data=POCKET, **SFT | {"epochs": 0, "policy": str(tuned[0])})
     before, after = (load_policy(folder)[0].state_dict() for folder in (tuned[0], tmp_path))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -570,12 +571,12 @@ def test_sft_keeps_weights_as_safetensors_and_no_pickle(tuned) -> None:
 
 
 def test_sft_is_the_same_for_the_same_seed(tuned, tmp_path: Path) -> None:
-    assert train_sft(tmp_path, seed=0, data=POCKET, **SFT) == tuned[1]
+    assert called(train_sft, tmp_path, seed=0, data=POCKET, **SFT) == tuned[1]
 
 
 def test_holding_out_every_review_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(UserFault) as fault:
-        train_sft(tmp_path, seed=0, data=POCKET, **SFT | {"held_out": 500})
+        called(train_sft, tmp_path, seed=0, data=POCKET, **SFT | {"held_out": 500})
     line = one_line(fault)
     assert line.startswith("sft_held_out: 500 ")
     assert line.endswith("only 500 reviews")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from helpers import called
 
 from alignkit.training.reward import average_rewards, score_with, train_reward, zero_of
 from alignkit.world.models import load_encoder
@@ -14,10 +15,9 @@ def member(world, out: Path, lr: float) -> Path:
     """Trained on from the world's reward model."""
     out.mkdir()
     shape = {"tokenizer": "encoder_word", "vocab": 400, "width": 16, "layers": 1, "heads": 2, "sinusoidal": True}
-    train_reward(
-        out, seed=0, data=world.data, base=world.reward, **shape, tokens=64, dropout=0.0, word_dropout=0.1,
-        epochs=0.2, min_steps=2, batch=8, lr=lr,
-    )  # fmt: skip
+    training = {"tokens": 64, "dropout": 0.0, "word_dropout": 0.1, "epochs": 0.2, "min_steps": 2, "batch": 8, "lr": lr}
+    inputs = {"seed": 0, "data": world.data, "start": world.reward}
+    called(train_reward, out, **inputs, base="scratch", **shape, **training)
     return out
 
 
@@ -25,7 +25,7 @@ def test_its_weights_are_the_mean_and_it_serves_as_a_reward_model(world, tmp_pat
     folders = [member(world, tmp_path / str(lr), lr) for lr in (1e-3, 2e-3, 4e-3)]
     out = tmp_path / "mean"
     out.mkdir()
-    assert average_rewards(out, seed=0, data=world.data, rewards=folders, tokens=64)["members"] == 3
+    assert average_rewards(out, data=world.data, rewards=folders, tokens=64)["members"] == 3
     states = [load_encoder(folder)[0].state_dict() for folder in folders]
     for name, weight in load_encoder(out)[0].state_dict().items():
         mean = torch.stack([state[name].double() for state in states]).mean(dim=0)
@@ -36,6 +36,6 @@ def test_its_weights_are_the_mean_and_it_serves_as_a_reward_model(world, tmp_pat
 
 
 def test_the_mean_of_one_is_that_one(world, tmp_path: Path):
-    average_rewards(tmp_path, seed=0, data=world.data, rewards=[world.reward], tokens=64)
+    average_rewards(tmp_path, data=world.data, rewards=[world.reward], tokens=64)
     texts = ["a dull film .", "i loved every minute ."]
     np.testing.assert_allclose(score_with(tmp_path, texts, tokens=64), score_with(world.reward, texts, tokens=64))

@@ -1,9 +1,9 @@
 """Algorithm 1 over stored runs, its merges and its front."""
 
 import json
-import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers import as_run, called
 from safetensors.torch import load_file
 
 from alignkit.merging import liti, slerp
@@ -19,28 +20,25 @@ from alignkit.report.algorithm import warp
 from alignkit.report.warp_recipe import Point, points, variations
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import evaluate_interpolation, interpolate, merge_policies, state_of
-from alignkit.training.reinforce import train_policy_gradient
+from alignkit.training.reinforce import LoopSettings, train_policy_gradient
 from alignkit.workflow import parameters
 from alignkit.workflow.store import Run, get
 
-LOOP = {"reward_tokens": 64, "steps": 2, "batch": 8, "k": 1, "baseline": "none", "beta": 0.5, "lr": 1e-2, "warmup": 0,
-        "anchor": "ema", "ema_rate": 0.1, "max_new_tokens": 8}  # fmt: skip
+LOOP = LoopSettings(
+    reward_tokens=64, steps=2, batch=8, k=1, baseline="none", beta=0.5, lr=1e-2, warmup=0, anchor="ema", ema_rate=0.1,
+    max_new_tokens=8,
+)  # fmt: skip
 SAMPLED = {"reward_tokens": 64, "n_prompts": 4, "k": 2, "max_new_tokens": 8}
 
 
 @pytest.fixture
 def sft(world, build: Path) -> Run:
-    return Run("sft", world.sft)
+    return as_run(world.sft, "sft")
 
 
 @pytest.fixture
 def shared(world) -> dict[str, Any]:
-    return {"seed": 0, "data": world.data}
-
-
-@pytest.fixture
-def loop(world) -> dict[str, Any]:
-    return {**LOOP, "reward": Run("reward", world.reward)}
+    return {"seed": 0, "data": world.data, "reward": as_run(world.reward, "reward")}
 
 
 def weights(run: Run | Path) -> dict[str, torch.Tensor]:
@@ -52,97 +50,99 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_one_run_one_iteration_and_eta_one_is_plain_reinforce_with_an_ema_anchor_to_the_bit(
-    sft: Run, shared, loop, tmp_path: Path
+    sft: Run, shared, tmp_path: Path
 ):
-    [done] = warp(sft, shared, loop, iterations=1, runs=1, eta=1.0)
-    plain = {**loop, "reward": loop["reward"].path}
-    train_policy_gradient(tmp_path, **shared, **plain, policy=sft.path, reference=sft.path, stream=[0, 0])
+    [done] = warp(sft, LOOP, shared, iterations=1, runs=1, eta=1.0)
+    plain = {**shared, "reward": shared["reward"].path, "policy": sft.path, "reference": sft.path, "stream": [0, 0]}
+    train_policy_gradient(tmp_path, LOOP, **plain)
     assert same(weights(done.merged), weights(tmp_path))
     assert same(weights(done.next_init), weights(tmp_path))
     assert not same(weights(tmp_path), weights(sft))
 
 
-def test_the_runs_of_an_iteration_start_equal_and_differ_by_their_random_stream(sft: Run, shared, loop):
-    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+def test_the_runs_of_an_iteration_start_equal_and_differ_by_their_random_stream(sft: Run, shared):
+    [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
     one, two = (pd.read_csv(theta.path / "history.csv") for theta in done.thetas)
     assert one.kl_anchor[0] == two.kl_anchor[0] == 0
     assert one.reward[0] != two.reward[0]
     assert not same(weights(done.thetas[0]), weights(done.thetas[1]))
-    records = [theta.record["settings"] for theta in done.thetas]
+    records = [theta.record["inputs"] for theta in done.thetas]
     assert [record.pop("stream") for record in records] == [[0, 0], [0, 1]]
     assert records[0] == records[1]
 
 
-def test_a_run_that_another_process_trained_has_the_same_weights(sft: Run, shared, loop, tmp_path: Path):
+def test_a_run_that_another_process_trained_has_the_same_weights(sft: Run, shared, tmp_path: Path):
     """So the runs of an iteration can be trained side by side, in any order."""
-    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
-    settings = {**loop, "reward": str(loop["reward"].path), "policy": str(sft.path), "reference": str(sft.path)}
+    [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
+    models = {"reward": str(shared["reward"].path), "policy": str(sft.path), "reference": str(sft.path)}
     call = (
-        "import json, sys; from pathlib import Path; from alignkit.reinforce import train_policy_gradient\n"
-        "s = json.loads(sys.argv[2]); s |= {n: Path(s[n]) for n in ('policy', 'reference', 'reward')}\n"
-        "train_policy_gradient(Path(sys.argv[1]), **s)"
+        "import json, sys; from pathlib import Path; from alignkit.world.reviews import Reviews\n"
+        "from alignkit.training.reinforce import LoopSettings, train_policy_gradient\n"
+        "settings, data, models = map(json.loads, sys.argv[2:])\n"
+        "models = {name: Path(folder) for name, folder in models.items()}\n"
+        "inputs = {'seed': 0, 'data': Reviews(**data), 'stream': [0, 1]}\n"
+        "train_policy_gradient(Path(sys.argv[1]), LoopSettings(**settings), **inputs, **models)"
     )
-    arguments = [str(tmp_path), json.dumps({**shared, **settings, "stream": [0, 1]})]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run([sys.executable, "-c", call, *arguments], check=True, capture_output=True, env=os.environ | threads)
+    arguments = [str(tmp_path), *(json.dumps(values) for values in (asdict(LOOP), asdict(shared["data"]), models))]
+    subprocess.run([sys.executable, "-c", call, *arguments], check=True, capture_output=True)
     assert same(weights(tmp_path), weights(done.thetas[1]))
 
 
-def test_each_iteration_starts_part_of_the_way_to_the_merge_of_the_one_before(sft: Run, shared, loop):
-    first, second = warp(sft, shared, loop, iterations=2, runs=2, eta=0.25)
+def test_each_iteration_starts_part_of_the_way_to_the_merge_of_the_one_before(sft: Run, shared):
+    first, second = warp(sft, LOOP, shared, iterations=2, runs=2, eta=0.25)
     start, ends = state_of(sft.path), [state_of(theta.path) for theta in first.thetas]
     expected = liti(start, slerp(start, ends), 0.25)
     assert same(expected, state_of(second.init.path))
-    assert [theta.record["settings"]["policy"] for theta in second.thetas] == [first.next_init.id] * 2
-    assert [theta.record["settings"]["reference"] for theta in second.thetas] == [sft.id] * 2
+    assert [theta.record["runs"]["policy"] for theta in second.thetas] == [first.next_init.id] * 2
+    assert [theta.record["runs"]["reference"] for theta in second.thetas] == [sft.id] * 2
 
 
-def test_another_merge_shares_the_runs_of_the_first_iteration(sft: Run, shared, loop):
-    spherical = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
-    linear = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5, how="lerp")
+def test_another_merge_shares_the_runs_of_the_first_iteration(sft: Run, shared):
+    spherical = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
+    linear = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5, how="lerp")
     assert spherical[0].thetas == linear[0].thetas
     assert not same(weights(spherical[0].merged), weights(linear[0].merged))
 
 
-def test_the_front_begins_at_the_sft_policy_and_ends_at_the_merge(world, sft: Run, shared, loop, tmp_path: Path):
-    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
-    settings = {**shared, **SAMPLED, "reference": world.sft, "reward": world.reward}
+def test_the_front_begins_at_the_sft_policy_and_ends_at_the_merge(world, sft: Run, shared, tmp_path: Path):
+    [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
+    settings = {"seed": 0, "data": world.data, **SAMPLED, "reference": world.sft, "reward": world.reward}
     for eta, policy in ((0.0, world.sft), (1.0, done.merged.path)):
         front, alone = tmp_path / f"front {eta}", tmp_path / f"alone {eta}"
         front.mkdir()
         alone.mkdir()
-        point = evaluate_interpolation(front, init=world.sft, merged=done.merged.path, eta=eta, **settings)
-        assert point == evaluate(alone, policy=policy, **settings)
+        point = called(evaluate_interpolation, front, init=world.sft, merged=done.merged.path, eta=eta, **settings)
+        assert point == called(evaluate, alone, policy=policy, **settings)
         assert (front / "completions.parquet").read_bytes() == (alone / "completions.parquet").read_bytes()
         assert sorted(file.name for file in front.iterdir()) == ["completions.parquet"]
     assert point["kl"] > 0
 
 
-def test_a_merge_writes_a_policy_and_the_angle_of_each_layer(sft: Run, shared, loop, tmp_path: Path):
-    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+def test_a_merge_writes_a_policy_and_the_angle_of_each_layer(sft: Run, shared, tmp_path: Path):
+    [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
     angles = pd.read_csv(done.merged.path / "angles.csv").set_index("layer").angle
     assert angles.between(0, 180).all()
     assert {"transformer.h.0", "transformer.wte"} <= set(angles.index)
     assert done.merged.metrics["angle"] == pytest.approx(angles.mean())
-    alone = merge_policies(tmp_path, **shared, init=sft.path, thetas=[done.thetas[0].path])
+    alone = called(merge_policies, tmp_path, init=sft.path, thetas=[done.thetas[0].path])
     assert pd.isna(alone["angle"])
     assert same(weights(tmp_path), weights(done.thetas[0]))
 
 
-def test_interpolating_half_way_is_the_mean_of_the_two(sft: Run, shared, loop, tmp_path: Path):
-    [done] = warp(sft, shared, loop, iterations=1, runs=1, eta=0.5)
-    interpolate(tmp_path, **shared, init=sft.path, merged=done.merged.path, eta=0.5)
+def test_interpolating_half_way_is_the_mean_of_the_two(sft: Run, shared, tmp_path: Path):
+    [done] = warp(sft, LOOP, shared, iterations=1, runs=1, eta=0.5)
+    called(interpolate, tmp_path, init=sft.path, merged=done.merged.path, eta=0.5)
     start, end, middle = weights(sft), weights(done.merged), weights(tmp_path)
     assert all(torch.allclose(middle[name], (start[name] + end[name]) / 2, atol=1e-7) for name in start)
 
 
-def test_a_list_of_runs_counts_by_its_ids_and_their_order(sft: Run, shared, loop):
-    [done] = warp(sft, shared, loop, iterations=1, runs=2, eta=0.5)
+def test_a_list_of_runs_counts_by_its_ids_and_their_order(sft: Run, shared):
+    [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
     one, two = done.thetas
-    again = get(merge_policies, **shared, init=sft, thetas=[one, two], how="slerp")
+    again = get(merge_policies, init=sft, thetas=[one, two], how="slerp")
     assert again == done.merged
-    assert get(merge_policies, **shared, init=sft, thetas=[two, one], how="slerp") != done.merged
-    assert again.record["settings"]["thetas"] == [one.id, two.id]
+    assert get(merge_policies, init=sft, thetas=[two, one], how="slerp") != done.merged
+    assert again.record["runs"]["thetas"] == [one.id, two.id]
 
 
 # Notebook 4's runs
@@ -151,17 +151,17 @@ def test_a_list_of_runs_counts_by_its_ids_and_their_order(sft: Run, shared, loop
 @pytest.fixture(scope="module")
 def small(world) -> parameters.Warp:
     values = parameters.profile_values("smoke", "4_warp")
-    sizes = {name: world.data[name] for name in ("train_reviews", "test_reviews", "unsupervised_reviews")}
+    sizes = {name: vars(world.data)[name] for name in ("train_reviews", "test_reviews", "unsupervised_reviews")}
     sizes |= {"warp_steps": 2, "step_counts": [1, 2], "prompts": 4, "new_tokens": 8}
     return parameters.Warp.model_validate(values | sizes)
 
 
 @pytest.fixture(scope="module")
 def evaluated(world, small: parameters.Warp, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
-    sft = Run("sft", world.sft)
+    sft = as_run(world.sft, "sft")
     reinforce = next(v for v in variations(small) if v.name == "REINFORCE, EMA anchor")
     whole = next(v for v in variations(small) if v.name == "WARP")
-    reward = Run("reward", world.reward)
+    reward = as_run(world.reward, "reward")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_BUILD", str(tmp_path_factory.mktemp("build")))
         return [point for variation in (whole, reinforce) for point in points(small, 0, sft, reward, variation)]

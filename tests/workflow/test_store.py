@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import packages_distributions
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,30 +16,48 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from alignkit import paths
+from alignkit import numerics, paths
 from alignkit.faults import UserFault
-from alignkit.workflow import store
-from alignkit.world import reviews
+from alignkit.training.dpo import train_dpo
+from alignkit.training.evaluate import evaluate
+from alignkit.training.merge import merge_policies
+from alignkit.training.reinforce import train_policy_gradient
+from alignkit.training.reward import train_reward
+from alignkit.training.sft import train_sft
+from alignkit.workflow import identity, store
+from alignkit.world.models import MODEL
+from alignkit.world.reviews import Reviews
 
-POCKET = {"source": "pocket", "train_reviews": 20, "test_reviews": 10, "unsupervised_reviews": 10}
+POCKET = Reviews("pocket", 20, 10, 10)
 CALLS: list[dict[str, Any]] = []
-TRAINING = ("sft", "reward", "sampling", "pairs", "dpo", "evaluation", "baselines", "reinforce", "merged", "pool",
-            "warm", "spherical_path")  # fmt: skip
-"""The modules with functions that runs call."""
-NO_PART_IN_RESULTS = {"requests", "filelock"}
+TRAINING = (train_sft, train_reward, train_dpo, evaluate, train_policy_gradient, merge_policies)
 
 
-def train(out: Path, **settings: Any) -> dict[str, float]:
+@dataclass(frozen=True)
+class Settings:
+    policy: str = field(default="", metadata=MODEL)
+
+
+def train(out: Path, settings: Settings | None = None, **inputs: Any) -> dict[str, float]:
     """Writes two files, one of them in a folder; remembers that it was called."""
-    CALLS.append(settings)
+    CALLS.append(inputs)
     (out / "model.txt").write_text("weights")
     (out / "more").mkdir()
     (out / "more" / "history.csv").write_text("loss\n0.5\n")
     return {"accuracy": 0.75}
 
 
-def retrain(out: Path, **settings: Any) -> dict[str, float]:
-    return train(out, **settings)
+def retrain(out: Path, **inputs: Any) -> dict[str, float]:
+    return train(out, **inputs)
+
+
+def fail(out: Path, **inputs: Any) -> dict[str, float]:
+    (out / "half.txt").write_text("half a model")
+    raise ZeroDivisionError("on purpose")
+
+
+def unrecordable(out: Path, **inputs: Any) -> dict[str, Any]:
+    return {"accuracy": object()}
 
 
 @pytest.fixture(autouse=True)
@@ -68,24 +86,26 @@ def test_a_first_call_trains_and_a_second_call_loads(build: Path):
 def test_the_record_tells_what_the_run_is_and_where_its_files_are_from():
     run = store.get(train, seed=3, data=POCKET, lr=0.1)
     record = run.record
-    assert (record["id"], record["seed"], record["settings"]) == (run.id, 3, {"lr": 0.1})
-    assert record["function"] == f"{__name__}.train"
-    assert record["data"] == reviews.fingerprint(**POCKET)
+    assert record["id"] == run.id
+    assert record["inputs"] == {"seed": 3, "data": POCKET.fingerprint(), "lr": 0.1}
+    assert record["function"] == "train"
+    assert record["numerics"] == numerics.in_force()
     assert set(record["files"]) == {"model.txt", "more/history.csv"}
     assert set(record["versions"]) == set(store.LIBRARIES)
     assert record["hardware"]
     assert record["seconds"] >= 0
 
 
-def test_a_run_as_a_setting_counts_by_its_id_and_arrives_as_its_folder():
+def test_a_run_as_an_input_counts_by_its_files_and_arrives_as_its_folder():
     policy = store.get(train, seed=0, data=POCKET)
-    other = store.get(train, seed=1, data=POCKET)
     first = store.get(retrain, seed=0, data=POCKET, policy=policy)
     assert CALLS[-1]["policy"] == policy.path
-    assert first.record["settings"] == {"policy": policy.id}
-    assert store.get(retrain, seed=0, data=POCKET, policy=other).id != first.id
-    moved = policy._replace(path=Path("elsewhere"))
-    assert store.get(retrain, seed=0, data=POCKET, policy=moved) == first
+    assert first.record["inputs"]["policy"] == policy.content
+    assert first.record["runs"] == {"policy": policy.id}
+    part = policy.at("more")
+    assert part.path == policy.path / "more"
+    assert store.get(retrain, seed=0, data=POCKET, policy=part).id != first.id
+    assert CALLS[-1]["policy"] == part.path
 
 
 # Identity
@@ -97,7 +117,7 @@ def test_a_run_as_a_setting_counts_by_its_id_and_arrives_as_its_folder():
         {"seed": 1},
         {"lr": 0.2},
         {"epochs": 1},
-        {"data": {**POCKET, "train_reviews": 22}},
+        {"data": replace(POCKET, train_reviews=22)},
         {"train": retrain},
     ],
     ids=["seed", "setting", "another setting", "data", "function"],
@@ -114,16 +134,6 @@ def test_another_version_of_a_library_gives_another_run(library: str, monkeypatc
     version = store.version
     monkeypatch.setattr(store, "version", lambda name: "0.0.1" if name == library else version(name))
     assert store.get(train, seed=0, data=POCKET).id != before.id
-
-
-def test_every_library_that_a_training_function_imports_counts():
-    modules = set().union(*(store.sources(f"alignkit.{name}") for name in TRAINING))
-    imported = {n for m in modules for n in store._imported((paths.PACKAGE / f"{m.partition('.')[2]}.py").read_bytes())}
-    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"alignkit"}
-    distributions = packages_distributions()
-    found = {distribution for top in tops for distribution in distributions.get(top, [])}
-    assert found - NO_PART_IN_RESULTS <= set(store.LIBRARIES)
-    assert {"torch", "peft", "scipy", "nltk"} <= found
 
 
 def test_the_order_of_the_settings_does_not_matter():
@@ -151,104 +161,81 @@ def test_a_model_in_a_local_folder_counts_by_its_files_and_not_by_where_it_lies(
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(weights)
     here, there, other = (
-        store.get(train, seed=0, data=POCKET, policy=str(tmp_path / name)).id for name in ("here", "there", "other")
+        store.get(train, Settings(str(tmp_path / name)), seed=0, data=POCKET).id for name in ("here", "there", "other")
     )
     assert here == there != other
     (tmp_path / "here" / "model.safetensors").write_text("3")
-    assert store.get(train, seed=0, data=POCKET, policy=str(tmp_path / "here")).id not in (here, other)
-    assert store.get(train, seed=0, data=POCKET, policy="a/hub-id").id not in (here, other)
+    assert store.get(train, Settings(str(tmp_path / "here")), seed=0, data=POCKET).id not in (here, other)
+    assert store.get(train, Settings("a/hub-id"), seed=0, data=POCKET).id not in (here, other)
 
 
 def test_where_the_reviews_lie_does_not_matter_but_what_they_say_does(tmp_path: Path):
     places = [*write_reviews(tmp_path / "here").values(), *write_reviews(tmp_path / "there").values()]
     other = write_reviews(tmp_path / "other", first="it was bad .")["file"]
-    found = {str(place): store.get(train, seed=0, data={"source": str(place)}).id for place in [*places, other]}
+    found = {str(place): store.get(train, seed=0, data=Reviews(str(place))).id for place in [*places, other]}
     assert len({found[str(place)] for place in places}) == 1
     assert found[str(other)] != found[str(places[0])]
     assert len(CALLS) == 2
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of alignkit/ that counts as the package; the modules that run are still the real ones."""
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("world/reach.py", "HUB_TIMEOUT = 5", "HUB_TIMEOUT = 5  # seconds", set()),
+        ("training/dpo.py", '"""Train a policy on preference pairs', '"""Teach a policy preference pairs', set()),
+        ("losses.py", "relu(1 - beta", "relu(2 - beta", {"train_dpo"}),
+        ("pocket.py", "FAULT_COST = 5.0", "FAULT_COST = 6.0", {"evaluate"}),
+        ("merging.py", "PARALLEL = 1e-3", "PARALLEL = 1e-4", {"merge_policies"}),
+        ("kl.py", "ratio**2 / 2", "ratio**2 / 3", {"evaluate", "train_policy_gradient"}),
+        ("world/reviews.py", "% 5 == 4", "% 4 == 3",
+         {"train_sft", "train_reward", "evaluate", "train_policy_gradient"}),
+        ("report/readme.py", "", "EDITED = 1\n", set()),
+    ],
+    ids=lambda edit: edit[2].strip()[:40],
+)  # fmt: skip
+def test_an_edit_changes_the_runs_that_reach_it(edit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file, old, new, changed = edit
+    before = {f.__name__: identity.source(f) for f in TRAINING}
     copy = tmp_path / "alignkit"
     shutil.copytree(paths.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (copy / file).read_text()
+    assert old in text
+    (copy / file).write_text(text.replace(old, new) if old else text + new)
     monkeypatch.setattr(paths, "PACKAGE", copy)
-    return copy
+    identity.forget()
+    try:
+        assert {f.__name__ for f in TRAINING if identity.source(f) != before[f.__name__]} == changed
+    finally:
+        monkeypatch.undo()
+        identity.forget()
 
 
-def identities() -> dict[str, dict[str, Any]]:
-    from alignkit.training.dpo import train_dpo
-    from alignkit.training.evaluate import evaluate, sample_completions
-    from alignkit.training.pairs import build_pairs
-    from alignkit.training.reward import train_reward
-    from alignkit.training.sft import train_sft
-
-    trainings = {"reward": train_reward, "sft": train_sft, "completions": sample_completions}
-    trainings |= {"pairs": build_pairs, "dpo": train_dpo, "evaluation": evaluate}
-    return {name: store.identify(function, seed=0, data=POCKET) for name, function in trainings.items()}
-
-
-@pytest.mark.parametrize(
-    ("edited", "trained_again"),
-    [
-        ("reward", {"reward", "pairs", "evaluation"}),
-        ("sft", {"sft"}),
-        ("sampling", {"sft", "completions", "pairs", "evaluation"}),
-        ("models", {"reward", "sft", "completions", "pairs", "dpo", "evaluation"}),
-        ("data", {"reward", "sft", "completions", "pairs", "evaluation"}),
-        # not imported by the training modules themselves, but by what they import
-        ("pocket", {"reward", "sft", "completions", "pairs", "evaluation"}),
-        ("divergences", {"dpo"}),
-        ("losses", {"dpo"}),
-        ("deviations", {"dpo"}),
-        ("dpo", {"dpo"}),
-        ("kl", {"evaluation"}),
-        ("metrics", {"evaluation"}),
-        ("finite", set()),
-        ("plots", set()),
-        ("reward_plots", set()),
-        ("reward_report", set()),
-        ("dpo_report", set()),
-        ("params", set()),
-        ("recipes", set()),
-        ("batch", set()),
-    ],
-)
-def test_an_edited_module_trains_again_what_needs_it_and_nothing_else(
-    edited: str, trained_again: set[str], package: Path
-):
-    before = identities()
-    module = package / f"{edited}.py"
-    module.write_text(module.read_text() + "\n# edited\n")
-    after = identities()
-    assert {name for name in before if before[name] != after[name]} == trained_again
+def test_a_retrain_to_the_same_bits_changes_nothing_after_it(monkeypatch: pytest.MonkeyPatch):
+    first = store.get(train, seed=0, data=POCKET)
+    after = store.get(retrain, seed=0, data=POCKET, policy=first)
+    version = store.version
+    monkeypatch.setattr(store, "version", lambda name: "0.0.1" if name == "nltk" else version(name))
+    again = store.get(train, seed=0, data=POCKET)
+    assert again.id != first.id
+    monkeypatch.setattr(store, "version", version)
+    assert store.get(retrain, seed=0, data=POCKET, policy=again) == after
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "from alignkit.helper import x",
-        "from alignkit import helper",
-        "import alignkit.helper",
-        "def f():\n    from alignkit import helper as h",
-    ],
-)
-def test_every_way_of_importing_a_module_counts(line: str, package: Path):
-    (package / "helper.py").write_text("from alignkit import deeper\n")
-    (package / "deeper.py").write_text("from alignkit.top import y\n")
-    (package / "top.py").write_text(line + "\n")
-    assert set(store.sources("alignkit.top")) == {"alignkit.top", "alignkit.helper", "alignkit.deeper"}
+def test_numerics_and_precision_count(monkeypatch: pytest.MonkeyPatch):
+    before = store.get(train, seed=0, data=POCKET).id
+    in_force = numerics.in_force
+    other = {**in_force(), "kernels": "another instruction set"}
+    monkeypatch.setattr(numerics, "in_force", lambda: other)
+    assert store.get(train, seed=0, data=POCKET).id != before
+    monkeypatch.setattr(numerics, "in_force", in_force)
+    monkeypatch.setattr(store, "_precision", lambda: {"bf16": True})
+    assert store.get(train, seed=0, data=POCKET).id != before
 
 
 # Failures
 
 
 def test_a_training_that_raises_leaves_nothing_in_the_store(build: Path):
-    def fail(out: Path, **settings: Any) -> dict[str, float]:
-        (out / "half.txt").write_text("half a model")
-        raise ZeroDivisionError("on purpose")
-
     with pytest.raises(ZeroDivisionError, match="on purpose"):
         store.get(fail, seed=0, data=POCKET)
     assert kept(build) == []
@@ -256,7 +243,7 @@ def test_a_training_that_raises_leaves_nothing_in_the_store(build: Path):
 
 def test_a_result_that_cannot_be_recorded_leaves_nothing_in_the_store(build: Path):
     with pytest.raises(TypeError):
-        store.get(lambda out, **settings: {"accuracy": object()}, seed=0, data=POCKET)
+        store.get(unrecordable, seed=0, data=POCKET)
     assert kept(build) == []
 
 
@@ -264,7 +251,8 @@ SLOW = '''
 """Trains as long as the file `hold` exists; counts its trainings in `count`."""
 import sys, time
 from pathlib import Path
-from alignkit import runs
+from alignkit.workflow import store
+from alignkit.world.reviews import Reviews
 
 HERE = Path(__file__).parent
 store.hardware = lambda: "not asked for, as it imports torch"
@@ -280,8 +268,7 @@ def train(out, **settings):
 if __name__ == "__main__":
     import slow_training
     (HERE / f"asks-{sys.argv[1]}").touch()
-    print(store.get(slow_training.train, seed=0, data={"source": "pocket", "train_reviews": 20,
-                   "test_reviews": 10, "unsupervised_reviews": 10}).path)
+    print(store.get(slow_training.train, seed=0, data=Reviews("pocket", 20, 10, 10)).path)
 '''
 
 

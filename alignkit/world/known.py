@@ -1,0 +1,36 @@
+"""Worlds that are written here and not read from files: how their reviews are drawn, and what is true of a text.
+
+To add one, register both under its name, which is then a value of the parameter `data`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from alignkit import pocket
+
+
+class Truth(NamedTuple):
+    """What is known of every text of a world; each function maps texts to numbers, (texts,)."""
+
+    gold_reward: Callable[[Sequence[str]], np.ndarray]
+    """The true reward in nats."""
+    well_formed: Callable[[Sequence[str]], np.ndarray]
+    """The share of sentences that the world could have written, 0 to 1."""
+    log_probability: Callable[..., np.ndarray]
+    """The log-prob of a text in nats; with prefix=True that of all texts that begin with it."""
+
+
+GENERATORS: dict[str, Callable[[int, int], pd.DataFrame]] = {"pocket": pocket.generate_reviews}
+"""A number of reviews and a seed -> columns text and label (1 positive, 0 negative)."""
+TRUTHS: dict[str, Truth] = {
+    "pocket": Truth(pocket.gold_reward, pocket.well_formed, pocket.log_probability),
+}
+"""Kept apart from GENERATORS: what the truth is decides about evaluations, and retrains nothing."""
+
+
+def truth_of(source: str) -> Truth | None:
+    """What is true of the texts of this source of reviews; None where nobody knows."""
+    return TRUTHS.get(source)

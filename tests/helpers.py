@@ -1,0 +1,36 @@
+"""What several test files call."""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.workflow.store import RECORD, Run
+from alignkit.world.reviews import Reviews
+
+
+def called(train: Callable[..., Any], out: Path, **given: Any) -> Any:
+    """Call a training function with its settings and its inputs in one list of names; data may be a dict."""
+    if isinstance(given.get("data"), dict):
+        given["data"] = Reviews(**given["data"])
+    kind = settings_of(train)
+    if kind is None:
+        return train(out, **given)
+    names = {field.name for field in fields(kind)} & set(given)
+    return train(out, kind(**{name: given.pop(name) for name in names}), **given)
+
+
+def settings_of(train: Callable[..., Any]) -> type | None:
+    """The class of a training function's settings; None for a function without one."""
+    parameters = inspect.signature(train).parameters
+    kind = parameters["settings"].annotation if "settings" in parameters else None
+    return kind if is_dataclass(kind) else None
+
+
+def as_run(folder: Path, name: str) -> Run:
+    """A folder that a training function wrote outside the store, as a run."""
+    files = {str(f.relative_to(folder)): name for f in folder.rglob("*") if f.is_file() and f.name != RECORD}
+    (folder / RECORD).write_text(json.dumps({"files": files, "metrics": {}}))
+    return Run(name, folder)
