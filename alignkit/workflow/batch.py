@@ -170,9 +170,14 @@ def execute(profile: str, notebook: str, data: str = "", key: str | None = None)
             what = f'Exception encountered at "In [{error.exec_count}]": {error.ename}: {error.evalue}'
         raise UserFault(f"{notebook} failed: {what.splitlines()[0]} - see {failed}") from error
     failed.rename(output)
-    made = [output, *of_notebook(paths.figures(profile), notebook)]
+    seal_up(profile, notebook, now, data)
+
+
+def seal_up(profile: str, notebook: str, key: str, data: str = "") -> None:
+    """Write the seal of what lies in the build folder now."""
+    made = [executed(profile, notebook), *of_notebook(paths.figures(profile), notebook)]
     record = {"data": data, "files": {str(f.relative_to(paths.build() / profile)): _checksum(f) for f in made}}
-    file = seal(profile, notebook, now)
+    file = seal(profile, notebook, key)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".part").write_text(json.dumps(record, indent=1))
     file.with_suffix(".part").rename(file)

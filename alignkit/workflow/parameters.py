@@ -28,6 +28,7 @@ from alignkit.workflow.schema import (  # noqa: F401  (the classes are part of t
     FDivergences,
     Fronts,
     Improvements,
+    Loop,
     OneFront,
     Primer,
     Rewarded,
@@ -200,8 +201,8 @@ def load(path: Path, **override: Any) -> World:
     """
     in_profile = (path.parent / f"{SHARED}.yaml").exists() or path.parent.parent.resolve() == paths.PARAMS
     if in_profile and path.stem in NOTEBOOKS and path.suffix == ".yaml":
-        profile, notebook, own = path.parent.name, path.stem, _folder(path.parent, path.stem)
-        sources = [*_profile("pocket", notebook, str(path)), *own]
+        profile, notebook = path.parent.name, path.stem
+        sources = [*_profile("pocket", notebook, str(path)), *_folder(path.parent, notebook)]
     else:
         values = read_file(path)
         notebook, profile = _notebook(values.get("notebook", path.stem), str(path)), values.get("profile", "pocket")
@@ -210,7 +211,9 @@ def load(path: Path, **override: Any) -> World:
         if in_profile:
             _named(path, "profile", profile, path.parent.name)
         sources = [*_profile(profile, notebook, str(path)), (path, values)]
-    given_by = {key: str(file) for file, values in sources for key in values if key not in override}
+    # A value that the profile leaves as pocket has it is at fault only beside one of the profile's own.
+    own = [(f, given) for f, given in sources if profile == "pocket" or f.parent != paths.PARAMS / "pocket"]
+    given_by = {key: str(file) for file, given in own for key in given if key not in override}
     values = {**_merged(sources), "notebook": notebook, "profile": profile, **override}
     if found := faults(values, str(path), given_by):
         raise UserFault("\n".join(found))

@@ -70,7 +70,8 @@ def test_every_imported_library_is_a_direct_dependency():
     owners = packages_distributions()
     imported = {name.split(".")[0] for module in MODULES for name in imports(module)}
     foreign = imported - set(sys.stdlib_module_names) - {"alignkit"}
-    asked = {canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["dependencies"]}
+    lines = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["batch"]]
+    asked = {canonicalize_name(Requirement(line).name) for line in lines}
     assert {name for name in foreign if not asked & {canonicalize_name(o) for o in owners[name]}} == set()
 
 
