@@ -11,6 +11,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,8 @@ def load(path: Path, **override: Any) -> World:
     `path` is a notebook's file in the folder of a profile, and may be missing there if shared.yaml says all; or a file
     of one's own, which says by `notebook` and `profile` what it is laid on.
     """
+    if path.parent.resolve() == paths.PARAMS and not path.exists():
+        _profile(path.name, next(iter(NOTEBOOKS)), str(path))
     in_profile = (path.parent / f"{SHARED}.yaml").exists() or path.parent.parent.resolve() == paths.PARAMS
     if in_profile and path.stem in NOTEBOOKS and path.suffix == ".yaml":
         profile, notebook = path.parent.name, path.stem
@@ -327,7 +330,7 @@ def as_text(p: World) -> str:
 
 def as_html(p: World) -> str:
     """The values as HTML: what differs from pocket in bold, one group after the other, the notebook's own opened."""
-    groups = grouped(p)
+    escape, groups = partial(html.escape, quote=False), grouped(p)
     out = [f"<p>{p.notebook}, profile <b>{p.profile}</b>; bold values differ from profile pocket.</p>"]
     for title, rows in groups.items():
         changed = sum(bool(usual) for _, _, usual, _ in rows)
@@ -335,7 +338,7 @@ def as_html(p: World) -> str:
         count = f"{len(rows)} values, {changed or 'none'} changed"
         out.append(f"<details{opened}><summary>{title} ({count})</summary><table>")
         for key, value, usual, words in rows:
-            now = f"<b>{html.escape(value)}</b>, pocket {html.escape(usual)}" if usual else html.escape(value)
-            out.append(f"<tr><td>{key}</td><td>{now}</td><td>{html.escape(words)}</td></tr>")
+            now = f"<b>{escape(value)}</b>, pocket {escape(usual)}" if usual else escape(value)
+            out.append(f"<tr><td>{key}</td><td>{now}</td><td>{escape(words)}</td></tr>")
         out.append("</table></details>")
     return "\n".join(out)

@@ -364,7 +364,7 @@ def test_what_is_shown_names_each_value_and_no_folder_of_this_machine(monkeypatc
     parameters.from_notebook()
     text, page = shown[0]["text/plain"], shown[0]["text/html"]
     assert "data = 'r&d.csv'  # pocket, a folder or CSV file of reviews, or a Hub id (pocket: 'pocket')" in text
-    assert "<td><b>&#x27;r&amp;d.csv&#x27;</b>, pocket &#x27;pocket&#x27;</td>" in page
+    assert "<td><b>'r&amp;d.csv'</b>, pocket 'pocket'</td>" in page
     assert "<tr><td>prompts</td><td><b>7</b>, pocket 100</td>" in page
     assert all(f"<td>{key}</td>" in page for key in set(POCKET) - {"notebook", "profile"})
     assert str(tmp_path) not in text + page
