@@ -56,12 +56,12 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
     p = values(notebook, profile, data)
     digest.update(json.dumps(p.model_dump(), sort_keys=True).encode())
-    for source in {p.data, p.policy, p.reward_model} - {"pocket", "scratch"}:
+    for source in sorted({p.data, p.policy, p.reward_model} - {"pocket", "scratch"}):
         digest.update(f"{source} {paths.content(source)}".encode())
     digest.update((paths.CHECKOUT / "requirements.lock").read_bytes())
     for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
         digest.update(str(module.relative_to(paths.PACKAGE)).encode() + module.read_bytes())
-    for name in set(p.reads) & set(notebooks(profile)):
+    for name in sorted(set(p.reads) & set(notebooks(profile))):
         digest.update(content_key(name, profile, data).encode())
     return digest.hexdigest()[:16]
 

@@ -207,6 +207,18 @@ def test_a_notebook_that_reads_tables_depends_on_what_made_them(checkout: Path):
     assert batch.content_key("6_one_front", "imdb") != before
 
 
+def test_a_key_is_the_same_in_every_process():
+    code = "from alignkit.workflow import batch; print(batch.content_key('6_one_front', 'imdb'))"
+    keys = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=paths.CHECKOUT, capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in "123"
+    }  # fmt: skip
+    assert len(keys) == 1
+
+
 def test_the_longest_chain_of_notebooks_is_followed_to_its_start():
     assert batch.chain("5_improvements") == ["1_reward_model", "2_dpo_losses", "3_f_divergences", "5_improvements"]
     assert batch.chain("0_primer") == ["0_primer"]
