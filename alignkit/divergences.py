@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 from alignkit.faults import UserFault
 
 Function = Callable[[Any], Any]
+KL, CHI, OTHER = "relatives of KL", "relatives of χ²", "the others"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Divergence:
     """One f-divergence; every function is elementwise, on tensors of any shape (numbers and arrays become float64)."""
 
     name: str
+    family: str
+    """What figures show it beside."""
+    formulas: tuple[str, str]
+    """f and f' as tables write them, in Python's signs, with u and α."""
     generator: Function
     """f, convex on u > 0, with f(1) = 0 except for GAN."""
     derivative: Function
@@ -43,6 +48,12 @@ class Divergence:
     """The powers of u in f', which can overflow."""
     uncentred: Function | None = None
     """f'(exp(log_u)), written in log_u, where f'(1) is not 0."""
+    alpha: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name as figures and tables write it, with its α."""
+        return self.name if self.alpha is None else f"{self.name}, α = {self.alpha:g}"
 
     def f(self, u: Any) -> torch.Tensor:
         """f(u) for u > 0."""
@@ -105,7 +116,7 @@ def divergence(name: str, alpha: float | None = None) -> Divergence:
     Raises UserFault for a name that is not in `NAMES` and for an alpha that is missing, needless or out of range.
     """
     if name in WITH_ALPHA:
-        build, least = WITH_ALPHA[name]
+        build, least, _ = WITH_ALPHA[name]
         if alpha is None or not alpha > least:
             raise UserFault(f"divergence: {name!r} with alpha {alpha}; allowed: alpha > {least}")
         return build(float(alpha))
@@ -142,6 +153,8 @@ def _alpha(alpha: float) -> Divergence:
         f = lambda u: (u ** (1 - alpha) - (1 - alpha) * u - alpha) / (alpha * (alpha - 1))  # noqa: E731
     return Divergence(
         name="alpha",
+        family=OTHER,
+        formulas=("(u**(1 - α) - (1 - α)*u - α)/(α*(α - 1))", "(1 - u**(-α))/α"),
         generator=f,
         derivative=lambda u: (1 - u**-alpha) / alpha,
         centred=lambda v: -_power_minus_one(v, -alpha) / alpha,
@@ -149,6 +162,7 @@ def _alpha(alpha: float) -> Divergence:
         inverse=lambda x: (1 - alpha * x) ** (-1 / alpha),
         supports_dpo=True,
         powers=(-alpha,),
+        alpha=alpha,
     )
 
 
@@ -165,6 +179,8 @@ def _chi_alpha(alpha: float) -> Divergence:
 
     return Divergence(
         name="chi_alpha",
+        family=CHI,
+        formulas=("abs(u - 1)**α/2", "α*sign(u - 1)*abs(u - 1)**(α - 1)/2"),
         generator=lambda u: 0.5 * (u - 1).abs() ** alpha,
         derivative=lambda u: 0.5 * alpha * torch.sign(u - 1) * (u - 1).abs() ** (alpha - 1),
         centred=centred,
@@ -172,6 +188,7 @@ def _chi_alpha(alpha: float) -> Divergence:
         inverse=lambda x: np.maximum(0, 1 + np.sign(x) * (2 * np.abs(x) / alpha) ** (1 / (alpha - 1))),
         supports_dpo=False,
         powers=(1, alpha - 1),
+        alpha=alpha,
     )
 
 
@@ -195,6 +212,8 @@ FIXED: dict[str, Divergence] = {
     for d in (
         Divergence(
             name="reverse_kl",
+            family=KL,
+            formulas=("u*log(u)", "log(u) + 1"),
             generator=lambda u: torch.xlogy(u, u),
             derivative=lambda u: torch.log(u) + 1,
             centred=lambda v: v,
@@ -205,6 +224,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="forward_kl",
+            family=KL,
+            formulas=("-log(u)", "-1/u"),
             generator=lambda u: -torch.log(u),
             derivative=lambda u: -1 / u,
             centred=lambda v: -_power_minus_one(v, -1),
@@ -216,6 +237,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="js",
+            family=KL,
+            formulas=("u*log(u) - (u + 1)*log((u + 1)/2)", "log(2*u/(1 + u))"),
             generator=lambda u: torch.xlogy(u, u) - (u + 1) * torch.log((u + 1) / 2),
             derivative=lambda u: torch.log(2 * u / (1 + u)),
             centred=lambda v: log(2) + logsigmoid(v),
@@ -225,6 +248,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="pearson_chi2",
+            family=CHI,
+            formulas=("(u - 1)**2", "2*(u - 1)"),
             generator=lambda u: (u - 1) ** 2,
             derivative=lambda u: 2 * (u - 1),
             centred=lambda v: 2 * _power_minus_one(v, 1),
@@ -235,6 +260,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="neyman_chi2",
+            family=CHI,
+            formulas=("(1 - u)**2/u", "1 - 1/u**2"),
             generator=lambda u: (1 - u) ** 2 / u,
             derivative=lambda u: 1 - 1 / u**2,
             centred=lambda v: -_power_minus_one(v, -2),
@@ -245,6 +272,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="cnp_chi2",
+            family=CHI,
+            formulas=("(2*(u - 1)**2 + (1 - u)**2/u)/3", "(4*u - 3 - 1/u**2)/3"),
             generator=lambda u: (2 * (u - 1) ** 2 + (1 - u) ** 2 / u) / 3,
             derivative=lambda u: (4 * u - 3 - 1 / u**2) / 3,
             centred=lambda v: (4 * _power_minus_one(v, 1) - _power_minus_one(v, -2)) / 3,
@@ -255,6 +284,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="hellinger",
+            family=OTHER,
+            formulas=("(sqrt(u) - 1)**2", "1 - 1/sqrt(u)"),
             generator=lambda u: (torch.sqrt(u) - 1) ** 2,
             derivative=lambda u: 1 - u**-0.5,
             centred=lambda v: -_power_minus_one(v, -0.5),
@@ -265,6 +296,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="jeffrey",
+            family=KL,
+            formulas=("(u - 1)*log(u)", "log(u) + 1 - 1/u"),
             generator=lambda u: (u - 1) * torch.log(u),
             derivative=lambda u: torch.log(u) + 1 - 1 / u,
             centred=lambda v: v - _power_minus_one(v, -1),
@@ -276,6 +309,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="gan",
+            family=KL,
+            formulas=("u*log(u) - (u + 1)*log(u + 1)", "log(u) - log(u + 1)"),
             generator=lambda u: torch.xlogy(u, u) - (u + 1) * torch.log(u + 1),
             derivative=lambda u: torch.log(u) - torch.log(u + 1),
             centred=lambda v: log(2) + logsigmoid(v),
@@ -286,6 +321,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="total_variation",
+            family=OTHER,
+            formulas=("abs(u - 1)/2", "sign(u - 1)/2"),
             generator=lambda u: 0.5 * (u - 1).abs(),
             derivative=lambda u: torch.where(u > 1, 0.5, -0.5).to(u.dtype),
             # 0 · v keeps the score in the graph: its gradient is zero, not absent.
@@ -297,6 +334,8 @@ FIXED: dict[str, Divergence] = {
         ),
         Divergence(
             name="chi_po",
+            family=CHI,
+            formulas=("(u - 1)**2/2 + u*log(u)", "u + log(u)"),
             generator=lambda u: 0.5 * (u - 1) ** 2 + torch.xlogy(u, u),
             derivative=lambda u: u + torch.log(u),
             centred=lambda v: _power_minus_one(v, 1) + v,
@@ -308,13 +347,14 @@ FIXED: dict[str, Divergence] = {
         ),
     )
 }
-
-
-WITH_ALPHA = {"alpha": (_alpha, 0), "chi_alpha": (_chi_alpha, 1)}
-"""Divergences with a parameter, and the number that it must exceed."""
-
-
+WITH_ALPHA = {"alpha": (_alpha, 0, 0.5), "chi_alpha": (_chi_alpha, 1, 2.0)}
+"""Divergences with a parameter: how to build one, the number that α must exceed, the α at which tables show it."""
 NAMES = (*FIXED, *WITH_ALPHA)
+
+
+def examples() -> list[Divergence]:
+    """Each divergence once, those with an α at the one at which tables show it."""
+    return [divergence(name, WITH_ALPHA[name][2] if name in WITH_ALPHA else None) for name in NAMES]
 
 
 def _optimum_under_total_variation(ref: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:

@@ -13,12 +13,8 @@ from scipy.special import gammaln, logsumexp
 
 LEAST_ESS = 10.0
 """Effective samples below which a tilted mean is no longer believed."""
-
-
 MOST_BELOW = 0.05
 """Share of prompts that may fall below it."""
-
-
 LEAST_KL = 0.05
 """Nats below which an efficiency is a ratio of two noises."""
 

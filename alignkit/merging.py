@@ -12,8 +12,6 @@ from typing import Literal
 import torch
 
 State = Mapping[str, torch.Tensor]
-
-
 Per = Literal["layer", "tensor", "all"]
 
 PARALLEL = 1e-3

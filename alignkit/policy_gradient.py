@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASELINES = ("none", "mean", "rloo")
-
-
 PARTS = 3
 """Forward passes that a batch is split into, by length of completion."""
 

@@ -31,11 +31,7 @@ AXES = {
     "length": "length (tokens a completion)",
 }
 """What stands on an axis, with its unit."""
-
-
 MARKERS = "osD^vPX*<>"
-
-
 KEPT = ["sigmoid", "hinge", "ipo", "kto_pair", "cdpo"], ["reverse_kl", "forward_kl", "js", "alpha 0.5"]
 """Losses and divergences that keep their colour in every figure."""
 

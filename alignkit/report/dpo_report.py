@@ -9,18 +9,14 @@ import pandas as pd
 from alignkit.metrics import holm, interval_text, paired_p_value, seed_interval, verdict
 from alignkit.training.baselines import best_of
 from alignkit.training.evaluate import measures
-from alignkit.workflow.parameters import Aligned
+from alignkit.workflow.schema import Aligned
 from alignkit.workflow.store import Run
 
 EVALUATION = ": evaluation"
-
-
 SETTINGS = {"loss": "loss", "divergence": "divergence", "alpha": "alpha", "beta": "beta", "scores": "scores",
             "label_smoothing": "label_smoothing", "lora_rank": "lora_rank", "lr": "lr", "epochs": "epochs",
             "batch": "batch"}  # fmt: skip
 """A training run's settings and the columns that show them."""
-
-
 TRAINING = ("eval_loss", "chosen_logp", "rejected_logp", "accuracy", "clamped", "tokens_trained")
 """What training measures on held-out pairs."""
 
@@ -47,7 +43,7 @@ def rows(runs: RunsBySeed, p: Aligned) -> pd.DataFrame:
     side |= table.groupby("method").completions.transform("max") < p.main_completions
     usual = table.loss.notna() & (table.pairs == "pairs")
     usual &= (table.lr == p.dpo()["lr"]) & (table.epochs == p.dpo()["epochs"])
-    usual &= table[["scores", "lora_rank"]].isna().all(axis=1)
+    usual &= (table.scores == "policy_to_reference") & (table.lora_rank == 0)
     return table.assign(row=np.where(side, "side", "main"), usual=usual, profile=p.profile, notebook=p.notebook)
 
 

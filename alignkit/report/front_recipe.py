@@ -4,7 +4,7 @@ from alignkit.report.warp_recipe import loop_settings
 from alignkit.training.evaluate import EvaluationSettings, evaluate
 from alignkit.training.pool import PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient
-from alignkit.workflow.parameters import OneFront
+from alignkit.workflow.schema import OneFront
 from alignkit.workflow.store import Run, get
 
 Runs = dict[str, Run]

@@ -22,7 +22,7 @@ from alignkit.metrics import seed_interval
 from alignkit.report.dpo_report import at_kl, families
 from alignkit.report.improvements_recipe import ANCHORED
 from alignkit.training.pool import Pool
-from alignkit.workflow.parameters import OneFront
+from alignkit.workflow.schema import OneFront
 from alignkit.workflow.store import Run
 
 SWEPT = "anchored RLOO, over β"

@@ -9,32 +9,20 @@ from alignkit.training.merge import between, evaluate_interpolation
 from alignkit.training.reinforce import SENTENCE, train_policy_gradient
 from alignkit.training.reward import RewardSettings, average_rewards, train_reward
 from alignkit.training.sft import SftSettings, train_sft
-from alignkit.workflow.parameters import Improvements
+from alignkit.workflow.schema import Improvements
 from alignkit.workflow.store import Run, get
 
 ANCHORED = "anchored RLOO"
 """A fixed anchor, a rate that falls, one run, no merge."""
-
-
 CHOSEN = "anchored, sentence credit"
 """The same with credit by sentence: the method that was best on the first seed."""
-
-
 WITH_RLOO = "WARP + RLOO"
-
-
 TUNED = "WARP + RLOO, higher rate"
 """WARP + RLOO at the learning rate of the anchored methods."""
-
-
 COMPARED = ("WARP", WITH_RLOO, CHOSEN)
 """What is confirmed on other seeds."""
-
-
 FULL = "all reviews"
 """The proxy of all other notebooks."""
-
-
 MEMBERS = ((0.1, 0.0), (0.2, 0.2), (0.4, 0.4))
 """How the members of an averaged reward model differ as they are trained on: share of the learning rate, word dropout.
 Small rates keep them near their common start, where the mean of their weights is a reward model as well."""

@@ -13,8 +13,6 @@ from alignkit.workflow.store import Run
 
 MOST_KL = 4.0
 """Nats up to which the hypervolume counts."""
-
-
 STEP = 0.02
 """Nats between the points at which a front is read."""
 

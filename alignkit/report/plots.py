@@ -14,11 +14,7 @@ from alignkit import paths
 
 COLOURS = sns.color_palette("colorblind")
 """Safe for colour-blind readers; the same quantity keeps its colour through all notebooks."""
-
-
 POSITIVE, NEGATIVE, NEUTRAL = COLOURS[0], COLOURS[3], "0.45"
-
-
 PIXELS_PER_INCH = 110
 
 

@@ -1,5 +1,7 @@
 """What notebook 0 shows on small examples: a climb up the reward, finite sets of responses, formulas to be checked."""
 
+import ast
+import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -10,8 +12,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.divergences import NAMES, Divergence, divergence
-from alignkit.losses import LOSSES, preference_loss
+from alignkit.divergences import examples
+from alignkit.losses import LOSSES, needs, preference_loss
 from alignkit.sampling import sequence_log_probs
 
 # Climbing up a reward
@@ -103,75 +105,71 @@ def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
 
 # Divergences and losses, tabulated
 
-ALPHAS = {"alpha": 0.5, "chi_alpha": 2.0}
-"""The α at which the divergences with a parameter are shown."""
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+              ast.Pow: operator.pow}  # fmt: skip
+FUNCTIONS = {"log": torch.log, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign}
 
 
-FORMULAS = {
-    "reverse_kl": ("u*log(u)", "log(u) + 1"),
-    "forward_kl": ("-log(u)", "-1/u"),
-    "js": ("u*log(u) - (u + 1)*log((u + 1)/2)", "log(2*u/(1 + u))"),
-    "pearson_chi2": ("(u - 1)**2", "2*(u - 1)"),
-    "neyman_chi2": ("(1 - u)**2/u", "1 - 1/u**2"),
-    "cnp_chi2": ("(2*(u - 1)**2 + (1 - u)**2/u)/3", "(4*u - 3 - 1/u**2)/3"),
-    "hellinger": ("(sqrt(u) - 1)**2", "1 - 1/sqrt(u)"),
-    "jeffrey": ("(u - 1)*log(u)", "log(u) + 1 - 1/u"),
-    "gan": ("u*log(u) - (u + 1)*log(u + 1)", "log(u) - log(u + 1)"),
-    "total_variation": ("abs(u - 1)/2", "sign(u - 1)/2"),
-    "chi_po": ("(u - 1)**2/2 + u*log(u)", "u + log(u)"),
-    "alpha": ("(u**(1 - α) - (1 - α)*u - α)/(α*(α - 1))", "(1 - u**(-α))/α"),
-    "chi_alpha": ("abs(u - 1)**α/2", "α*sign(u - 1)*abs(u - 1)**(α - 1)/2"),
-}
-"""f and f' as they stand in the table; `value_of` computes what is written, so that the table can be checked."""
+def value_of(formula: str, u: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
+    """A formula of `Divergence.formulas`, computed at u, so that what tables show can be checked."""
 
+    def at(node: ast.AST) -> Any:
+        match node:
+            case ast.Constant(value):
+                return value
+            case ast.Name(name):
+                return {"u": u, "α": alpha}[name]
+            case ast.UnaryOp(ast.USub(), operand):
+                return -at(operand)
+            case ast.BinOp(left, how, right):
+                return OPERATIONS[type(how)](at(left), at(right))
+            case ast.Call(ast.Name(name), [argument]):
+                return FUNCTIONS[name](at(argument))
+        raise ValueError(f"{formula}: {ast.unparse(node)!r} is no part of a formula")
 
-FAMILIES = {
-    "relatives of KL": ("reverse_kl", "forward_kl", "jeffrey", "js", "gan"),
-    "relatives of χ²": ("pearson_chi2", "neyman_chi2", "cnp_chi2", "chi_alpha", "chi_po"),
-    "the others": ("hellinger", "alpha", "total_variation"),
-}
-
-
-def shown(name: str) -> Divergence:
-    """The divergence of this name, at its α in ALPHAS where it has one."""
-    return divergence(name, ALPHAS.get(name))
-
-
-def label(name: str) -> str:
-    """A divergence's name as figures and tables write it, with its α."""
-    return f"{name}, α = {ALPHAS[name]:g}" if name in ALPHAS else name
-
-
-def value_of(formula: str, u: torch.Tensor, alpha: float = float("nan")) -> torch.Tensor:
-    """A formula of FORMULAS, computed at u."""
-    known = {"u": u, "α": alpha, "log": torch.log, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign}
-    return eval(formula, {"__builtins__": {}}, known)
+    return at(ast.parse(formula, mode="eval").body)
 
 
 def readable(formula: str) -> str:
-    """A formula of FORMULAS with · for products and ^ for powers."""
+    """A formula with · for products and ^ for powers."""
     formula = re.sub(r"sqrt\((.*?)\)", r"√\1", formula)
     return re.sub(r"abs\((.*?)\)", r"|\1|", formula).replace("**", "^").replace("*", "·").replace("-", "−")
+
+
+def formula_table(u: torch.Tensor) -> tuple[pd.DataFrame, float]:
+    """f and f' of every divergence as formulas, and the largest difference at u between them, the module and autograd.
+
+    Raises AssertionError where they do not agree.  u requires a gradient.
+    """
+    rows, worst = [], 0.0
+    for div in examples():
+        f, f_prime = (value_of(formula, u, div.alpha) for formula in div.formulas)
+        (slope,) = torch.autograd.grad(div.f(u).sum(), u)
+        for ours, written in ((div.f(u), f), (div.f_prime(u), f_prime), (slope, f_prime)):
+            torch.testing.assert_close(ours, written)
+            worst = max(worst, (ours - written).abs().max().item())
+        torch.testing.assert_close(div.score(u.log()), div.f_prime(u))
+        rows.append((div.label, *map(readable, div.formulas)))
+    return pd.DataFrame(rows, columns=["divergence", "f(u)", "f′(u)"]), worst
 
 
 def divergence_curves(log_u: np.ndarray) -> pd.DataFrame:
     """Each divergence at these log-ratios: columns family, divergence, log_u, u, f - f(1), score - score(0), slope."""
     out = []
-    for family, names in FAMILIES.items():
-        for name in names:
-            div, at = shown(name), {"family": family, "divergence": label(name), "log_u": log_u, "u": np.exp(log_u)}
-            f = (div.f(np.exp(log_u)) - div.f(1.0)).numpy()
-            values = {"f": f, "score": div.centred_score(log_u).numpy(), "slope": div.slope(log_u).numpy()}
-            out.append(pd.DataFrame({**at, **values}))
+    for div in examples():
+        f = (div.f(np.exp(log_u)) - div.f(1.0)).numpy()
+        at = {"family": div.family, "divergence": div.label, "log_u": log_u, "u": np.exp(log_u)}
+        values = {"f": f, "score": div.centred_score(log_u).numpy(), "slope": div.slope(log_u).numpy()}
+        out.append(pd.DataFrame({**at, **values}))
     return pd.concat(out, ignore_index=True)
 
 
 def near_zero(ratios: Sequence[float]) -> pd.DataFrame:
     """f' of each divergence at small u, and whether it falls without bound (supports_dpo)."""
     rows = []
-    for name in NAMES:
-        at = {f"f'({u:g})": shown(name).f_prime(u).item() for u in ratios}
-        rows.append({"divergence": label(name), **at, "f'(0+) = −∞": "yes" if shown(name).supports_dpo else "no"})
+    for div in examples():
+        at = {f"f'({u:g})": div.f_prime(u).item() for u in ratios}
+        rows.append({"divergence": div.label, **at, "f'(0+) = −∞": "yes" if div.supports_dpo else "no"})
     return pd.DataFrame(rows)
 
 
@@ -181,11 +179,10 @@ def loss_curves(margins: np.ndarray, label_smoothing: float, tokens: tuple[int, 
     The scores are half the margin and its negative, each pair is a batch of its own; `tokens` are the lengths of
     chosen and rejected that the loss per token divides by.
     """
+    known = {"label_smoothing": label_smoothing, "chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
     out = []
     for name in LOSSES:
-        settings: dict[str, Any] = {"label_smoothing": label_smoothing} if name in ("cdpo", "robust") else {}
-        if name == "ipo_per_token":
-            settings = {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
+        settings = {given: known[given] for given in needs(name)}
         for margin in margins:
             half = torch.tensor([margin / 2], dtype=torch.float64, requires_grad=True)
             value = preference_loss(name, half, -half, beta=1.0, **settings).sum()

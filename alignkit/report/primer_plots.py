@@ -72,8 +72,6 @@ AXES = {
     "score": "score f′(u) − f′(1)",
     "slope": "slope u f″(u) (score a nat)",
 }
-
-
 LIMITS = {"f": (-1.8, 5), "score": (-6, 6), "slope": (5e-3, 2e2)}
 
 
@@ -85,10 +83,9 @@ def divergences(table: pd.DataFrame, x: str, ys: Sequence[str]) -> Figure:
     for row, y in zip(axes, ys, strict=True):
         for axis, family in zip(row, families, strict=True):
             lines = table[(table.family == family) & (table[y] != 0)] if y == "slope" else table[table.family == family]
-            for (name, one), colour, dash in zip(
-                lines.groupby("divergence", sort=False), COLOURS, DASHES, strict=False
-            ):
-                axis.plot(one[x], one[y], color=colour, linestyle=dash, label=name)
+            for i, (name, one) in enumerate(lines.groupby("divergence", sort=False)):
+                style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+                axis.plot(one[x], one[y], **style, label=name)
             axis.axvline(1 if x == "u" else 0, color="black", linewidth=1, linestyle=":")
         row[0].set(ylabel=AXES[y], yscale="log" if y == "slope" else "linear", ylim=LIMITS[y])
     for top, bottom, family in zip(axes[0], axes[-1], families, strict=True):

@@ -8,23 +8,15 @@ from alignkit import paths
 from alignkit.metrics import interval_text, seed_interval
 
 START, END = "<!-- results: written by `make report` from the tables in figures/ -->", "<!-- end of results -->"
-
-
 ROWS = {
     "reward": "reward model, all pairs, all training reviews",
     "tfidf_words": "TF-IDF, words",
     "tfidf_word_pairs": "TF-IDF, words and word pairs",
     "exact posterior": "exact posterior (nobody can do better)",
 }
-
-
 USUAL = {"WARP": "WARP, T=50", "REINFORCE with an EMA anchor": "REINFORCE, EMA anchor", "DPO": "DPO, reverse_kl"}
 """Methods as published, and what notebook 6 calls them."""
-
-
 MEASURES = ["pairwise_accuracy", "sign_accuracy", "ece"]
-
-
 PLACED = ["kl", "reward", "gold", "unigram_entropy"]
 """What the README tells of a policy."""
 

@@ -21,7 +21,7 @@ from alignkit.training.evaluate import EvaluationSettings, SamplingSettings, eva
 from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, PairSettings, build_pairs, generate
 from alignkit.training.reward import RewardSettings, train_reward
 from alignkit.training.sft import SftSettings, train_sft
-from alignkit.workflow.parameters import (
+from alignkit.workflow.schema import (
     Aligned,
     Divergent,
     DpoLosses,
@@ -258,12 +258,8 @@ def warp(p: Warp, seed: int) -> Runs:
 NEW_DIVERGENCES = ("pearson_chi2", "neyman_chi2", "cnp_chi2", "hellinger", "jeffrey", "chi_po", "chi_alpha",
                    "total_variation", "gan")  # fmt: skip
 """Those of notebook 5."""
-
-
 PROMISING = ("chi_po", "pearson_chi2")
 """Those that looked best on the first seed, and are trained for every seed."""
-
-
 OTHER_LOSSES = ("ipo", "kto_pair")
 """Losses that notebook 5 combines with several divergences."""
 

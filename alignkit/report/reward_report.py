@@ -22,10 +22,10 @@ from alignkit.metrics import (
     seed_interval,
     sign_accuracy,
 )
-from alignkit.pocket import gold_reward, log_probability, well_formed
 from alignkit.training.reward import centred, pair_count, score, sign_boundary, tfidf_baseline
-from alignkit.workflow.parameters import World
+from alignkit.workflow.schema import World
 from alignkit.workflow.store import Run
+from alignkit.world.known import Truth
 from alignkit.world.models import load_encoder
 
 CONSTRUCTIONS = {
@@ -54,8 +54,6 @@ STRONG_SENTENCES = [
     "i loved every second of it .",
     "the script was never awful .",
 ]
-
-
 ATTACKS = {
     "one strong sentence": STRONG_SENTENCES[0],
     "six different strong sentences": " ".join(STRONG_SENTENCES),
@@ -243,17 +241,18 @@ def baseline_rows(reviews: DatasetDict, gold: np.ndarray | None) -> pd.DataFrame
 class Judge:
     """All that can be said of a text: the reward of every seed's model, words only, and gold where it is known."""
 
-    def __init__(self, runs: dict[int, dict[str, Run]], words_only: Pipeline, *, tokens: int, gold: bool):
+    def __init__(self, runs: dict[int, dict[str, Run]], words_only: Pipeline, *, tokens: int, truth: Truth | None):
         self.models = [(*load_encoder(by_name["reward"].path), zero_of(by_name)) for by_name in runs.values()]
-        self.words_only, self.tokens, self.gold = words_only, tokens, gold
+        self.words_only, self.tokens, self.known = words_only, tokens, truth
 
     def rewards(self, texts: list[str]) -> np.ndarray:
         """Rewards from their zero, shape (seeds, texts)."""
         return np.array([score(model, codec, texts, tokens=self.tokens) - zero for model, codec, zero in self.models])
 
     def truth(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Gold and well-formed share in the pocket world, nothing elsewhere."""
-        return {"gold": gold_reward(texts), "well formed": well_formed(texts)} if self.gold else {}
+        """Gold and well-formed share where they are known, nothing elsewhere."""
+        known = self.known
+        return {"gold": known.gold_reward(texts), "well formed": known.well_formed(texts)} if known else {}
 
     def opinions(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Mean reward over seeds, words only, and the truth if it is known; each (texts,)."""
@@ -266,17 +265,17 @@ class Judge:
         return pd.DataFrame({"case": list(cases), "text": texts, **self.opinions(texts)})
 
 
-def sft_rows(runs: dict[int, dict[str, Run]], pocket_texts: pd.Series | None) -> pd.DataFrame:
-    """Cross-entropy of each seed's SFT policy and, for pocket texts, the grammar's exact entropy on the same tokens.
+def sft_rows(runs: dict[int, dict[str, Run]], texts: pd.Series, truth: Truth | None) -> pd.DataFrame:
+    """Cross-entropy of each seed's SFT policy and, where the truth is known, the exact entropy on the same tokens.
 
     Both are nats a token, given the first token of each text and including its end.
     """
     rows = [{"seed": seed, **by_name["sft"].metrics} for seed, by_name in runs.items()]
     table = pd.DataFrame(rows)
-    if pocket_texts is not None:
-        texts = list(pocket_texts[: int(table.texts.iloc[0])])
+    if truth:
+        texts = list(texts[: int(table.texts.iloc[0])])
         first = [text.split()[0] for text in texts]
-        nats = log_probability(first, prefix=True) - log_probability(texts)
+        nats = truth.log_probability(first, prefix=True) - truth.log_probability(texts)
         table["entropy"] = nats.sum() / sum(len(text.split()) for text in texts)
         table["ratio"] = table.test_cross_entropy / table.entropy
     return table
@@ -300,7 +299,7 @@ def environment(p: World, run: Run) -> str:
     return "\n".join(
         [
             f"alignkit {__version__}, profile {p.profile}, seeds {p.seeds}",
-            f"reviews: fingerprint {record['data']}",
+            f"reviews: fingerprint {record['inputs']['data']}",
             f"libraries: {libraries}",
             f"trained on: {record['hardware']}",
         ]

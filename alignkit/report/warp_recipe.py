@@ -9,7 +9,7 @@ from alignkit.training.deviations import train_greedily, train_on_token_means
 from alignkit.training.evaluate import EvaluationSettings
 from alignkit.training.merge import evaluate_interpolation, merge_policies
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
-from alignkit.workflow.parameters import Fronts, Loop, Warp
+from alignkit.workflow.schema import Fronts, Loop, Warp
 from alignkit.workflow.store import Run, get
 
 

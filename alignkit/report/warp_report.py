@@ -12,14 +12,12 @@ from trl import RLOOConfig, RLOOTrainer
 from alignkit.policy_gradient import completion_sums
 from alignkit.report.warp_recipe import Point
 from alignkit.sampling import pad_left
-from alignkit.workflow.parameters import Warp
+from alignkit.workflow.schema import Warp
 from alignkit.workflow.store import Run
 from alignkit.world.models import load_policy, quiet_training
 
-SETTINGS = ("beta", "ema_rate", "anchor", "baseline", "lr", "batch", "k", "greedily", "token_mean")
+SETTINGS = ("beta", "ema_rate", "anchor", "baseline", "lr", "batch", "k")
 """Columns that show a training run's settings."""
-
-
 SPENT = ("generation_seconds", "scoring_seconds", "update_seconds")
 
 PointsBySeed = Mapping[int, Sequence[Point]]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.workflow import parameters
-from alignkit.workflow.parameters import NOTEBOOKS, World
+from alignkit.workflow.schema import NOTEBOOKS, World
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -77,23 +78,23 @@ def reached(code: str) -> list[Path]:
     return sorted(found)
 
 
-def _imported(code: str) -> Iterator[str]:
+@lru_cache(maxsize=512)
+def _imported(code: str) -> set[str]:
     """Dotted names that may be modules: what is imported anywhere in the text; all imports here are absolute."""
+    names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.partition(".")[0] == paths.PACKAGE.name}
 
 
 def _files(name: str) -> Iterator[Path]:
     """The files that are executed when a dotted name of this package is imported."""
-    package, *parts = name.split(".")
     folder = paths.PACKAGE
-    if package != paths.PACKAGE.name:
-        return
     yield folder / "__init__.py"
-    for part in parts:
+    for part in name.split(".")[1:]:
         if (folder / f"{part}.py").is_file():
             yield folder / f"{part}.py"
         folder = folder / part

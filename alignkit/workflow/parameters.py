@@ -20,23 +20,7 @@ from pydantic import ValidationError
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow.schema import (  # noqa: F401  (the classes are part of this module's face)
-    NOTEBOOKS,
-    Aligned,
-    Divergent,
-    DpoLosses,
-    Evaluated,
-    FDivergences,
-    Fronts,
-    Improvements,
-    Loop,
-    OneFront,
-    Primer,
-    Rewarded,
-    RewardModel,
-    Warp,
-    World,
-)
+from alignkit.workflow.schema import NOTEBOOKS, World
 
 SHARED = "shared"
 """The file of a profile (without its suffix) whose values go to all notebooks that know them."""
@@ -85,7 +69,7 @@ def _told(error: Any, kind: type[World]) -> str:
     place = key + "".join(f"[{i}]" for i in error["loc"][1:] if isinstance(i, int))
     allowed = re.sub(r"^\w+ should (be |have )?| after validation, not .*$", "", error["msg"])
     if error["type"] == "missing":
-        return f"{place}: missing; allowed: {kind.model_fields[key].description}"
+        return f"{place}: missing ({kind.model_fields[key].description})"
     hint = "; papermill -p passes it as text, -y as a list" if error["type"] == "list_type" else ""
     return f"{place}: {_shown(value)}; allowed: {allowed}{hint}"
 

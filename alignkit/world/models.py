@@ -32,14 +32,10 @@ from transformers import (
 from alignkit.faults import UserFault
 
 END, PAD, UNKNOWN = "<|endoftext|>", "<pad>", "<unk>"
-
-
 SCRATCH = "scratch"
 """The model name that asks for a model built on the spot."""
 MODEL = {"model": True}
 """Metadata of a setting that names a model: a folder counts by its files, wherever it lies."""
-
-
 POSITIONS = 128
 """Positions of a policy built on the spot, at least: room for a prompt and a completion."""
 

@@ -8,12 +8,8 @@ from alignkit.faults import UserFault
 from alignkit.world.known import GENERATORS
 
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
-
-
 HUB_TIMEOUT = 5
 """Seconds."""
-
-
 FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".arrow", ".gz", ".zip", ".safetensors", ".bin"}
 
 

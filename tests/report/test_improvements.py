@@ -10,11 +10,11 @@ from alignkit.frontier import curve
 from alignkit.report.improvements_recipe import COMPARED, ideas, unused_seeds
 from alignkit.report.improvements_report import fits
 from alignkit.report.recipes import NEW_DIVERGENCES, new_divergence_methods, strength_to_beta
-from alignkit.workflow import parameters
+from alignkit.workflow import parameters, schema
 
 
 @pytest.fixture(params=["smoke", "pocket", "imdb_scratch", "imdb"])
-def p(request) -> parameters.Improvements:
+def p(request) -> schema.Improvements:
     return parameters.load(paths.PARAMS / request.param / "5_improvements.yaml")
 
 

@@ -9,7 +9,7 @@ import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from alignkit import finite
-from alignkit.divergences import NAMES, divergence
+from alignkit.divergences import NAMES, divergence, examples
 from alignkit.report import primer
 from alignkit.training.dpo import sequence_logps
 from alignkit.world.models import new_policy, train_tokenizer
@@ -99,17 +99,18 @@ def test_the_reference_itself_has_no_implicit_reward():
 
 
 def test_every_divergence_has_its_formulas_and_one_family():
-    assert set(primer.FORMULAS) == set(NAMES)
-    assert sorted(name for names in primer.FAMILIES.values() for name in names) == sorted(NAMES)
+    assert [div.name for div in examples()] == list(NAMES)
+    table = primer.divergence_curves(np.array([-1.0, 0.0, 1.0]))
+    assert set(table.divergence) == {div.label for div in examples()}
+    assert (table.groupby("divergence").family.nunique() == 1).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_formulas_in_the_table_are_those_of_the_module(name: str):
+@pytest.mark.parametrize("div", examples(), ids=lambda div: div.label)
+def test_the_formulas_in_the_table_are_those_of_the_module(div):
     u = torch.tensor([0.01, 0.3, 0.9, 1.5, 20.0], dtype=torch.float64)
-    div, alpha = primer.shown(name), primer.ALPHAS.get(name, float("nan"))
-    f, derivative = primer.FORMULAS[name]
-    torch.testing.assert_close(primer.value_of(f, u, alpha), div.f(u))
-    torch.testing.assert_close(primer.value_of(derivative, u, alpha), div.f_prime(u))
+    f, derivative = (primer.value_of(formula, u, div.alpha) for formula in div.formulas)
+    torch.testing.assert_close(f, div.f(u))
+    torch.testing.assert_close(derivative, div.f_prime(u))
 
 
 def test_formulas_are_written_for_readers():

@@ -21,7 +21,7 @@ from alignkit.report.warp_recipe import Point, points, variations
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import evaluate_interpolation, interpolate, merge_policies, state_of
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
-from alignkit.workflow import parameters
+from alignkit.workflow import parameters, schema
 from alignkit.workflow.store import Run, get
 
 LOOP = LoopSettings(
@@ -149,15 +149,15 @@ def test_a_list_of_runs_counts_by_its_ids_and_their_order(sft: Run, shared):
 
 
 @pytest.fixture(scope="module")
-def small(world) -> parameters.Warp:
+def small(world) -> schema.Warp:
     values = parameters.profile_values("smoke", "4_warp")
     sizes = {name: vars(world.data)[name] for name in ("train_reviews", "test_reviews", "unsupervised_reviews")}
     sizes |= {"warp_steps": 2, "step_counts": [1, 2], "prompts": 4, "new_tokens": 8}
-    return parameters.Warp.model_validate(values | sizes)
+    return schema.Warp.model_validate(values | sizes)
 
 
 @pytest.fixture(scope="module")
-def evaluated(world, small: parameters.Warp, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+def evaluated(world, small: schema.Warp, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
     sft = as_run(world.sft, "sft")
     reinforce = next(v for v in variations(small) if v.name == "REINFORCE, EMA anchor")
     whole = next(v for v in variations(small) if v.name == "WARP")
@@ -167,7 +167,7 @@ def evaluated(world, small: parameters.Warp, tmp_path_factory: pytest.TempPathFa
         return [point for variation in (whole, reinforce) for point in points(small, 0, sft, reward, variation)]
 
 
-def test_the_points_of_a_variation_are_its_fronts_and_its_earlier_steps(small: parameters.Warp, evaluated: list[Point]):
+def test_the_points_of_a_variation_are_its_fronts_and_its_earlier_steps(small: schema.Warp, evaluated: list[Point]):
     found = [(p.variation.name, p.iteration, p.eta, p.steps, len(p.thetas)) for p in evaluated]
     fronts = [("WARP", i, eta, 2, 2 * i) for i in (1, 2) for eta in small.etas]
     alone = [("REINFORCE, EMA anchor", 1, eta, 2, 1) for eta in small.etas]
@@ -175,14 +175,14 @@ def test_the_points_of_a_variation_are_its_fronts_and_its_earlier_steps(small: p
     assert evaluated[0].thetas[0] == evaluated[-1].thetas[0]
 
 
-def test_variations_have_names_of_their_own_and_the_task_setting_is_a_main_one(small: parameters.Warp):
+def test_variations_have_names_of_their_own_and_the_task_setting_is_a_main_one(small: schema.Warp):
     names = [variation.name for variation in variations(small)]
     assert len(set(names)) == len(names)
     first = variations(small)[0]
     assert (first.name, first.iterations, first.runs, first.main, dict(first.changes)) == ("WARP", 2, 2, True, {})
 
 
-def test_each_row_tells_its_settings_and_what_all_its_runs_cost(small: parameters.Warp, evaluated: list[Point]):
+def test_each_row_tells_its_settings_and_what_all_its_runs_cost(small: schema.Warp, evaluated: list[Point]):
     first = evaluated[0].evaluation
     table = warp_report.rows({0: evaluated}, {0: first}, small)
     assert len(table) == len(evaluated) + 1
@@ -194,7 +194,7 @@ def test_each_row_tells_its_settings_and_what_all_its_runs_cost(small: parameter
     assert table.kl.notna().all()
 
 
-def test_a_policy_made_of_a_diverged_run_has_a_row_without_numbers(small: parameters.Warp, evaluated: list[Point]):
+def test_a_policy_made_of_a_diverged_run_has_a_row_without_numbers(small: schema.Warp, evaluated: list[Point]):
     point = evaluated[0]
     sound = point.thetas[0]
     failed = SimpleNamespace(record=sound.record, metrics={**sound.metrics, "status": "diverged"})
@@ -205,7 +205,7 @@ def test_a_policy_made_of_a_diverged_run_has_a_row_without_numbers(small: parame
     assert table.loc[2, ["kl", "reward"]].notna().all()
 
 
-def test_a_front_starts_with_sft_and_takes_the_names_that_it_is_given(small: parameters.Warp, evaluated: list[Point]):
+def test_a_front_starts_with_sft_and_takes_the_names_that_it_is_given(small: schema.Warp, evaluated: list[Point]):
     table = warp_report.rows({0: evaluated}, {0: evaluated[0].evaluation}, small)
     front = warp_report.front(table, {"WARP": "merged"}, iteration=2)
     assert front.family.tolist() == ["sft", *["merged"] * len(small.etas)]

@@ -173,6 +173,7 @@ FAULTS = {
     "a policy width that its heads do not divide": ("policy_width: 130", ["policy_width: 130", "policy_heads (4)"]),
     "more held-out reviews than there are": ("held_out: 30000", ["held_out: 30000", "train_reviews (25000)"]),
     "an unknown notebook": ("notebook: 9_none", ["notebook: '9_none'", "allowed: "]),
+    "another notebook than the file's": ("notebook: 4_warp", ["notebook: '4_warp'", f"allowed: '{NOTEBOOK}'"]),
     "a notebook that is a list": (f"notebook: [{NOTEBOOK}]", ["notebook: ['1_reward_model']; allowed: 0_primer"]),
     "an empty file": ("", ["key: value"]),
     "a list in place of a mapping": ("- sft_batch", ["key: value"]),
@@ -211,7 +212,7 @@ def test_a_folder_without_parameter_files_is_one_line(tmp_path: Path, capsys: py
 
 def test_a_missing_parameter_is_one_line():
     rest = {key: value for key, value in POCKET.items() if key != "sft_lr"}
-    assert parameters.faults(rest, "here") == ["here: sft_lr: missing; allowed: highest learning rate"]
+    assert parameters.faults(rest, "here") == ["here: sft_lr: missing (highest learning rate)"]
 
 
 def test_several_faults_are_several_lines(file: Path, capsys: pytest.CaptureFixture):

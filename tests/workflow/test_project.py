@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from alignkit.workflow.parameters import NOTEBOOKS
+from alignkit.workflow.schema import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "alignkit").rglob("*.py"))
