@@ -1,26 +1,28 @@
-"""The best that any policy can do: the optimal KL-reward frontier, best-of-n, and distances from them.
+"""The best that any policy can do: the optimal KL-reward frontier, best of n, resampling; and distances from them.
 
 For E_π[r] - β KL(π ‖ π_ref) the optimum is known, π* ∝ π_ref exp(r/β) (Peters and Schaal 2007; Rafailov et al. 2023,
 eq. 4).  So its reward and KL can be computed from samples of the reference, reweighted, without training anything.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import gammaln, logsumexp
+from scipy.special import binom, logsumexp
 
 LEAST_ESS = 10.0
 """Effective samples below which a tilted mean is no longer believed."""
 MOST_BELOW = 0.05
 """Share of prompts that may fall below it."""
 LEAST_KL = 0.05
-"""Nats below which an efficiency is a ratio of two noises."""
+"""Nats below which an efficiency is a ratio of two noises, and a point says nothing of a bend."""
+REPEATS = 256
+"""Random groups of n - 1 other draws that a draw is compared with (`kept_share`)."""
 
 
 def optimal_frontier(
-    rewards: np.ndarray, betas: Sequence[float], log_weights: np.ndarray | None = None
+    rewards: np.ndarray, betas: Sequence[float], log_weights: np.ndarray | None = None, gold: np.ndarray | None = None
 ) -> pd.DataFrame:
     """Reward and KL of π* ∝ π_ref exp(r/β) for each β, from scored samples; the first row is β = inf, the reference.
 
@@ -28,9 +30,10 @@ def optimal_frontier(
     anything, with log_weights = log(π_ref / sampling density), same shape (`balance_log_weights`).  With
     Z = E_ref[exp(r/β)] the optimum has reward E_ref[r exp(r/β)] / Z and KL E_π*[r]/β - log Z, means over prompts.
 
-    Columns beta, kl (nats), reward, ess: the effective sample size that all but MOST_BELOW of the prompts reach.  Where
-    it is below LEAST_ESS, kl and reward are NaN: few samples miss the best texts, and an optimum that is too low
-    flatters every method.
+    Columns beta, kl (nats), reward, ess: the effective sample size that all but MOST_BELOW of the prompts reach; with
+    gold, same shape, what the truth is along these policies, which are optimal for the reward.  Where ess is below
+    LEAST_ESS, kl, reward and gold are NaN: few samples miss the best texts, and an optimum that is too low flatters
+    every method.
     """
     rewards = np.asarray(rewards, dtype=float)
     start = np.zeros_like(rewards) if log_weights is None else np.asarray(log_weights, dtype=float)
@@ -41,10 +44,11 @@ def optimal_frontier(
         shares = np.exp(log_w - log_sum)
         reward = (shares * rewards).sum(axis=1)
         log_z = log_sum[:, 0] - logsumexp(start, axis=1)
-        kl = 0.0 if np.isinf(beta) else (reward / beta - log_z).mean()
+        row = {"kl": 0.0 if np.isinf(beta) else (reward / beta - log_z).mean(), "reward": reward.mean()}
+        row |= {} if gold is None else {"gold": (shares * gold).sum(axis=1).mean()}
         ess = float(np.quantile(1 / (shares**2).sum(axis=1), MOST_BELOW))
-        rows.append((beta, kl, reward.mean(), ess) if ess >= LEAST_ESS else (beta, np.nan, np.nan, ess))
-    return pd.DataFrame(rows, columns=["beta", "kl", "reward", "ess"])
+        rows.append({"beta": beta, **(row if ess >= LEAST_ESS else dict.fromkeys(row, np.nan)), "ess": ess})
+    return pd.DataFrame(rows)
 
 
 def balance_log_weights(log_probs: np.ndarray, counts: Sequence[int], reference: int = 0) -> np.ndarray:
@@ -72,28 +76,35 @@ def best_of_n(rewards: np.ndarray, ns: Sequence[int]) -> pd.DataFrame:
     for n in ns:
         if not 1 <= n <= total:
             raise ValueError(f"best of {n}: allowed: 1 to {total}, the samples of a prompt")
-        rows.append((n, np.log(n) - (n - 1) / n, float((ordered @ chance_of_best(total, n)).mean())))
+        rows.append((n, best_of_n_kl(n), float((ordered @ chance_of_best(total, n)).mean())))
     return pd.DataFrame(rows, columns=["n", "kl_bound", "reward"])
+
+
+def best_of_n_kl(n: int) -> float:
+    """log n - (n-1)/n, which the KL of best of n does not exceed (Beirami et al. 2024); nats."""
+    return float(np.log(n) - (n - 1) / n)
 
 
 def chance_of_best(total: int, n: int) -> np.ndarray:
     """The chance that each of `total` samples, in ascending order, is the best of a random subset of n; sum 1."""
-    below = np.arange(total)
-    with np.errstate(divide="ignore"):
-        return np.exp(np.where(below >= n - 1, _log_choose(below, n - 1), -np.inf) - _log_choose(total, n))
+    return binom(np.arange(total), n - 1) / binom(total, n)
 
 
-def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
-    n = np.maximum(n, k)
-    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+def along_root_kl(kl: Any, kls: Any, values: Any, *, beyond: bool = False) -> Any:
+    """Values between points at given KLs, linear in √KL, in which rewards are nearly straight; shape of kl.
+
+    NaN outside the points' KLs; with beyond, level there.
+    """
+    order = np.argsort(kls, kind="stable")
+    at, known = np.sqrt(np.asarray(kls, dtype=float)[order]), np.asarray(values, dtype=float)[order]
+    outside = {} if beyond else {"left": np.nan, "right": np.nan}
+    return np.interp(np.sqrt(kl), at, known, **outside)
 
 
-def optimal_reward(kl: float, frontier: pd.DataFrame) -> float:
-    """The frontier's reward at a KL, linear in √KL between its points, near which it is straight; NaN beyond them."""
-    known = frontier.dropna(subset=["kl", "reward"]).sort_values("kl")
-    if not known.kl.min() <= kl <= known.kl.max():
-        return float("nan")
-    return float(np.interp(np.sqrt(kl), np.sqrt(known.kl), known.reward))
+def optimal_reward(kl: float, frontier: pd.DataFrame, column: str = "reward") -> float:
+    """The frontier's reward (or gold) at a KL, by `along_root_kl`; NaN beyond its points."""
+    known = frontier.dropna(subset=["kl", column])
+    return float(along_root_kl(kl, known.kl, known[column]))
 
 
 def efficiency(kl: float, reward: float, frontier: pd.DataFrame) -> float:
@@ -115,24 +126,20 @@ def hypervolume(kl: Sequence[float], reward: Sequence[float], sft_reward: float,
     return float((np.diff(kls) * np.maximum(best, 0)).sum())
 
 
-REPEATS = 256
-"""Random companies of n - 1 other draws that a draw is put into."""
-
-
 def kept_share(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """How many times as often a draw is kept as it is drawn, (prompts, N); its mean over a prompt's draws is 1.
 
-    n E[w / (w + Σ of n - 1 others' w)], over companies of n - 1 *other* draws of the pool.  log_weights is
+    n E[w / (w + Σ of n - 1 others' w)], over groups of n - 1 *other* draws of the pool.  log_weights is
     (prompts, N), up to a constant a prompt.  Raises ValueError if a prompt has fewer than n draws.
     """
     size = log_weights.shape[1]
     if not 1 <= n <= size:
         raise ValueError(f"{n} draws; allowed: 1 to {size}, those of a prompt")
-    # What is e^600 times less likely than the best of its prompt is not told apart from its like, and not lost either.
+    # A draw e^600 times less likely than the best of its prompt keeps a tiny weight, so that no sum is zero.
     weights = np.exp(np.maximum(log_weights - log_weights.max(axis=1, keepdims=True), -600.0)).T
     share = np.zeros_like(weights)
     for _ in range(REPEATS):
-        # The same order for all prompts, whose draws have nothing to do with each other.
+        # One order serves all prompts: their draws are independent of each other.
         order = rng.permutation(size)
         shuffled = weights[order]
         share[order] += shuffled / ring_sums(shuffled, n)
@@ -177,6 +184,10 @@ def resampled(
         truth = np.nan if gold is None else (share * gold).mean()
         rows.append((n, beta, float(kl), float((share * rewards).mean()), float(truth)))
     return pd.DataFrame(rows, columns=["n", "beta", "kl", "reward", "gold"])
+
+
+# Reward-model over-optimisation (Gao et al. 2023): how the true reward bends while the proxy rises.  With d = √KL its
+# gain follows R(d) = d (α - β log d) for reinforcement learning and d (α - β d) for best of n, in their experiments.
 
 
 class Fit(NamedTuple):

@@ -32,34 +32,31 @@ def efficiencies(figures: Path) -> str:
     for file in sorted(_published(figures, "6_efficiency"), reverse=True):
         table = pd.read_csv(file)
         columns = [c for c in ("KL 0.5", "KL 1", "KL 2") if c in table]
-        kept = table[(table.seeds == table.seeds.max()) & table["KL 1_low"].notna()]
-        lines += [_headline(kept), ""]
-        lines += [
-            f"| {file.parent.name}: share of the optimal gain | seeds | {' | '.join(columns)} |",
-            "|---" * (2 + len(columns)) + "|",
-        ]
+        if "KL 1" not in columns or "draws" not in table:
+            continue
+        kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
+        kept = kept.sort_values("KL 1", ascending=False)
         # Of the numbers of draws the largest; notebook 6 has all.
-        draws = kept.family.str.extract(r"one of (\d+)$", expand=False).astype(float)
-        kept = kept[draws.isna() | (draws == draws.max())]
-        for row in kept.sort_values("KL 1", ascending=False).to_dict("records"):
+        shown = kept[kept.draws.isna() | (kept.draws == kept.draws.max())]
+        head = f"| {file.parent.name}: share of the optimal gain | seeds | {' | '.join(columns)} |"
+        lines += [_headline(kept), "", head, "|---" * (2 + len(columns)) + "|"]
+        for row in shown.to_dict("records"):
             cells = [_interval(row, c) for c in columns]
             lines.append(f"| {row['family']} | {row['seeds']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _headline(table: pd.DataFrame) -> str:
+def _headline(kept: pd.DataFrame) -> str:
     """The table in one sentence: what one draw gets, what the usual methods get, and what many draws get."""
-    shares = table.set_index("family")["KL 1"].sort_values(ascending=False)
-    several = shares.index.str.contains("one of|best of")
-    single = shares[~several]
-    usual = [f"{label} {shares[name]:.2f}" for label, name in USUAL.items() if name in shares]
-    told = [
-        f"the best policy that is used with one draw a text (*{single.index[0]}*) gets {single.iloc[0]:.2f}",
-        *usual,
-    ]
-    if several.any():
-        told.append(f"and keeping one of several draws (*{shares[several].index[0]}*) {shares[several].iloc[0]:.2f}")
-    return "Of the gain in reward that is possible at a KL of 1 nat, " + ", ".join(told) + "."
+    single, several = kept[kept.draws.isna()], kept[kept.draws.notna()]
+    shares = single.set_index("family")["KL 1"]
+    told = []
+    if len(single):
+        best = f"the best policy that is used with one draw a text (*{shares.index[0]}*) gets {shares.iloc[0]:.2f}"
+        told = [best, *(f"{label} {shares[name]:.2f}" for label, name in USUAL.items() if name in shares)]
+    if len(several):
+        told.append(f"keeping one of several draws (*{several.family.iloc[0]}*) {several['KL 1'].iloc[0]:.2f}")
+    return "Of the gain in reward that is possible at a KL of 1 nat, " + ", ".join(told) + "." if told else ""
 
 
 def _interval(row: dict[str, float], column: str) -> str:

@@ -1,11 +1,14 @@
-"""The tables of notebook 1: how good a reward model is, and what it rewards."""
+"""Notebook 1: how good a reward model is, and what it rewards; its runs, tables and figures."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import cycle
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
+from matplotlib.figure import Figure
 from scipy.special import expit
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import CountVectorizer
@@ -13,18 +16,26 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import Pipeline
 
-from alignkit import __version__
 from alignkit.metrics import (
     expected_calibration_error,
-    interval_text,
     pairwise_accuracy,
     reliability,
-    seed_interval,
     sign_accuracy,
 )
-from alignkit.training.reward import centred, pair_count, score, sign_boundary, tfidf_baseline
-from alignkit.workflow.schema import World
-from alignkit.workflow.store import Run
+from alignkit.report.figures import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
+from alignkit.report.policies import Runs, rewarding, shared, supervised
+from alignkit.training.evaluate import SamplingSettings, sample_completions
+from alignkit.training.reward import (
+    RewardSettings,
+    centred,
+    pair_count,
+    score,
+    sign_boundary,
+    tfidf_baseline,
+    train_reward,
+)
+from alignkit.workflow.schema import RewardModel
+from alignkit.workflow.store import Run, get
 from alignkit.world.known import Truth
 from alignkit.world.models import load_encoder
 
@@ -74,6 +85,25 @@ ATTACKS = {
 """Texts that a policy could drift to; in the pocket world their true reward is known."""
 
 
+def recipe(p: RewardModel, seed: int) -> Runs:
+    """The reward model, what it is compared with, and the SFT policy with its samples.
+
+    - reward: all pairs, all train reviews
+    - curve_N: the same on N reviews, with others held out, which give validation and the sign boundary
+    - matched: the largest of these, with one partner for each review in place of all pairs
+    """
+    small = RewardSettings(**p.reward_training(), held_out=p.held_out, min_steps=p.curve_min_steps)
+    matched = replace(small, n_train=max(p.curve_reviews), pairs="matched")
+    runs = {
+        "reward": rewarding(p, seed),
+        **{f"curve_{n}": get(train_reward, replace(small, n_train=n), **shared(p, seed)) for n in p.curve_reviews},
+        "matched": get(train_reward, matched, **shared(p, seed)),
+        "sft": supervised(p, seed),
+    }
+    drawn = get(sample_completions, SamplingSettings(**p.sampling()), **shared(p, seed), policy=runs["sft"])
+    return runs | {"completions": drawn}
+
+
 def scores(run: Run) -> pd.DataFrame:
     """Columns split, label, reward: the reward of the test, held-out and anchor reviews."""
     return pd.read_parquet(run.path / "scores.parquet")
@@ -85,12 +115,13 @@ def history(run: Run) -> pd.DataFrame:
     return log.assign(texts=log.epoch * run.metrics["forwards_per_epoch"])
 
 
-def largest_curve(runs: Iterable[str]) -> str:
+def largest_curve(runs: Mapping[str, Run]) -> str:
     """The name of the largest model of the learning curve below the full one, which has held-out reviews."""
-    return max((name for name in runs if name.startswith("curve_")), key=lambda name: int(name.removeprefix("curve_")))
+    held_out = {name for name, run in runs.items() if run.record["settings"].get("held_out")}
+    return max(held_out - {"matched"}, key=lambda name: runs[name].metrics["reviews"])
 
 
-def zero_of(runs: dict[str, Run], name: str = "reward") -> float:
+def sign_zero(runs: dict[str, Run], name: str = "reward") -> float:
     """The reward that means "as likely positive as negative" for run `name`.
 
     The boundary is set on reviews that were held out from `largest_curve`, and carried over by the mean reward of
@@ -107,7 +138,7 @@ def from_zero(runs: dict[str, Run], name: str = "reward") -> pd.DataFrame:
     """Test reviews with their reward measured from its zero; columns label, reward."""
     own = scores(runs[name])
     test = own[own.split == "test"].reset_index(drop=True)
-    return test.assign(reward=test.reward - zero_of(runs, name))[["label", "reward"]]
+    return test.assign(reward=test.reward - sign_zero(runs, name))[["label", "reward"]]
 
 
 def quality(log_odds: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -132,17 +163,6 @@ def run_rows(runs: dict[int, dict[str, Run]]) -> pd.DataFrame:
                 {"method": name, "seed": seed, **trained, **quality(test.reward.to_numpy(), test.label.to_numpy())}
             )
     return pd.DataFrame(rows).assign(status="ok")
-
-
-def over_seeds(table: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame:
-    """Mean and 95 % t interval of each column over the seeds; columns <column>, <column>_low, <column>_high, seeds."""
-    rows = []
-    for key, group in table.groupby(by, sort=False):
-        row: dict[str, Any] = {by: key, "seeds": len(group)}
-        for column in columns:
-            row[column], row[f"{column}_low"], row[f"{column}_high"] = seed_interval(group[column])
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def all_pairs_gain(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -170,11 +190,6 @@ def calibration_slope(runs: dict[int, dict[str, Run]]) -> float:
     return float(np.mean(slopes))
 
 
-def completions(by_name: dict[str, Run]) -> pd.DataFrame:
-    """The SFT policy's sampled completions, as `sampling.sample_completions` wrote them."""
-    return pd.read_parquet(by_name["completions"].path / "completions.parquet")
-
-
 def word_effects(texts: list[str], rewards: np.ndarray, min_count: int) -> tuple[pd.Series, float]:
     """What each word adds to the reward in a linear reading of it, and how much of the reward that reading explains.
 
@@ -199,15 +214,6 @@ def length_correlation(texts: list[str], rewards: np.ndarray, labels: np.ndarray
         low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
         rows.append({"reviews": name, "rho": rho, "low": low, "high": high})
     return pd.DataFrame(rows)
-
-
-def readable(summary: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """A table of `over_seeds` with each column as "mean [low, high]"."""
-    out = {
-        column: [interval_text(*values) for values in summary[[column, f"{column}_low", f"{column}_high"]].to_numpy()]
-        for column in columns
-    }
-    return pd.DataFrame({summary.columns[0]: summary.iloc[:, 0], "seeds": summary.seeds, **out})
 
 
 def pair_costs(rows: dict[str, int], batch: int) -> pd.DataFrame:
@@ -242,7 +248,7 @@ class Judge:
     """All that can be said of a text: the reward of every seed's model, words only, and gold where it is known."""
 
     def __init__(self, runs: dict[int, dict[str, Run]], words_only: Pipeline, *, tokens: int, truth: Truth | None):
-        self.models = [(*load_encoder(by_name["reward"].path), zero_of(by_name)) for by_name in runs.values()]
+        self.models = [(*load_encoder(by_name["reward"].path), sign_zero(by_name)) for by_name in runs.values()]
         self.words_only, self.tokens, self.known = words_only, tokens, truth
 
     def rewards(self, texts: list[str]) -> np.ndarray:
@@ -281,26 +287,92 @@ def sft_rows(runs: dict[int, dict[str, Run]], texts: pd.Series, truth: Truth | N
     return table
 
 
-def provenance(runs: dict[int, dict[str, Run]], p: World) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The run index (run, seed, id) and the timings (run, seed, seconds, hardware)."""
-    records = [(name, seed, run, run.record) for seed, by_name in runs.items() for name, run in by_name.items()]
-    index = pd.DataFrame([{"run": name, "seed": seed, "id": run.id} for name, seed, run, _ in records])
-    times = [
-        {"run": name, "seed": seed, "seconds": record["seconds"], "hardware": record["hardware"]}
-        for name, seed, _, record in records
-    ]
-    return index.assign(profile=p.profile), pd.DataFrame(times)
+# Figures
 
 
-def environment(p: World, run: Run) -> str:
-    """Version, data, libraries and hardware, a line each."""
-    record = run.record
-    libraries = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    return "\n".join(
-        [
-            f"alignkit {__version__}, profile {p.profile}, seeds {p.seeds}",
-            f"reviews: fingerprint {record['inputs']['data']}",
-            f"libraries: {libraries}",
-            f"trained on: {record['hardware']}",
-        ]
+def training(log: pd.DataFrame) -> Figure:
+    """Training and held-out loss against texts seen; columns seed, texts, loss, eval_loss."""
+    figure, axis = plt.subplots()
+    for i, (_, one) in enumerate(log.groupby("seed")):
+        axis.plot(one.texts, one.loss, color=NEUTRAL, alpha=0.6, label=None if i else "training")
+        axis.plot(one.texts, one.eval_loss, color=POSITIVE, label=None if i else "held-out")
+    axis.axhline(np.log(2), color="black", linewidth=1, linestyle=":", label="log 2")
+    axis.set(xlabel="texts run through the network", ylabel="Bradley–Terry loss (nats a pair)", ylim=(0, None))
+    axis.legend()
+    return figure
+
+
+def reliability_diagram(bins: pd.DataFrame) -> Figure:
+    """Reliability diagram; columns seed, predicted, observed, low, high."""
+    figure, axis = plt.subplots(figsize=(4.8, 4.6))
+    axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle=":", label="calibrated")
+    for i, (seed, one) in enumerate(bins.groupby("seed")):
+        colour = COLOURS[i % len(COLOURS)]
+        bars = [one.observed - one.low, one.high - one.observed]
+        axis.errorbar(one.predicted, one.observed, yerr=bars, fmt="o-", color=colour, label=f"seed {seed}")
+    axis.set(xlabel="predicted P(positive) = σ(reward)", ylabel="observed share of positives", xlim=(0, 1), ylim=(0, 1))
+    axis.legend()
+    return figure
+
+
+def learning_curve(points: pd.DataFrame, each: pd.DataFrame, others: pd.DataFrame) -> Figure:
+    """Pairwise accuracy against reviews: interval over seeds, each seed, and lines for what it is compared with."""
+    figure, axis = plt.subplots()
+    mean = points.pairwise_accuracy
+    bars = [mean - points.pairwise_accuracy_low, points.pairwise_accuracy_high - mean]
+    axis.errorbar(points.reviews, mean, yerr=bars, color=POSITIVE, fmt="-", capsize=4, label="mean over seeds")
+    axis.plot(each.reviews, each.pairwise_accuracy, "o", color=POSITIVE, alpha=0.5, label="each seed")
+    for style, (_, other) in zip(cycle(("--", "-.", ":")), others.iterrows(), strict=False):
+        axis.axhline(other.pairwise_accuracy, color="black", linewidth=1, linestyle=style, label=other.method)
+    axis.set(xscale="log", xlabel="labelled reviews (log scale)", ylabel="pairwise accuracy on test")
+    axis.legend(fontsize="small")
+    return figure
+
+
+def all_pairs(log: pd.DataFrame) -> Figure:
+    """Held-out pair accuracy against texts seen; columns training, seed, texts, eval_accuracy."""
+    figure, axis = plt.subplots()
+    for colour, (name, by_name) in zip(cycle(COLOURS), log.groupby("training", sort=False), strict=False):
+        for i, (_, one) in enumerate(by_name.groupby("seed")):
+            axis.plot(one.texts, one.eval_accuracy, color=colour, alpha=0.8, label=None if i else name)
+    axis.set(xlabel="texts run through the network", ylabel="accuracy on held-out pairs")
+    axis.legend()
+    return figure
+
+
+def words(effects: pd.Series, n: int = 12) -> Figure:
+    """The n lowest and n highest of the sorted word effects."""
+    ends = pd.concat([effects.head(n), effects.tail(n)])
+    figure, axis = plt.subplots(figsize=(6.2, 5.6))
+    axis.barh(ends.index, ends, color=[NEGATIVE] * n + [POSITIVE] * n)
+    axis.tick_params(axis="y", labelsize="small")
+    axis.set(xlabel="change in reward if the word is present (nats)")
+    return figure
+
+
+def distributions(rewards: np.ndarray, labels: np.ndarray, generated: np.ndarray) -> Figure:
+    """Reward of test reviews by label, and of generated texts."""
+    figure, axis = plt.subplots()
+    edges = np.histogram_bin_edges(np.concatenate([rewards, generated]), bins=40)
+    for label, colour, name in ((0, NEGATIVE, "negative reviews"), (1, POSITIVE, "positive reviews")):
+        axis.hist(rewards[labels == label], edges, density=True, alpha=0.5, color=colour, label=name)
+    style = {"histtype": "step", "linewidth": 2, "color": "black"}
+    axis.hist(generated, edges, density=True, label="SFT generations", **style)
+    axis.axvline(0, color="black", linewidth=1, linestyle=":")
+    axis.set(xlabel="reward (nats from its zero; mean over the seeds' models)", ylabel="density")
+    axis.legend()
+    return figure
+
+
+def second_opinion(reviews: pd.DataFrame, generated: pd.DataFrame, attacks: pd.DataFrame, against: str) -> Figure:
+    """The reward against a second opinion: column reward against column `against` of three tables."""
+    figure, axis = plt.subplots(figsize=(5.6, 4.8))
+    axis.scatter(reviews[against], reviews.reward, s=5, alpha=0.3, color=NEUTRAL, label="test reviews", rasterized=True)
+    axis.scatter(
+        generated[against], generated.reward, s=5, alpha=0.3, color=POSITIVE, label="SFT generations", rasterized=True
     )
+    axis.scatter(attacks[against], attacks.reward, s=60, marker="X", color=NEGATIVE, label="constructed texts")
+    axis.axline((0, 0), slope=1, color="black", linewidth=1, linestyle=":")
+    axis.set(xlabel=f"{against} (nats)", ylabel="reward model (nats)")
+    axis.legend(fontsize="small")
+    return figure

@@ -1,0 +1,92 @@
+"""Notebook 3: DPO under other divergences than reverse KL; its runs, tables and figures."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from alignkit.report.figures import COLOURS, NEGATIVE, POSITIVE
+from alignkit.report.policies import EVALUATION, Method, Runs, aligned, common_sweeps, f_dpo, prepared
+from alignkit.report.tables import at_kl, completions
+from alignkit.workflow.schema import FDivergences
+
+STYLES = ("-", "--", "-.", ":", (0, (6, 3)), (0, (1, 3)))
+FLOOR = 1e-12
+"""Distances below it are drawn there."""
+
+
+def methods(p: FDivergences) -> list[Method]:
+    """A sweep over beta for each divergence, and what earlier reports ran."""
+    alphas = [
+        Method(f"alpha {a:g} β={b:g}", f_dpo("alpha", b, alpha=a), main=a == 0.5, family=f"DPO, alpha {a:g}")
+        for a in p.alphas
+        for b in p.alpha_betas
+    ]
+    beta = p.js_betas[0]
+    deviations = [
+        Method("js, chosen to rejected", f_dpo("js", beta, scores="chosen_to_rejected")),
+        Method("total variation", f_dpo("total_variation", p.main_beta), family="DPO, total_variation"),
+        Method("total variation, detached", f_dpo("total_variation", p.main_beta, scores="detached")),
+        Method("gan", f_dpo("gan", beta), family="DPO, gan"),
+    ]
+    longer = [
+        Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.divergence_epochs))
+        for name, b in (("reverse_kl", p.reverse_kl_betas[-1]), ("forward_kl", p.forward_kl_betas[-1]))
+    ]
+    return [*common_sweeps(p), *alphas, *deviations, *longer]
+
+
+def recipe(p: FDivergences, seed: int) -> Runs:
+    """All runs of the notebook for one seed."""
+    return aligned(p, seed, methods(p), prepared(p, seed))
+
+
+def at_kl_by_prompt_length(
+    runs: Mapping[int, Runs], table: pd.DataFrame, kls: Iterable[float], columns: Sequence[str]
+) -> pd.DataFrame:
+    """`at_kl` for the shorter and the longer half of the test prompts; a further column prompts says which.
+
+    `columns` are columns of `completions`.
+    """
+    found = []
+    for row in table.itertuples():
+        texts = completions(runs[row.seed][row.method + EVALUATION])
+        words = texts.prompt.str.split().str.len()
+        for half, kept in (("short", words <= words.median()), ("long", words > words.median())):
+            means = texts.loc[kept, ["kl", *columns]].mean()
+            found.append({"prompts": half, "family": row.family, "seed": row.seed, "status": "ok", **means})
+    halves = pd.DataFrame(found).groupby("prompts", sort=False)
+    return pd.concat(at_kl(part, kls, columns).assign(prompts=half) for half, part in halves)
+
+
+def bells(grid: np.ndarray, target: np.ndarray, fits: Mapping[str, np.ndarray]) -> Figure:
+    """A target with two modes and the closest single bell under each divergence."""
+    figure, axis = plt.subplots()
+    step = grid[1] - grid[0]
+    axis.fill_between(grid, target / step, color="0.85", label="target")
+    for i, (name, bell) in enumerate(fits.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
+        axis.plot(grid, bell / step, linewidth=2, label=name, **style)
+    axis.set(xlabel="response (a point on a line)", ylabel="probability density")
+    axis.legend(fontsize="small")
+    return figure
+
+
+def missed_optima(table: pd.DataFrame, bound: float) -> Figure:
+    """Total variation between DPO's minimum and the closed-form optimum, and a line at `bound`.
+
+    Columns divergence, beta, gap.
+    """
+    figure, axis = plt.subplots(figsize=(7.2, 4.6))
+    order = table.groupby("divergence").gap.max().sort_values().index
+    sns.stripplot(
+        table.assign(gap=table.gap.clip(lower=FLOOR)), y="divergence", x="gap", hue="beta", order=order, size=3,
+        jitter=False, dodge=True,
+        palette=[POSITIVE, NEGATIVE], ax=axis,
+    )  # fmt: skip
+    axis.axvline(bound, color="black", linewidth=1, linestyle=":")
+    axis.set(xscale="log", xlabel="total variation from the closed-form optimum (log scale)", ylabel="")
+    return figure

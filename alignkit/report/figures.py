@@ -1,0 +1,341 @@
+"""House style, the one way to save a figure or a table, and the figures that several notebooks draw.
+
+A method keeps its colour and marker in every figure (`look`).  Each function takes a tidy table and returns a figure.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import HTML, Markdown, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from alignkit import paths
+from alignkit.frontier import along_root_kl, curve
+from alignkit.metrics import seed_interval
+
+COLOURS = sns.color_palette("colorblind")
+"""Safe for colour-blind readers."""
+MARKERS = "osD^vPX*<>"
+POSITIVE, NEGATIVE, NEUTRAL = COLOURS[0], COLOURS[3], "0.45"
+PIXELS_PER_INCH = 110
+AXES = {
+    "kl": "KL(π ‖ π_sft) (nats a completion)",
+    "reward": "reward (proxy, nats)",
+    "gold": "gold reward (nats)",
+    "unigram_entropy": "entropy of the words (nats)",
+    "mean_tokens": "length (tokens a completion)",
+    "eval_accuracy": "accuracy on held-out pairs",
+    "eval_loss": "validation loss",
+    "well_formed": "well-formed share of sentences",
+    "self_bleu": "self-BLEU within a prompt",
+    "repetition": "share of repeated 4-grams",
+    "kl_anchor": "KL to the anchor (nats)",
+    "kl_sft": "KL to SFT (nats)",
+    "entropy": "entropy of the next token (nats)",
+    "length": "length (tokens a completion)",
+    "chosen": "log-prob of chosen − its start (nats)",
+    "rejected": "log-prob of rejected − its start (nats)",
+    "eta": "interpolation rate η",
+    "steps": "training steps T",
+}
+"""What stands on an axis, with its unit."""
+GAINS = {"reward": "gain in reward over SFT (proxy, nats)", "gold": "gain in gold reward over SFT (nats)"}
+METHODS = (
+    *("DPO, reverse_kl", "DPO, forward_kl", "DPO, js", "DPO, alpha 0.1", "DPO, alpha 0.5", "DPO, alpha 0.9"),
+    *("DPO, pearson_chi2", "DPO, neyman_chi2", "DPO, cnp_chi2", "DPO, hellinger", "DPO, jeffrey", "DPO, chi_po"),
+    *("DPO, chi_alpha", "DPO, total_variation", "DPO, gan"),
+    *("DPO, sigmoid loss", "DPO, hinge loss", "DPO, ipo loss", "DPO, kto_pair loss", "DPO, cdpo loss"),
+    *("DPO, robust loss", "DPO, ipo_per_token loss", "DPO, ipo, reverse_kl", "DPO, kto_pair, reverse_kl"),
+    *("fine-tuning on positive reviews", "best of n", "SFT, one of", "REINFORCE, EMA anchor", "REINFORCE, SFT anchor"),
+    *("REINFORCE, no anchor", "WARP, T=", "WARP + RLOO", "anchored RLOO, over β", "anchored RLOO, over η"),
+    *("anchored, sentence credit", "anchored RLOO, β=", "WARP, one iteration, LERP", "WARP, LERP"),
+)
+"""Families: the place in this list decides colour and marker, in every figure.  What ends in "=" or "of" stands for all
+that begin so."""
+ALIKE = {
+    "WARP": "WARP, T=",
+    "anchored RLOO": "anchored RLOO, over η",
+    "REINFORCE, SFT anchor, over steps": "REINFORCE, SFT anchor",
+    "REINFORCE, no anchor, over steps": "REINFORCE, no anchor",
+}
+"""Other names of the same methods."""
+
+
+class Look(NamedTuple):
+    """How a method is drawn."""
+
+    color: Any
+    marker: str
+
+
+def look(name: str, position: int = 0, of: int = 1) -> Look:
+    """The colour and marker of a method; SFT is black.
+
+    What is not a method but a value of a parameter (μ = 0.1, M = 2) gets a shade by its position among `of`.
+    """
+    if name == "sft":
+        return Look("black", "*")
+    name = ALIKE.get(name, name)
+    whole = [method for method in METHODS if name == method]
+    begun = [method for method in METHODS if method.endswith(("=", "of")) and name.startswith(method)]
+    if whole or begun:
+        place = METHODS.index([*whole, *begun][0])
+        return Look(COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)])
+    return Look(plt.get_cmap("viridis")(0.9 * position / max(1, of - 1)), MARKERS[position % len(MARKERS)])
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """The look of each name; values of a parameter are shaded in this order."""
+    return {name: look(name, i, len(names)) for i, name in enumerate(names)}
+
+
+def house_style() -> None:
+    """Set fonts, grid and palette; makes PNG and SVG repeat byte for byte."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.2, 4.2),
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+            "legend.frameon": False,
+            "svg.hashsalt": "alignkit",
+            "svg.fonttype": "none",
+        }
+    )
+
+
+def save_figure(figure: Figure, name: str, *, alt: str, profile: str) -> None:
+    """Save <name>.png and <name>.svg among the profile's figures, show the PNG with its alt text, close the figure."""
+    folder = paths.figures(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Description": alt})
+    png = _png(figure)
+    (folder / f"{name}.png").write_bytes(png)
+    plt.close(figure)
+    display({"image/png": png, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure as a PNG with a palette of 256 colours: a third of the size, so that a notebook stays below 1 MB."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None})
+    with Image.open(drawn) as picture:
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def say(text: str) -> None:
+    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree."""
+    display(Markdown(text))
+
+
+def show_table(table: pd.DataFrame, digits: int = 3) -> None:
+    """Show a table without its index, without rows and columns that say nothing; the same HTML every time.
+
+    Whole numbers are shown whole, text stands on the left.
+    """
+    first = table.columns[0]
+    kept = table.replace("", np.nan).dropna(axis=1, how="all")
+    kept = kept[kept.drop(columns=first, errors="ignore").notna().any(axis=1)] if kept.shape[1] > 1 else kept
+    shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})
+    left = [i for i, column in enumerate(kept) if not pd.api.types.is_numeric_dtype(kept[column])]
+    html = shown.to_html(index=False, border=0, justify="left", na_rep="")
+    rows = html.split("<tr>")
+    display(HTML("<tr>".join([rows[0], *(_aligned(row, left) for row in rows[1:])])))
+
+
+def _readable(column: pd.Series, digits: int) -> pd.Series:
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        return column.astype(object).where(column.notna(), "")
+    whole = (column.dropna() % 1 == 0).all()
+    return column.map(lambda x: "" if pd.isna(x) else f"{x:,.{0 if whole else digits}f}")
+
+
+def _aligned(row: str, left: Sequence[int]) -> str:
+    cells = row.split("<td>")
+    styles = ["", *(' style="text-align: left"' if i in left else "" for i in range(len(cells) - 1))]
+    return "".join([cells[0], *(f"<td{style}>{cell}" for style, cell in zip(styles[1:], cells[1:], strict=True))])
+
+
+def save_table(table: pd.DataFrame, name: str, *, profile: str) -> Path:
+    """Save <name>.csv among the profile's figures, with as many digits as a reader can use."""
+    folder = paths.figures(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.csv"
+    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    return file
+
+
+# Figures of several notebooks
+
+
+def _panels(ys: Sequence[str], width: float, height: float) -> tuple[Figure, np.ndarray]:
+    figure, axes = plt.subplots(1, len(ys), figsize=(width * len(ys), height), squeeze=False)
+    return figure, axes[0]
+
+
+def _shared_legend(figure: Figure, axis: Axes, columns: int = 4) -> None:
+    """One legend below all panels, where it covers nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=columns)
+
+
+def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str] | Sequence[str]) -> Figure:
+    """Measures against training step, one panel each, one line for each (method, seed); columns method, seed, step.
+
+    `methods` are the methods, or the family of each one, which decides its colour.
+    """
+    families = methods if isinstance(methods, Mapping) else dict(zip(methods, methods, strict=True))
+    seen = looks(list(families.values()))
+    figure, axes = _panels(measures, 3.8, 3.8)
+    for axis, measure in zip(axes, measures, strict=True):
+        for method, family in families.items():
+            for i, (_, one) in enumerate(log[log.method == method].groupby("seed")):
+                kept = one.dropna(subset=measure)
+                label = None if i else method
+                axis.plot(kept.step, kept[measure], color=seen[family].color, alpha=0.8, label=label)
+        axis.set(xlabel="training step", ylabel=AXES[measure])
+    _shared_legend(figure, axes[0])
+    return figure
+
+
+def planes(table: pd.DataFrame, x: str, ys: Sequence[str], *, lines: bool = False) -> Figure:
+    """Each family of runs on planes (x, y): every seed a small point, the mean over seeds a large one.
+
+    Columns family, beta, seed, x and ys.  With `lines` the means of a family are joined along beta.
+    """
+    ys = [y for y in ys if y in table and table[y].notna().any()]
+    seen = looks(list(table.family.unique()))
+    figure, axes = _panels(ys, 5.0, 4.8)
+    for axis, y in zip(axes, ys, strict=True):
+        for name, rows in table.groupby("family", sort=False):
+            colour, marker = seen[name]
+            means = rows.groupby("beta", dropna=False)[[x, y]].mean()
+            axis.scatter(rows[x], rows[y], s=10, color=colour, alpha=0.45, marker=marker, linewidths=0)
+            style = "-" if lines and len(means) > 1 else ""
+            axis.plot(means[x], means[y], style, marker=marker, color=colour, markersize=6, linewidth=1.2, label=name)
+        axis.set(xlabel=AXES[x], ylabel=AXES[y])
+    _shared_legend(figure, axes[0], 3 * len(ys) - 1)
+    return figure
+
+
+def fronts(
+    table: pd.DataFrame,
+    x: str,
+    ys: Sequence[str],
+    along: str,
+    marked: float | None = None,
+    most: float | None = None,
+    apart: Sequence[str] = (),
+) -> Figure:
+    """Families of policies on planes (x, y): seeds as small points, their means joined along `along` from SFT on.
+
+    Columns family, seed, `along`, x and ys; rows of family "sft" are drawn as a star.  Where `along` has the value
+    `marked`, the mean is large and carries the 95 % t intervals of both axes.  Points beyond x = `most` are left out.
+    Points of the families in `apart` are not joined: there are too few of them for a line.
+    """
+    ys = [y for y in ys if y in table and table[y].notna().any()]
+    figure, axes = _panels(ys, 5.0, 4.8)
+    if most is not None:
+        table = table[table.groupby(["family", along])[x].transform("max") <= most]
+    start = table[table.family == "sft"]
+    families = table[table.family != "sft"].groupby("family", sort=False)
+    seen = looks(list(families.groups))
+    for axis, y in zip(axes, ys, strict=True):
+        for name, rows in families:
+            colour, marker = seen[name]
+            axis.scatter(rows[x], rows[y], s=9, color=colour, alpha=0.45, marker=marker, linewidths=0)
+            joined = rows if name in apart else pd.concat([start, rows])
+            means = joined.groupby(along)[sorted({x, y} - {along})].mean().reset_index()
+            style = "" if name in apart else "-"
+            axis.plot(means[x], means[y], style, marker=marker, color=colour, markersize=5, linewidth=1.2, label=name)
+            _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
+        if len(start):
+            axis.plot(start[x].mean(), start[y].mean(), "k*", markersize=9, label="sft")
+        axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
+    _shared_legend(figure, axes[0], 2 * len(ys) + 1)
+    return figure
+
+
+def _mark(axis: Axes, rows: pd.DataFrame, x: str, y: str, colour: Any, marker: str) -> None:
+    if rows.empty:
+        return
+    (mx, *low_high_x), (my, *low_high_y) = seed_interval(rows[x]), seed_interval(rows[y])
+    axis.plot(low_high_x, [my, my], color=colour, linewidth=1.4)
+    axis.plot([mx, mx], low_high_y, color=colour, linewidth=1.4)
+    axis.plot(mx, my, marker, color=colour, markersize=10, markeredgecolor="black")
+
+
+def forest(differences: pd.DataFrame, label: str, xlabel: str) -> Figure:
+    """Differences with their 95 % intervals, one line each; filled where Holm's p is below 0.05.
+
+    Columns `label`, difference, low, high, holm; single-seed rows have no interval.
+    """
+    figure, axis = plt.subplots(figsize=(7.2, 0.36 * len(differences) + 1.1))
+    for i, row in enumerate(differences.itertuples()):
+        axis.plot([row.low, row.high], [i, i], color=POSITIVE, linewidth=1.6)
+        axis.plot(row.difference, i, "o", color=POSITIVE, fillstyle="full" if row.holm < 0.05 else "none")
+    axis.axvline(0, color="black", linewidth=1, linestyle=":")
+    axis.set(xlabel=xlabel)
+    axis.set_yticks(range(len(differences)), differences[label], fontsize="small")
+    axis.invert_yaxis()
+    return figure
+
+
+def bars(table: pd.DataFrame, label: str, value: str, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
+    """One bar for each row, with its interval if there are columns <value>_low and <value>_high.
+
+    `seeds` are single seeds, drawn as points, with columns `label` and value.
+    """
+    figure, axis = plt.subplots(figsize=(7.2, 0.34 * len(table) + 1.1))
+    places = np.arange(len(table))
+    axis.barh(places, table[value], color=COLOURS[0], alpha=0.35)
+    if f"{value}_low" in table:
+        axis.hlines(places, table[f"{value}_low"], table[f"{value}_high"], color=COLOURS[0], linewidth=2)
+    for place, name in zip(places, table[label], strict=True):
+        each = [] if seeds is None else seeds.loc[seeds[label] == name, value]
+        axis.plot(each, np.full(len(each), place), "o", color=COLOURS[0], markersize=4)
+    axis.set(xlabel=xlabel)
+    axis.set_yticks(places, table[label], fontsize="small")
+    axis.invert_yaxis()
+    return figure
+
+
+def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> Figure:
+    """Gain in gold against √KL for each family, with d (α - β log d) at the mean α and β of its seeds.
+
+    `table` has columns family, seed, kl, gold (gains over SFT).
+    """
+    seen = looks(families)
+    figure, axis = plt.subplots(figsize=(7.2, 4.6))
+    for name in families:
+        rows, found = table[table.family == name], fits[fits.family == name].dropna(subset="alpha")
+        colour, marker = seen[name]
+        axis.plot(np.sqrt(rows.kl), rows.gold, marker, color=colour, markersize=4, alpha=0.6, label=name)
+        if len(found):
+            d = np.linspace(0.05, np.sqrt(rows.kl.max()), 100)
+            axis.plot(d, curve(d**2, found.alpha.mean(), found.beta.mean()), color=colour, linewidth=1.6)
+    axis.axhline(0, color="black", linewidth=1, linestyle=":")
+    axis.set(xlabel="d = √KL(π ‖ π_sft) (√nats)", ylabel=GAINS["gold"])
+    _shared_legend(figure, axis, 3)
+    return figure
+
+
+def joined(axis: Axes, rows: pd.DataFrame, y: str, name: str, *, from_sft: bool, seen: Look) -> None:
+    """A family on the plane of KL and y: its points with intervals, joined as `tables.at_kl` reads between them."""
+    ordered = rows.sort_values("kl")
+    kls, values = ordered.kl.to_numpy(), ordered[y].to_numpy()
+    if from_sft:
+        kls, values = np.append(0, kls), np.append(0, values)
+    between = np.linspace(np.sqrt(kls.min()), np.sqrt(kls.max()), 200) ** 2
+    axis.plot(between, along_root_kl(between, kls, values, beyond=True), color=seen.color, linewidth=1.1)
+    axis.vlines(ordered.kl, ordered[f"{y}_low"], ordered[f"{y}_high"], color=seen.color, linewidth=1, alpha=0.4)
+    axis.plot(ordered.kl, ordered[y], seen.marker, color=seen.color, markersize=5, label=name)

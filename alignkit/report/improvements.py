@@ -1,0 +1,258 @@
+"""Notebook 5: what improves on DPO and WARP; other divergences, less noise, a fixed anchor, averaged reward models."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import pandas as pd
+
+from alignkit.divergences import divergence
+from alignkit.metrics import holm, pairwise_accuracy
+from alignkit.report.policies import (
+    EVALUATION,
+    Method,
+    Policy,
+    Runs,
+    Variation,
+    aligned,
+    common_sweeps,
+    each_once,
+    f_dpo,
+    loop_settings,
+    measured,
+    parts,
+    points,
+    prepared,
+    rewarding,
+    shared,
+    supervised,
+)
+from alignkit.report.tables import differences
+from alignkit.training.evaluate import evaluate
+from alignkit.training.merge import between, evaluate_interpolation
+from alignkit.training.reinforce import SENTENCE, train_policy_gradient
+from alignkit.training.reward import RewardSettings, average_rewards, train_reward
+from alignkit.workflow.schema import Improvements
+from alignkit.workflow.store import Run, get
+
+NEW_DIVERGENCES = ("pearson_chi2", "neyman_chi2", "cnp_chi2", "hellinger", "jeffrey", "chi_po", "chi_alpha",
+                   "total_variation", "gan")  # fmt: skip
+PROMISING = ("chi_po", "pearson_chi2")
+"""Those that looked best on the first seed, and are trained for every seed."""
+OTHER_LOSSES = ("ipo", "kto_pair")
+"""Losses that are combined with several divergences."""
+ANCHORED = "anchored RLOO"
+"""A fixed anchor, a rate that falls, one run, no merge."""
+CHOSEN = "anchored, sentence credit"
+"""The same with credit by sentence: the method that was best on the first seed."""
+WITH_RLOO = "WARP + RLOO"
+TUNED = "WARP + RLOO, higher rate"
+"""WARP + RLOO at the learning rate of the anchored methods."""
+COMPARED = ("WARP", WITH_RLOO, CHOSEN)
+"""What is confirmed on other seeds."""
+FULL = "all reviews"
+"""The proxy of all other notebooks."""
+MEMBERS = ((0.1, 0.0), (0.2, 0.2), (0.4, 0.4))
+"""How the members of an averaged reward model differ as they are trained on: share of the learning rate, word dropout.
+Small rates keep them near their common start, where the mean of their weights is a reward model as well."""
+
+
+# On pairs
+
+
+def strength_to_beta(name: str, strength: float) -> float:
+    """The β with which a divergence's score has the slope `strength` at the reference, where reverse KL has β.
+
+    Total variation and χ^α have no such slope and take the strength itself.
+    """
+    return strength if name in ("total_variation", "chi_alpha") else strength / float(divergence(name).slope(0.0))
+
+
+def methods(p: Improvements) -> list[Method]:
+    """The common sweeps, new divergences over β, and two other losses under several divergences.
+
+    Total variation does not move and GAN is Jensen-Shannon (notebook 3): one β is enough to show it again.
+    """
+    found = common_sweeps(p)
+    for name in NEW_DIVERGENCES:
+        alpha = {"alpha": p.chi_alpha} if name == "chi_alpha" else {}
+        strengths = p.strengths[:1] if name in ("total_variation", "gan") else p.strengths
+        for b in (strength_to_beta(name, s) for s in strengths):
+            usual = {"main": name in PROMISING, "family": f"DPO, {name}"}
+            found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha), **usual))
+    for loss in OTHER_LOSSES:
+        for name in ("reverse_kl", "js", "chi_po"):
+            b = strength_to_beta(name, p.main_beta)
+            found.append(Method(f"{loss}, {name}", f_dpo(name, b, loss=loss), family=f"DPO, {loss}, {name}"))
+    return found
+
+
+def on_pairs(p: Improvements, seed: int) -> Runs:
+    """The runs on notebook 3's pairs."""
+    return aligned(p, seed, methods(p), prepared(p, seed))
+
+
+# Variations of WARP at equal tokens
+
+
+def ideas(p: Improvements) -> list[Variation]:
+    """WARP, then one change at a time, each with `equal_steps` steps of `warp_batch` completions."""
+    iterations, runs = p.warp_iterations, p.warp_runs
+    plain = {"steps": p.equal_steps // (iterations * runs), "keep": []}
+    rloo = {**plain, "baseline": "rloo", "k": p.main_samples}
+    fixed = {**rloo, "anchor": "reference"}
+    falling = {**fixed, "lr": p.anchored_lr, "decay": True}
+    alone = {**falling, "steps": p.equal_steps}
+    four = {"iterations": iterations, "runs": runs, "etas": p.etas}
+    one = {"etas": p.etas}
+    sentence = {**alone, "baseline": SENTENCE, "k": 1}
+    found = [
+        Variation("WARP", plain, **four, main=True, every=True, family=f"WARP, T={plain['steps']}"),
+        Variation(WITH_RLOO, rloo, **four, main=True),
+        Variation("+ fixed anchor", fixed, **four),
+        Variation("+ falling rate", falling, **four),
+        Variation(ANCHORED, alone, **one, main=True, family=f"{ANCHORED}, over η"),
+        Variation(CHOSEN, sentence, **one, main=True),
+        Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, **one),
+        Variation("one run, exact KL", {**alone, "exact_kl": True}, **one),
+        Variation(TUNED, {**rloo, "lr": p.anchored_lr}, **four),
+        *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
+          for k in p.rloo_samples if k != p.main_samples),
+    ]  # fmt: skip
+    return [idea._replace(family=idea.family or idea.name) for idea in found]
+
+
+def idea_points(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
+    """The evaluated fronts of all ideas with one seed; beyond those compared, with the first seed only."""
+    wanted = [v for v in ideas(p) if v.main or seed == p.seeds[0]]
+    return [point for variation in wanted for point in points(p, seed, sft, reward, variation)]
+
+
+class Confirmed(NamedTuple):
+    """One seed of the confirmation."""
+
+    runs: Runs
+    """Where it started."""
+    points: list[Policy]
+
+
+def unused_seeds(p: Improvements) -> list[int]:
+    """Those of the confirmation: all but the profile's first seed, on which rates and methods were chosen."""
+    return [*p.seeds[1:], *p.confirm_seeds]
+
+
+def confirmed(p: Improvements, seed: int) -> Confirmed:
+    """A seed from its start: own SFT policy, own reward model, then the compared methods.
+
+    `side_completions` a prompt are enough: the interval is over seeds, which differ by far more than draws do.
+    """
+    runs = {"sft": supervised(p, seed), "reward": rewarding(p, seed)}
+    models = {"policy": runs["sft"], "reference": runs["sft"], "reward": runs["reward"]}
+    runs["sft" + EVALUATION] = get(evaluate, measured(p, main=False), **shared(p, seed), **models)
+    compared = [v._replace(main=False, every=False) for v in ideas(p) if v.name in COMPARED]
+    return Confirmed(runs, [x for v in compared for x in points(p, seed, runs["sft"], runs["reward"], v)])
+
+
+def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Sequence[Policy]) -> dict[float, Run]:
+    """Evaluations along the arc from the merge of WARP's first iteration to that of its last, by the share of the last.
+
+    The nearest thing to spherical interpolation through several iterates (SQUAD) that is defined here: at the SFT
+    policy itself the task vector is zero and has no direction.
+    """
+    merges = {policy.where["iteration"]: policy.merged for policy in found if policy.method == "WARP"}
+    models = {"reference": sft, "reward": reward}
+    out = {}
+    for share in (0.25, 0.5, 0.75):
+        theta = get(between, init=sft, first=merges[1], second=merges[max(merges)], share=share)
+        point = {"init": sft, "merged": theta, "eta": 1.0}
+        out[share] = get(evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, **point)
+    return out
+
+
+def against(volume: pd.DataFrame, method: str, others: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    """Hypervolume of a method less that of each of the others, seed by seed: mean, 95 % t interval, p, and Holm's p
+    over all of them."""
+    flipped = differences(volume[volume.method.isin([method, *others])], method, list(measures))
+    mean, low, high = -flipped.difference, -flipped.high, -flipped.low
+    label = method + " − " + flipped.method
+    return flipped.assign(label=label, difference=mean, low=low, high=high, holm=holm(flipped.p.to_numpy()))
+
+
+# Proxies, and what is trained on them
+
+
+def proxies(p: Improvements, seed: int, reward: Run) -> Runs:
+    """The reward model; ones trained on few reviews; and for the last of these sizes the mean of three reward models.
+
+    The three go on from one start with the same reviews.  The first of them is the single one they are compared with.
+    """
+    few = RewardSettings(**p.reward_training(), min_steps=p.weak_steps)
+    weak = {f"{n} reviews": get(train_reward, replace(few, n_train=n), **shared(p, seed)) for n in p.weak_reviews}
+    name, start = list(weak.items())[-1]
+    more = replace(few, n_train=p.weak_reviews[-1])
+    members = [
+        get(train_reward, replace(more, lr=share * p.reward_lr, word_dropout=dropout), **shared(p, seed), start=start)
+        for share, dropout in MEMBERS
+    ]
+    averaged = get(average_rewards, data=p.reviews(), rewards=members, tokens=p.reward_tokens)
+    return {FULL: reward, **weak, name: members[0], f"{name}, averaged": averaged}
+
+
+def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
+    """RLOO against each proxy with a KL so weak that the policy goes far, evaluated on the way."""
+    kept = sorted({p.warp_steps // n for n in (8, 4, 2)} - {0})
+    far = {"baseline": "rloo", "k": p.main_samples, "anchor": "reference", "beta": p.weak_beta, "keep": kept}
+    found = []
+    for name, proxy in proxies(p, seed, reward).items():
+        inputs = {"policy": sft, "reference": sft, "reward": proxy, "stream": [0, 0]}
+        trained = get(train_policy_gradient, loop_settings(p, **far), **shared(p, seed), **inputs)
+        for steps in [*kept, p.warp_steps]:
+            policy = trained if steps == p.warp_steps else trained.at(f"step-{steps}")
+            models = {"policy": policy, "reference": sft, "reward": proxy}
+            record = get(evaluate, measured(p, main=False), **shared(p, seed), **models)
+            found.append(Policy(name, seed, record, family=name, trained=(trained,), where={"steps": steps}))
+    return found
+
+
+def accuracy(reward: Run) -> float:
+    """Pairwise accuracy of a reward model on the test reviews."""
+    scores = pd.read_parquet(reward.path / "scores.parquet")
+    test = scores[scores.split == "test"]
+    return pairwise_accuracy(test.reward.to_numpy(), test.label.to_numpy())
+
+
+# All runs
+
+
+def recipe(p: Improvements, seed: int) -> Runs:
+    """All runs, each once; of a seed that is there for the confirmation alone, what is confirmed."""
+    runs: Runs = {}
+    named: list[tuple[str, Run]] = []
+    if seed not in p.confirm_seeds:
+        runs = on_pairs(p, seed)
+        named += beyond_pairs(p, seed, runs["sft"], runs["reward"])
+    if seed in unused_seeds(p):
+        new = confirmed(p, seed)
+        named += [(f"confirmation: {name}", run) for name, run in new.runs.items()]
+        named += [(f"confirmation: {name}", run) for policy in new.points for name, run in parts(policy)]
+    return each_once(runs, named)
+
+
+def beyond_pairs(p: Improvements, seed: int, sft: Run, reward: Run) -> list[tuple[str, Run]]:
+    """Variations of WARP, the arc through its iterates, weak proxies and what is trained on them."""
+    found = idea_points(p, seed, sft, reward)
+    named = [pair for policy in found for pair in parts(policy)]
+    if seed == p.seeds[0]:
+        named += [(f"arc, {s:g}{EVALUATION}", run) for s, run in spherical_path(p, seed, sft, reward, found).items()]
+    named += [(f"proxy: {name}", run) for name, run in proxies(p, seed, reward).items()]
+    for policy in hacked(p, seed, sft, reward):
+        place = f"proxy: {policy.method}"
+        named += [(f"{place}, RLOO", policy.trained[0])]
+        named += [(f"{place}, {policy.where['steps']} steps{EVALUATION}", policy.evaluation)]
+    return named
+
+
+def slopes_apart(name: str, alpha: float) -> float:
+    """How much harder a divergence pushes at a ratio of 1/4 than at 4; NaN for one without a slope."""
+    slope = divergence(name, alpha if name == "chi_alpha" else None).slope([-1.3862943611198906, 1.3862943611198906])
+    return float(slope[0] / slope[1]) if slope[1] else float("nan")

@@ -1,0 +1,272 @@
+"""What a policy is: one record for every method; the runs that notebooks share; one row a policy."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from alignkit.report.algorithm import warp
+from alignkit.training.dpo import DpoSettings, train_dpo
+from alignkit.training.evaluate import EvaluationSettings, evaluate
+from alignkit.training.merge import evaluate_interpolation, merge_policies
+from alignkit.training.pairs import GenerationSettings, PairSettings, build_pairs, generate
+from alignkit.training.reinforce import LoopSettings, train_policy_gradient
+from alignkit.training.reward import RewardSettings, train_reward
+from alignkit.training.sft import SftSettings, train_sft
+from alignkit.workflow.schema import Aligned, Evaluated, Loop, Rewarded, World
+from alignkit.workflow.store import Run, get
+
+Runs = dict[str, Run]
+EVALUATION = ": evaluation"
+"""How the evaluation of a run is named beside it."""
+PAIRED = ("loss", "divergence", "alpha", "beta", "scores", "label_smoothing", "lora_rank", "lr", "epochs", "batch")
+"""Settings of `train_dpo` that tables show."""
+LEARNED = ("eval_loss", "chosen_logp", "rejected_logp", "accuracy", "clamped")
+"""What `train_dpo` measures on held-out pairs."""
+LOOPED = ("beta", "ema_rate", "anchor", "baseline", "lr", "batch", "k")
+"""Settings of the policy-gradient loop that tables show."""
+TOKENS = ("tokens_generated", "tokens_trained")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One evaluated policy: what it is, where it stands among its like, and the runs behind it."""
+
+    method: str
+    """What its notebook calls it."""
+    seed: int
+    evaluation: Run
+    main: bool = False
+    """A main row: every seed, `main_completions` completions a prompt."""
+    family: str = ""
+    """Whose front it belongs to in notebook 6; "" if it is no policy of a method's usual setting."""
+    trained: Sequence[Run] = ()
+    """The training runs that it was made of; where one diverged, it has no numbers."""
+    merged: Run | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that say how it was trained, and what that cost beyond `trained`."""
+    where: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that say where it stands: iteration, eta, steps."""
+
+
+def rows(policies: Iterable[Policy], p: Evaluated) -> pd.DataFrame:
+    """One row for each policy: settings, reward, gold, KL, diversity, cost and status; "sft" is the supervised policy.
+
+    A policy made of a diverged run has status "diverged" and no numbers.
+    """
+    out = []
+    for policy in policies:
+        trained = [run.metrics for run in policy.trained]
+        sound = all(metrics["status"] == "ok" for metrics in trained)
+        known = {name: [metrics[name] for metrics in trained if name in metrics] for name in TOKENS}
+        row = {"method": policy.method, "family": policy.family, "seed": policy.seed}
+        row |= {"row": "main" if policy.main else "side", "run": policy.evaluation.id}
+        row |= {name: sum(values) for name, values in known.items() if values} | policy.settings | policy.where
+        out.append(row | (policy.evaluation.metrics if sound else {"status": "diverged"}))
+    return pd.DataFrame(out).assign(profile=p.profile, notebook=p.notebook)
+
+
+# What every method starts from
+
+
+def shared(p: World, seed: int) -> dict[str, Any]:
+    """Inputs that nearly every run has."""
+    return {"seed": seed, "data": p.reviews()}
+
+
+def supervised(p: World, seed: int) -> Run:
+    """The SFT policy."""
+    return get(train_sft, SftSettings(**p.sft()), **shared(p, seed))
+
+
+def rewarding(p: Rewarded, seed: int) -> Run:
+    """The reward model: all pairs, all train reviews."""
+    return get(train_reward, RewardSettings(**p.reward_training()), **shared(p, seed))
+
+
+def started(p: Evaluated, seed: int) -> Runs:
+    """What every method starts from: the SFT policy, the reward model; and SFT evaluated."""
+    runs = {"sft": supervised(p, seed), "reward": rewarding(p, seed)}
+    return runs | evaluated(p, seed, runs, "sft", main=True)
+
+
+def measured(p: Evaluated, *, main: bool, **changes: Any) -> EvaluationSettings:
+    """How a main or a side row is evaluated."""
+    return EvaluationSettings(**p.evaluation(p.main_completions if main else p.side_completions), **changes)
+
+
+def evaluated(p: Evaluated, seed: int, runs: Runs, name: str, *, main: bool, policy: str = "", **settings: Any) -> Runs:
+    """The evaluation of run `name`, or of run `policy` with other settings, under the name that tables read."""
+    models = {"policy": runs[policy or name], "reference": runs["sft"], "reward": runs["reward"]}
+    return {name + EVALUATION: get(evaluate, measured(p, main=main, **settings), **shared(p, seed), **models)}
+
+
+def sft_policies(runs: Mapping[int, Runs]) -> list[Policy]:
+    """The supervised policy of each seed."""
+    at_start = {"iteration": 0, "eta": 0.0, "steps": 0}
+    return [Policy("sft", s, by_name["sft" + EVALUATION], True, "sft", where=at_start) for s, by_name in runs.items()]
+
+
+# Policies trained on pairs
+
+
+class Method(NamedTuple):
+    """One way to train a policy on preference pairs."""
+
+    name: str
+    settings: dict[str, Any]
+    """Of `DpoSettings`, beyond what all methods of a notebook share."""
+    main: bool = False
+    """Trained for every seed, with `main_completions` completions a prompt."""
+    pairs: str = "pairs"
+    """The name of the pairs run."""
+    family: str = ""
+    """As in `Policy`."""
+
+
+def f_dpo(divergence: str, beta: float, **settings: Any) -> dict[str, Any]:
+    """The settings of the sigmoid loss under a divergence: the same words in every notebook, so the same run."""
+    return {"loss": "sigmoid", "divergence": divergence, "beta": beta, **settings}
+
+
+def dpo(loss: str, beta: float, **settings: Any) -> dict[str, Any]:
+    """The settings of a preference loss under reverse KL."""
+    return {**f_dpo("reverse_kl", beta), "loss": loss, **settings}
+
+
+def common_sweeps(p: Any) -> list[Method]:
+    """Reverse KL, forward KL and Jensen-Shannon, each over its own betas: main rows in notebook 3, measure in 5."""
+    sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
+    return [
+        Method(f"{name} β={b:g}", f_dpo(name, b), main=True, family=f"DPO, {name}")
+        for name, betas in sweeps.items()
+        for b in betas
+    ]
+
+
+def prepared(p: Aligned, seed: int) -> Runs:
+    """What learning from pairs needs beyond `started`: scored generations and pairs."""
+    runs = started(p, seed)
+    models = {"policy": runs["sft"], "reward": runs["reward"]}
+    runs["generations"] = get(generate, GenerationSettings(**p.generation()), **shared(p, seed), **models)
+    return runs | {"pairs": paired(p, seed, runs, p.construction())}
+
+
+def paired(p: Aligned, seed: int, runs: Runs, construction: str, **settings: float) -> Run:
+    """The pairs of one construction."""
+    limits = p.thresholds() if construction == "threshold" else {}
+    made = PairSettings(construction, **limits, **settings)
+    return get(build_pairs, made, seed=seed, generations=runs["generations"])
+
+
+def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Runs:
+    """Train and evaluate each method; `runs` are those of `prepared`, and further pairs."""
+    for method in methods:
+        if not method.main and seed != p.seeds[0]:
+            continue
+        # As many steps on other pairs as on the profile's own, however many there are.
+        share = runs["pairs"].metrics["train_pairs"] / runs[method.pairs].metrics["train_pairs"]
+        settings = DpoSettings(**p.dpo() | {"epochs": p.dpo()["epochs"] * share} | method.settings)
+        trained = get(train_dpo, settings, seed=seed, policy=runs["sft"], pairs=runs[method.pairs])
+        runs = runs | {method.name: trained}
+        runs |= evaluated(p, seed, runs, method.name, main=method.main)
+    return runs
+
+
+def on_pairs(runs: Mapping[int, Runs], methods: Iterable[Method]) -> list[Policy]:
+    """The supervised policies, and those that `aligned` trained with these methods."""
+    found = sft_policies(runs)
+    for method in methods:
+        for seed, by_name in runs.items():
+            if method.name not in by_name:
+                continue
+            run = by_name[method.name]
+            settings, metrics = run.record["settings"], run.metrics
+            shown = {name: settings[name] for name in PAIRED} | {name: metrics[name] for name in LEARNED}
+            shown |= {"pairs": method.pairs, "tokens_generated": by_name["generations"].metrics["tokens_generated"]}
+            record = by_name[method.name + EVALUATION]
+            found.append(Policy(method.name, seed, record, method.main, method.family, (run,), settings=shown))
+    return found
+
+
+# Policies on the fronts of WARP and REINFORCE
+
+
+class Variation(NamedTuple):
+    """One way to run Algorithm 1; REINFORCE is the one with a single run and a single iteration."""
+
+    name: str
+    changes: Mapping[str, Any] = {}
+    """Of the inner loop's settings."""
+    iterations: int = 1
+    runs: int = 1
+    how: str = "slerp"
+    train: Callable[..., dict[str, Any]] = train_policy_gradient
+    """What runs the inner loop."""
+    main: bool = False
+    """Trained for every seed; its points at the LITI rate and at η = 1 have `main_completions` completions a prompt."""
+    etas: Sequence[float] = (1.0,)
+    """The points of the front that are evaluated."""
+    every: bool = False
+    """Whether the fronts of all iterations are evaluated, or the last one's alone."""
+    steps: Sequence[int] = ()
+    """Earlier steps whose merge is evaluated as well; for one iteration."""
+    family: str = ""
+    """As in `Policy`: of the last iteration; of earlier steps too where no front goes back to SFT."""
+
+
+def loop_settings(p: Loop, **changes: Any) -> LoopSettings:
+    """The inner loop's settings, some of them changed."""
+    settings = {**p.inner_loop(), **changes}
+    return LoopSettings(**{**settings, "keep": tuple(settings["keep"])})
+
+
+def points(p: Any, seed: int, sft: Run, reward: Run, variation: Variation) -> list[Policy]:
+    """Train one variation with one seed and evaluate its points."""
+    training = loop_settings(p, **variation.changes)
+    size = {"iterations": variation.iterations, "runs": variation.runs, "eta": p.liti_rate, "how": variation.how}
+    inputs = {**shared(p, seed), "reward": reward}
+    iterations = warp(sft, training, inputs, **size, train=variation.train)
+    found: list[Policy] = []
+
+    def add(iteration: int, eta: float, steps: int, thetas: list[Run], merged: Run) -> None:
+        last, whole = iteration == len(iterations), steps == training.steps
+        main = variation.main and eta in (p.liti_rate, 1.0) and whole
+        models = {"init": sft, "merged": merged, "reference": sft, "reward": reward}
+        record = get(evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+        joined = last and (whole or min(variation.etas) == 1)
+        settings = {name: vars(training)[name] for name in LOOPED}
+        settings |= {"runs": variation.runs, "merge": variation.how, "angle": merged.metrics["angle"]}
+        # What a run had cost at an earlier step is not recorded.
+        settings |= {} if whole else dict.fromkeys(TOKENS)
+        where = {"iteration": iteration, "eta": eta, "steps": steps}
+        family = variation.family if joined else ""
+        found.append(Policy(variation.name, seed, record, main, family, thetas, merged, settings, where))
+
+    for number, done in enumerate(iterations, start=1):
+        if variation.every or number == len(iterations):
+            for eta in variation.etas:
+                add(number, eta, training.steps, [t for i in iterations[:number] for t in i.thetas], done.merged)
+    for step in variation.steps:
+        thetas = iterations[0].thetas
+        add(1, 1.0, step, thetas, get(merge_policies, init=sft, thetas=thetas, how=variation.how, step=step))
+    return found
+
+
+def parts(policy: Policy) -> list[tuple[str, Run]]:
+    """The runs behind a point of a front, named."""
+    where = policy.where
+    name = f"{policy.method}, iteration {where['iteration']}, {where['steps']} steps, η={where['eta']:g}"
+    thetas = [(f"{policy.method}, run {i}", run) for i, run in enumerate(policy.trained, start=1)]
+    return [*thetas, (f"{name}: merge", policy.merged), (name + EVALUATION, policy.evaluation)]
+
+
+def each_once(runs: Runs, named: Iterable[tuple[str, Run]]) -> Runs:
+    """Runs, and those among `named` that are not there yet under another name."""
+    out, known = dict(runs), {run.id for run in runs.values()}
+    for name, run in named:
+        if run.id not in known:
+            out[name] = run
+            known.add(run.id)
+    return out

@@ -1,0 +1,255 @@
+"""Tables that several notebooks make: means over seeds, differences, rows at one KL, fronts, where numbers are from."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alignkit import __version__
+from alignkit.frontier import LEAST_KL, Fit, along_root_kl, best_of_n_kl, fit, hypervolume
+from alignkit.metrics import holm, interval_text, paired_p_value, seed_interval, verdict
+from alignkit.report.policies import Policy, Runs
+from alignkit.training.baselines import best_of
+from alignkit.training.evaluate import measures
+from alignkit.workflow.schema import World
+from alignkit.workflow.store import Run
+
+MOST_KL = 4.0
+"""Nats up to which a hypervolume counts."""
+STEP = 0.02
+"""Nats between the points at which a front is read for its hypervolume."""
+
+
+# Over seeds
+
+
+def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "method") -> pd.DataFrame:
+    """Mean and 95 % t interval over seeds of each column: <column>, <column>_low, <column>_high, and seeds.
+
+    Rows whose status is not "ok" are left out.
+    """
+    sound = table[table.status == "ok"] if "status" in table else table
+    out = []
+    for key, group in sound.groupby(by, sort=False):
+        row = {by: key, "seeds": group.seed.nunique()}
+        for column in columns:
+            row[column], row[f"{column}_low"], row[f"{column}_high"] = seed_interval(group[column])
+        out.append(row)
+    names = [name for column in columns for name in (column, f"{column}_low", f"{column}_high")]
+    return pd.DataFrame(out, columns=[by, "seeds", *names])
+
+
+def readable(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd.DataFrame:
+    """A `summary` with each mean and its interval as one text; "" where there is no mean."""
+    out = means[[means.columns[0], "seeds"]].copy()
+    for column in columns:
+        ends = means[[column, f"{column}_low", f"{column}_high"]].to_numpy()
+        out[column] = ["" if np.isnan(row[0]) else interval_text(*row, digits) for row in ends]
+    return out
+
+
+def intervals(table: pd.DataFrame, columns: Sequence[str], by: str = "method", digits: int = 2) -> pd.DataFrame:
+    """`summary`, `readable`."""
+    return readable(summary(table, columns, by), columns, digits)
+
+
+def told(row: Any, digits: int = 2) -> str:
+    """A row of `differences` or `matched_differences` in words: difference, interval, and what they allow to say."""
+    return f"{interval_text(row.difference, row.low, row.high, digits)}; {verdict(row.low, row.high)}"
+
+
+def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: str = "method") -> pd.DataFrame:
+    """Each main method minus another, seed by seed: mean, 95 % t interval, p value, and p adjusted by Holm.
+
+    Long form, one row for each (method, column); the adjustment is over all methods, for each column of its own.
+    """
+    wide = table[table.status == "ok"].pivot(index="seed", columns=by, values=list(columns))
+    out = []
+    for column in columns:
+        base = wide[column][against]
+        part = []
+        for method in wide[column].columns.drop(against):
+            gain = (wide[column][method] - base).dropna()
+            if len(gain) < table.seed.nunique():
+                continue  # a side row, or one that diverged for some seed: no comparison over all seeds
+            part.append((method, column, len(gain), *seed_interval(gain), paired_p_value(gain.to_numpy())))
+        frame = pd.DataFrame(part, columns=[by, "measure", "seeds", "difference", "low", "high", "p"])
+        out.append(frame.assign(holm=holm(frame.p.to_numpy())))
+    return pd.concat(out, ignore_index=True)
+
+
+# At one KL
+
+
+def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: Sequence[str]) -> pd.DataFrame:
+    """Each family's rows read at given KLs, seed by seed, linear in √KL; NaN beyond the KLs that it reaches.
+
+    A family with settings of η below 1 goes back to SFT, whose rows have the family "sft".
+    Columns family, seed, at_kl and `columns`.
+    """
+    sound = table[table.status == "ok"]
+    out = []
+    for (name, seed), rows in sound[sound.family != "sft"].groupby(["family", "seed"], sort=False):
+        curve = rows
+        if "eta" in rows and rows.eta.min() < 1:
+            curve = pd.concat([sound[(sound.family == "sft") & (sound.seed == seed)], rows])
+        for kl in kls:
+            values = {column: along_root_kl(kl, curve.kl, curve[column]) for column in columns}
+            out.append({"family": name, "seed": seed, "at_kl": kl, **values})
+    return pd.DataFrame(out, columns=["family", "seed", "at_kl", *columns])
+
+
+def matched_differences(matched: pd.DataFrame, against: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Each family minus another at the same KL, seed by seed; Holm's adjustment is over all KLs and families.
+
+    `matched` is a table of `at_kl`.  Long form like `differences`, with at_kl and a label for figures; a family that
+    misses a KL in some seed has no row there.
+    """
+    out = []
+    for column in columns:
+        part = []
+        for kl, here in matched.groupby("at_kl"):
+            wide = here.pivot(index="seed", columns="family", values=column)
+            if against not in wide:
+                continue
+            for family in wide.columns.drop(against):
+                gain = wide[family] - wide[against]
+                if gain.isna().any():
+                    continue
+                label = f"{family} at KL {kl:g}"
+                part.append((label, family, kl, column, *seed_interval(gain), paired_p_value(gain.to_numpy())))
+        frame = pd.DataFrame(part, columns=["label", "family", "at_kl", "measure", "difference", "low", "high", "p"])
+        out.append(frame.assign(holm=holm(frame.p.to_numpy())))
+    return pd.concat(out, ignore_index=True)
+
+
+def front(table: pd.DataFrame, methods: Mapping[str, str] | Sequence[str], **at: Any) -> pd.DataFrame:
+    """SFT's rows, then those of each method where columns have these values.
+
+    `methods` are methods, or what each method is called; the column family is made of it.
+    """
+    named = methods if isinstance(methods, Mapping) else {method: method for method in methods}
+    kept = table
+    for column, value in at.items():
+        kept = kept[kept[column] == value]
+    parts = [kept[kept.method == method].assign(family=label) for method, label in named.items()]
+    return pd.concat([table[table.method == "sft"], *parts], ignore_index=True)
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows with reward and gold as gains over their seed's SFT policy: rewards of different seeds have other zeros."""
+    columns = [c for c in ("reward", "gold") if c in table and table[c].notna().any()]
+    start = table[table.method == "sft"].groupby("seed")[columns].mean()
+    return table.assign(**{c: table[c] - table.seed.map(start[c]) for c in columns})
+
+
+def volumes(table: pd.DataFrame, measures: Sequence[str], by: str = "method") -> pd.DataFrame:
+    """Hypervolume of each front for each seed, one column for each measure; columns `by`, seed, tokens, status.
+
+    `table` has SFT's rows among its own, the method "sft".  The fronts are read every STEP nats, level beyond their
+    last point, so that the volume does not hang on which η were evaluated.  Status is "diverged" if any point is.
+    """
+    kls = np.arange(0, MOST_KL + STEP, STEP)
+    out = []
+    for (name, seed), rows in table[table.method != "sft"].groupby([by, "seed"], sort=False):
+        start = table[(table.method == "sft") & (table.seed == seed)]
+        sound = (rows.status == "ok").all()
+        both = pd.concat([start, rows])
+        found = dict.fromkeys(measures, np.nan)
+        if sound:
+            for m in measures:
+                read = along_root_kl(kls, both.kl.clip(lower=0), both[m], beyond=True)
+                found[m] = hypervolume(kls, read, start[m].iloc[0], MOST_KL)
+        row = {by: name, "seed": seed, "tokens": rows.tokens_generated.max(), **found}
+        out.append(row | {"status": "ok" if sound else "diverged"})
+    return pd.DataFrame(out)
+
+
+def fits(table: pd.DataFrame) -> pd.DataFrame:
+    """Gao et al.'s d (α - β log d) fitted to the gain in gold for each family and seed; columns of `Fit` (NaN with
+    fewer than three points), and most_kl.
+
+    `table` has columns family, seed, kl, gold, SFT's rows ("sft") among them.
+    """
+    out = []
+    sound = table[(table.family != "sft") & (table.status == "ok")]
+    for (name, seed), rows in sound.groupby(["family", "seed"], sort=False):
+        start = table[(table.family == "sft") & (table.seed == seed)].gold.iloc[0]
+        few = (rows.kl >= LEAST_KL).sum() < 3
+        found = Fit(*[np.nan] * 4) if few else fit(rows.kl.to_numpy(), rows.gold.to_numpy() - start)
+        out.append({"family": name, "seed": seed, **found._asdict(), "most_kl": rows.kl.max(), "status": "ok"})
+    return pd.DataFrame(out)
+
+
+# What runs wrote
+
+
+def completions(run: Run) -> pd.DataFrame:
+    """What a run drew: prompt, completion, text, finished; of an evaluation reward, kl, and gold where it is known."""
+    return pd.read_parquet(run.path / "completions.parquet")
+
+
+def histories(policies: Iterable[Policy], methods: Iterable[str], window: int = 1) -> pd.DataFrame:
+    """The training log of the first run of each method and seed, as means over windows of steps.
+
+    Columns method, seed, step (the middle of a window) and those of the log.
+    """
+    known = {(p.method, p.seed): p.trained[0] for p in reversed(list(policies)) if p.trained}
+    found = []
+    for method in methods:
+        for (_, seed), run in sorted(item for item in known.items() if item[0][0] == method):
+            log = pd.read_csv(run.path / "history.csv")
+            if window > 1:
+                log = log.groupby((log.step - 1) // window).mean().assign(step=lambda t: t.step.round().astype(int))
+            found.append(log.assign(method=method, seed=seed))
+    return pd.concat(found, ignore_index=True)
+
+
+def since_start(log: pd.DataFrame) -> pd.DataFrame:
+    """A log of `train_dpo` at its validation points; chosen and rejected are log-probs less those of the start."""
+    points = log.dropna(subset="eval_loss")
+    sides = {side: points[f"eval_logps/{side}"] for side in ("chosen", "rejected")}
+    groups = [points.method, points.seed]
+    return points.assign(**{side: values - values.groupby(groups).transform("first") for side, values in sides.items()})
+
+
+def quantiles(samples: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """What a box plot draws: 5, 25, 50, 75 and 95 percent quantile and mean of each sample."""
+    shares = [0.05, 0.25, 0.5, 0.75, 0.95]
+    out = {name: values.quantile(shares).rename(lambda q: f"q{100 * q:02.0f}") for name, values in samples.items()}
+    table = pd.DataFrame(out).T.rename_axis("method").reset_index()
+    return table.assign(mean=[values.mean() for values in samples.values()])
+
+
+def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
+    """Best of n by the reward model among the SFT policy's completions, for each n, with its KL bound in nats."""
+    kept = {n: measures(best_of(samples, n)) for n in ns}
+    return pd.DataFrame([{"method": f"best of {n}", "n": n, "kl_bound": best_of_n_kl(n), **kept[n]} for n in kept])
+
+
+def provenance(runs: Mapping[int, Runs], p: World) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The run index (run, seed, id) and the timings (run, seed, seconds, hardware)."""
+    records = [(name, seed, run, run.record) for seed, by_name in runs.items() for name, run in by_name.items()]
+    index = pd.DataFrame([{"run": name, "seed": seed, "id": run.id} for name, seed, run, _ in records])
+    times = [
+        {"run": name, "seed": seed, "seconds": record["seconds"], "hardware": record["hardware"]}
+        for name, seed, _, record in records
+    ]
+    return index.assign(profile=p.profile), pd.DataFrame(times)
+
+
+def environment(p: World, run: Run) -> str:
+    """Version, data, libraries, numerics and hardware, a line each."""
+    record = run.record
+    libraries = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    numerics = ", ".join(f"{name} {value}" for name, value in record["numerics"].items())
+    return "\n".join(
+        [
+            f"alignkit {__version__}, profile {p.profile}, seeds {p.seeds}",
+            f"reviews: fingerprint {record['inputs']['data']}",
+            f"libraries: {libraries}",
+            f"numerics: {numerics}",
+            f"trained on: {record['hardware']}",
+        ]
+    )

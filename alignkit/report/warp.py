@@ -1,0 +1,139 @@
+"""Notebook 4: WARP and its variations; its runs, tables and figures.  Algorithm 1 stands in `algorithm.py`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from trl import RLOOConfig, RLOOTrainer
+
+from alignkit.policy_gradient import completion_sums
+from alignkit.report.figures import COLOURS, NEUTRAL
+from alignkit.report.policies import Policy, Runs, Variation, each_once, parts, points, started
+from alignkit.report.tables import completions
+from alignkit.sampling import pad_left
+from alignkit.training.deviations import train_greedily, train_on_token_means
+from alignkit.workflow.schema import Warp
+from alignkit.workflow.store import Run
+from alignkit.world.models import load_policy, quiet_training
+
+SPENT = ("generation_seconds", "scoring_seconds", "update_seconds")
+
+
+def over_steps(name: str, steps: Sequence[int]) -> str:
+    """The family of a method of which earlier steps are evaluated, too."""
+    return f"{name}, over steps" if steps else name
+
+
+def variations(p: Warp) -> list[Variation]:
+    """All of the notebook, main ones first."""
+    size = {"iterations": p.warp_iterations, "runs": p.warp_runs}
+    etas, earlier, rate = p.etas, p.inner_loop()["keep"], p.liti_rate
+    *shorter, longest = sorted(p.step_counts)
+    grid = {"steps": longest, "keep": shorter}
+    reinforce = {"main": True, "steps": earlier}
+    once, total = "WARP, one iteration, ", p.warp_runs * p.warp_steps
+    return [
+        Variation("WARP", **size, main=True, etas=etas, every=True, family=f"WARP, T={p.warp_steps}"),
+        *(Variation(f"WARP, μ={r:g}", {"ema_rate": r}, **size, main=True, etas=etas, family=f"WARP, μ={r:g}")
+          for r in p.ema_rates),
+        Variation("LERP", runs=p.warp_runs, how="lerp", main=True, etas=etas, family=once + "LERP"),
+        Variation("raw SLERP", runs=p.warp_runs, how="raw slerp", etas=(rate, 1.0), family=once + "raw SLERP"),
+        Variation("REINFORCE, EMA anchor", **reinforce, etas=etas, family="REINFORCE, EMA anchor"),
+        *(Variation(name, {"anchor": anchor}, **reinforce, family=over_steps(name, earlier))
+          for name, anchor in (("REINFORCE, SFT anchor", "reference"), ("REINFORCE, no anchor", "none"))),
+        Variation("WARP, LERP", **size, how="lerp", etas=(rate, 1.0), family="WARP, LERP"),
+        *(Variation(f"M={m}", grid, runs=m, steps=shorter, family=over_steps(f"{once}M={m}", shorter))
+          for m in p.run_counts),
+        *(Variation(f"β={b:g}", {"beta": b, **grid}, runs=p.warp_runs, steps=shorter,
+                    family=over_steps(f"{once}β={b:g}", shorter)) for b in p.warp_betas),
+        Variation("frozen θ^m", {"anchor": "reference", "steps": total, "keep": []}, etas=(rate, 1.0)),
+        Variation("greedy decoding", train=train_greedily),
+        Variation("token mean with prompt", train=train_on_token_means),
+    ]  # fmt: skip
+
+
+def policies(p: Warp, seed: int) -> list[Policy]:
+    """The points of all variations with one seed; side ones with the first seed only."""
+    runs = started(p, seed)
+    wanted = [v for v in variations(p) if v.main or seed == p.seeds[0]]
+    return [point for v in wanted for point in points(p, seed, runs["sft"], runs["reward"], v)]
+
+
+def recipe(p: Warp, seed: int) -> Runs:
+    """All runs of the notebook for one seed, each once."""
+    return each_once(started(p, seed), [pair for policy in policies(p, seed) for pair in parts(policy)])
+
+
+def angle_table(found: Sequence[Policy], method: str) -> pd.DataFrame:
+    """Angle between the first two task vectors of each layer, in degrees; columns seed, iteration, layer, angle."""
+    out = []
+    for policy in found:
+        if policy.method == method and policy.where["eta"] == 1:
+            angles = pd.read_csv(policy.merged.path / "angles.csv")
+            angles["layer"] = angles.layer.str.removeprefix("transformer.")
+            out.append(angles.assign(seed=policy.seed, iteration=policy.where["iteration"]))
+    return pd.concat(out, ignore_index=True)
+
+
+def padding_table(policy: Path, text: str, prompt_tokens: int, pads: Sequence[int]) -> pd.DataFrame:
+    """log π(rest of the text | its first tokens) with padding on the left: here, and in TRL's RLOOTrainer.
+
+    The completion's log-prob should not depend on padding; RLOOTrainer gives GPT-2 no positions, which then counts the
+    padding as words.  Columns left_pads, alignkit, trl (nats).
+    """
+    model, tokenizer = load_policy(policy)
+    ids = tokenizer(text)["input_ids"]
+    prompt, completion = ids[:prompt_tokens], ids[prompt_tokens:]
+    with quiet_training() as folder:
+        args = RLOOConfig(output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, beta=0.0)
+        asked = Dataset.from_dict({"prompt": [text]})
+        judge = lambda completions, **_: [0.0] * len(completions)  # noqa: E731
+        trainer = RLOOTrainer(model, judge, args, asked, processing_class=tokenizer)
+    out = []
+    for n in pads:
+        # Beside a prompt that is n tokens longer, the text gets n tokens of padding.
+        both = pd.DataFrame(
+            {"prompt_ids": [prompt, [*prompt, *prompt * n][: len(prompt) + n]], "completion_ids": [completion] * 2}
+        )
+        with torch.no_grad():
+            ours = completion_sums(model, model, both)[0][0].item()
+            row, mask = pad_left([prompt + completion, [0] * (n + len(ids))], tokenizer.pad_token_id)
+            theirs, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, row[:1], mask[:1], len(completion))
+        out.append((n, ours, theirs.sum().item()))
+    return pd.DataFrame(out, columns=["left_pads", "alignkit", "trl"])
+
+
+def seconds_of(found: Mapping[int, Sequence[Policy]], method: str) -> pd.DataFrame:
+    """Seconds of Algorithm 1 for each seed, its runs one after the other: generation, scoring, update."""
+    out = []
+    for seed, here in found.items():
+        thetas = max((policy.trained for policy in here if policy.method == method), key=len)
+        spent = {part.removesuffix("_seconds"): sum(run.metrics[part] for run in thetas) for part in SPENT}
+        out.append({"seed": seed, "runs": len(thetas), **spent, "total": sum(run.record["seconds"] for run in thetas)})
+    return pd.DataFrame(out)
+
+
+def texts(found: Sequence[Policy], sft: Run, method: str, etas: Sequence[float], n: int) -> pd.DataFrame:
+    """The first completion of each of the first n test prompts: prompt, SFT, and the last front at each η."""
+    ordered = sorted((p for p in found if p.method == method), key=lambda p: p.where["iteration"])
+    last = {p.where["eta"]: p.evaluation for p in ordered}
+    shown = {"SFT": sft} | {f"{method}, η={eta:g}": last[eta] for eta in etas}
+    firsts = {name: completions(run).groupby("prompt", sort=False).completion.first() for name, run in shown.items()}
+    return pd.DataFrame(firsts).head(n).reset_index()
+
+
+def angles(table: pd.DataFrame) -> Figure:
+    """Angle between two task vectors in each layer: a point for each seed; columns layer, angle, iteration."""
+    figure, axis = plt.subplots(figsize=(7.2, 0.5 * table.layer.nunique() + 1.2))
+    sns.stripplot(
+        table, y="layer", x="angle", hue="iteration", dodge=True, jitter=False, size=6,
+        palette=COLOURS[: table.iteration.nunique()], ax=axis,
+    )  # fmt: skip
+    axis.axvline(90, color=NEUTRAL, linewidth=1, linestyle=":")
+    axis.set(xlabel="angle Ω between the task vectors of two runs (degrees)", ylabel="", xlim=(0, 100))
+    return figure
