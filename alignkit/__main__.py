@@ -1,4 +1,4 @@
-"""Command line: python -m alignkit check | show | train | execute | publish."""
+"""Command line: python -m alignkit check | show | train | execute | publish | verify."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from alignkit.workflow import parameters
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; exit code 0, or 2 with one line for each fault of the user's."""
+    """Run one command; exit code 0, 1 if a statement fails, or 2 with one line for each fault of the user's."""
     parser = argparse.ArgumentParser(prog="python -m alignkit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -35,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     publish = commands.add_parser("publish", help="copy executed notebooks, figures and tables out of the build folder")
     publish.add_argument("profile")
+
+    verify = commands.add_parser("verify", help="compare a report with the committed one; exit 1 if a statement fails")
+    verify.add_argument("profile")
+    verify.add_argument("--against", default="HEAD", help="the commit to compare with")
 
     args = parser.parse_args(arguments)
     try:
@@ -92,7 +96,22 @@ def _publish(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"check": _check, "show": _show, "train": _train, "execute": _execute, "publish": _publish}
+def _verify(args: argparse.Namespace) -> int:
+    from alignkit.report.verify import verify
+
+    lines, sound = verify(args.profile, args.against)
+    print("\n".join(lines))
+    return 0 if sound else 1
+
+
+COMMANDS = {
+    "check": _check,
+    "show": _show,
+    "train": _train,
+    "execute": _execute,
+    "publish": _publish,
+    "verify": _verify,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
