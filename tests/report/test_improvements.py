@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from alignkit.report.improvements_recipe import COMPARED, ideas, unused_seeds
+from alignkit.report.improvements_report import fits
 
 from alignkit import paths
 from alignkit.divergences import divergence
 from alignkit.frontier import curve
-from alignkit.report.improvements_recipe import COMPARED, ideas, unused_seeds
-from alignkit.report.improvements_report import fits
 from alignkit.report.recipes import NEW_DIVERGENCES, new_divergence_methods, strength_to_beta
 from alignkit.workflow import parameters, schema
 

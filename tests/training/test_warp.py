@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from alignkit.report.warp_recipe import Point, points, variations
 from helpers import as_run, called
 from safetensors.torch import load_file
 
 from alignkit.merging import liti, slerp
 from alignkit.report import warp_report
 from alignkit.report.algorithm import warp
-from alignkit.report.warp_recipe import Point, points, variations
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import evaluate_interpolation, interpolate, merge_policies, state_of
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
