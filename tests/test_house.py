@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
-PACKAGE = Path(__file__).resolve().parents[1] / "alignkit"
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "alignkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOKS = "primer reward_model dpo_losses f_divergences warp improvements one_front".split()
 """Modules of `report` that are one notebook's; the others serve several."""
@@ -75,6 +76,12 @@ def test_no_module_has_more_than_400_lines():
 
 def test_the_package_has_fewer_than_7000_lines():
     assert lines(MODULES) < 7000
+
+
+def test_every_tests_name_is_shorter_than_70_characters():
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in TESTS.rglob("test_*.py")]
+    names = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [name for name in names if name.startswith("test_") and len(name) >= 70] == []
 
 
 def test_the_library_is_imported_without_a_trainer(alone: Callable[..., CompletedProcess]):
