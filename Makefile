@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 # The kernel of this environment, not one that the user registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: report test smoke check clean environment
+.PHONY: report test test-fast verify smoke check clean environment
 .DELETE_ON_ERROR:
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
@@ -32,7 +32,7 @@ report: environment
 smoke: environment
 	@python -m alignkit check params/smoke
 	@DATA= $(SNAKEMAKE) --config profile=smoke
-	@pytest -q --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$(or $(ALIGNKIT_BUILD),build)"/smoke/[0-9]_*.ipynb
+	@$(PYTEST) --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$(or $(ALIGNKIT_BUILD),build)"/smoke/*.ipynb
 
 ## everything that needs no training: parameters, style, notebook lint
 check: environment
@@ -42,7 +42,15 @@ check: environment
 
 ## all tests, the end-to-end smoke run among them
 test: environment
-	@pytest
+	@$(PYTEST)
+
+## the tests that neither run notebooks nor take several seconds each
+test-fast: environment
+	@$(PYTEST) -m "not batch and not slow"
+
+## the report in figures/$(PROFILE) against the committed one, and whether its statements hold
+verify: environment
+	@python -m alignkit verify "$$PROFILE" $(if $(AGAINST),--against '$(AGAINST)')
 
 clean:
 	rm -rf build .snakemake
@@ -59,3 +67,5 @@ $(READY):
 	@touch $@
 
 SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-triggers params --rerun-incomplete --nolock --quiet host rules progress
+# Files of tests side by side; each stays with one process, which makes what its tests share once.
+PYTEST = pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder

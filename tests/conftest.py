@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from filelock import FileLock
 from helpers import called
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +21,11 @@ os.environ |= {"HF_DATASETS_CACHE": CACHE.name, "HF_HUB_OFFLINE": "1", "TOKENIZE
 
 def pytest_unconfigure() -> None:
     CACHE.cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that the other worker has all other files to fill the time with."""
+    items.sort(key=lambda item: item.path.name != "test_batch.py")
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +56,24 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty build folder, in place of the checkout's own."""
     monkeypatch.setenv("ALIGNKIT_BUILD", str(tmp_path / "build"))
     return tmp_path / "build"
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
+    """A function that returns a folder of the given name, made by the first worker that asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, make: Callable[[Path], Any]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()  # fails where another worker has failed
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture
@@ -99,22 +123,30 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Trained once for all tests: seconds."""
+def world(made_once: Callable[[str, Callable[[Path], Any]], Path], tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Trained once for all workers: seconds; each has a copy of its own, since tests write records into it."""
     from alignkit.training.pairs import build_pairs, generate
     from alignkit.training.reward import train_reward
     from alignkit.training.sft import train_sft
     from alignkit.world.reviews import Reviews
 
+    names = ("sft", "reward", "generations", "pairs")
     data = Reviews("pocket", 1000, 100, 100)
-    sft, reward, generations, pairs = (tmp_path_factory.mktemp(n) for n in ("sft", "reward", "generations", "pairs"))
     shared = {"seed": 0, "data": data}
     shape = {"vocab": 400, "width": 16, "layers": 1, "heads": 2, "tokens": 64}
     training = {"tokens": 64, "batch": 16, "lr": 1e-2, "held_out": 50}
-    called(train_sft, sft, **shared, policy="scratch", tokenizer="word", epochs=3, **shape | training)
     encoder = {"base": "scratch", "tokenizer": "encoder_word", "sinusoidal": True, "dropout": 0.0, "word_dropout": 0.2}
-    called(train_reward, reward, **shared, **shape, **encoder, epochs=8, min_steps=1, batch=32, lr=1e-2)
-    generation = {"policy": sft, "reward": reward, "n_prompts": 30, "k": 6, "max_new_tokens": 16, "reward_tokens": 64}
-    called(generate, generations, **shared, **generation)
-    called(build_pairs, pairs, seed=0, generations=generations, construction="top_bottom")
-    return World(data, sft, reward, generations, pairs, generation, training)
+    generation = {"n_prompts": 30, "k": 6, "max_new_tokens": 16, "reward_tokens": 64}
+
+    def train(folder: Path) -> None:
+        sft, reward, generations, pairs = made = [folder / name for name in names]
+        for out in made:
+            out.mkdir()
+        called(train_sft, sft, **shared, policy="scratch", tokenizer="word", epochs=3, **shape | training)
+        called(train_reward, reward, **shared, **shape, **encoder, epochs=8, min_steps=1, batch=32, lr=1e-2)
+        called(generate, generations, **shared, **generation, policy=sft, reward=reward)
+        called(build_pairs, pairs, seed=0, generations=generations, construction="top_bottom")
+
+    folder = shutil.copytree(made_once("world", train), tmp_path_factory.mktemp("world"), dirs_exist_ok=True)
+    sft, reward, generations, pairs = (folder / name for name in names)
+    return World(data, sft, reward, generations, pairs, generation | {"policy": sft, "reward": reward}, training)

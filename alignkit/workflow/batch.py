@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
     p = values(notebook, profile, data)
     digest.update(json.dumps(p.model_dump(), sort_keys=True).encode())
-    for source in {p.data, p.policy, p.reward_model} - {"pocket", "scratch"}:
+    for source in sorted({p.data, p.policy, p.reward_model} - {"pocket", "scratch"}):
         digest.update(f"{source} {paths.content(source)}".encode())
     digest.update((paths.CHECKOUT / "requirements.lock").read_bytes())
     for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
         digest.update(str(module.relative_to(paths.PACKAGE)).encode() + module.read_bytes())
-    for name in set(p.reads) & set(notebooks(profile)):
+    for name in sorted(set(p.reads) & set(notebooks(profile))):
         digest.update(content_key(name, profile, data).encode())
     return digest.hexdigest()[:16]
 
@@ -77,23 +78,23 @@ def reached(code: str) -> list[Path]:
     return sorted(found)
 
 
-def _imported(code: str) -> Iterator[str]:
+@lru_cache(maxsize=512)
+def _imported(code: str) -> set[str]:
     """Dotted names that may be modules: what is imported anywhere in the text; all imports here are absolute."""
+    names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.partition(".")[0] == paths.PACKAGE.name}
 
 
 def _files(name: str) -> Iterator[Path]:
     """The files that are executed when a dotted name of this package is imported."""
-    package, *parts = name.split(".")
     folder = paths.PACKAGE
-    if package != paths.PACKAGE.name:
-        return
     yield folder / "__init__.py"
-    for part in parts:
+    for part in name.split(".")[1:]:
         if (folder / f"{part}.py").is_file():
             yield folder / f"{part}.py"
         folder = folder / part
@@ -170,9 +171,14 @@ def execute(profile: str, notebook: str, data: str = "", key: str | None = None)
             what = f'Exception encountered at "In [{error.exec_count}]": {error.ename}: {error.evalue}'
         raise UserFault(f"{notebook} failed: {what.splitlines()[0]} - see {failed}") from error
     failed.rename(output)
-    made = [output, *of_notebook(paths.figures(profile), notebook)]
+    seal_up(profile, notebook, now, data)
+
+
+def seal_up(profile: str, notebook: str, key: str, data: str = "") -> None:
+    """Write the seal of what lies in the build folder now."""
+    made = [executed(profile, notebook), *of_notebook(paths.figures(profile), notebook)]
     record = {"data": data, "files": {str(f.relative_to(paths.build() / profile)): _checksum(f) for f in made}}
-    file = seal(profile, notebook, now)
+    file = seal(profile, notebook, key)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".part").write_text(json.dumps(record, indent=1))
     file.with_suffix(".part").rename(file)

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ SHARED = "shared"
 
 LONGEST_FILE = 100_000
 """Bytes."""
+
+DEEPEST = 8
+"""Lists and mappings inside each other; the time that YAML takes grows with the square of it."""
 
 KNOWN = {key for kind in NOTEBOOKS.values() for key in kind.model_fields} - {"notebook"}
 
@@ -65,7 +69,7 @@ def _told(error: Any, kind: type[World]) -> str:
     place = key + "".join(f"[{i}]" for i in error["loc"][1:] if isinstance(i, int))
     allowed = re.sub(r"^\w+ should (be |have )?| after validation, not .*$", "", error["msg"])
     if error["type"] == "missing":
-        return f"{place}: missing; allowed: {kind.model_fields[key].description}"
+        return f"{place}: missing ({kind.model_fields[key].description})"
     hint = "; papermill -p passes it as text, -y as a list" if error["type"] == "list_type" else ""
     return f"{place}: {_shown(value)}; allowed: {allowed}{hint}"
 
@@ -96,8 +100,7 @@ def read_file(path: Path) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size > LONGEST_FILE:
             raise UserFault(f"{path}: cannot be read: a plain file of at most {LONGEST_FILE // 1000} kB is needed")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UserFault(f"{path}: cannot be read: aliases (*name) are not allowed")
+        _check_flat(text, path)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         values = loader.construct_document(node) if node else None
@@ -112,6 +115,16 @@ def read_file(path: Path) -> dict[str, Any]:
     if twice:
         raise UserFault(f"{path}: {', '.join(twice)}: given twice; each key is allowed once")
     return values
+
+
+def _check_flat(text: str, path: Path) -> None:
+    """Raise UserFault for YAML whose value may be far larger than its text, or take hours to read."""
+    depth = 0
+    for token in yaml.scan(text):
+        depth += token.id in ("[", "{", "<block sequence start>", "<block mapping start>")
+        depth -= token.id in ("]", "}", "<block end>")
+        if depth > DEEPEST or isinstance(token, yaml.AliasToken):
+            raise UserFault(f"{path}: cannot be read: aliases (*name) and lists in lists in lists are not allowed")
 
 
 Sources = list[tuple[Path, dict[str, Any]]]
@@ -171,10 +184,12 @@ def load(path: Path, **override: Any) -> World:
     `path` is a notebook's file in the folder of a profile, and may be missing there if shared.yaml says all; or a file
     of one's own, which says by `notebook` and `profile` what it is laid on.
     """
+    if path.parent.resolve() == paths.PARAMS and not path.exists():
+        _profile(path.name, next(iter(NOTEBOOKS)), str(path))
     in_profile = (path.parent / f"{SHARED}.yaml").exists() or path.parent.parent.resolve() == paths.PARAMS
     if in_profile and path.stem in NOTEBOOKS and path.suffix == ".yaml":
-        profile, notebook, own = path.parent.name, path.stem, _folder(path.parent, path.stem)
-        sources = [*_profile("pocket", notebook, str(path)), *own]
+        profile, notebook = path.parent.name, path.stem
+        sources = [*_profile("pocket", notebook, str(path)), *_folder(path.parent, notebook)]
     else:
         values = read_file(path)
         notebook, profile = _notebook(values.get("notebook", path.stem), str(path)), values.get("profile", "pocket")
@@ -183,7 +198,9 @@ def load(path: Path, **override: Any) -> World:
         if in_profile:
             _named(path, "profile", profile, path.parent.name)
         sources = [*_profile(profile, notebook, str(path)), (path, values)]
-    given_by = {key: str(file) for file, values in sources for key in values if key not in override}
+    # A value that the profile leaves as pocket has it is at fault only beside one of the profile's own.
+    own = [(f, given) for f, given in sources if profile == "pocket" or f.parent != paths.PARAMS / "pocket"]
+    given_by = {key: str(file) for file, given in own for key in given if key not in override}
     values = {**_merged(sources), "notebook": notebook, "profile": profile, **override}
     if found := faults(values, str(path), given_by):
         raise UserFault("\n".join(found))
@@ -297,7 +314,7 @@ def as_text(p: World) -> str:
 
 def as_html(p: World) -> str:
     """The values as HTML: what differs from pocket in bold, one group after the other, the notebook's own opened."""
-    groups = grouped(p)
+    escape, groups = partial(html.escape, quote=False), grouped(p)
     out = [f"<p>{p.notebook}, profile <b>{p.profile}</b>; bold values differ from profile pocket.</p>"]
     for title, rows in groups.items():
         changed = sum(bool(usual) for _, _, usual, _ in rows)
@@ -305,7 +322,7 @@ def as_html(p: World) -> str:
         count = f"{len(rows)} values, {changed or 'none'} changed"
         out.append(f"<details{opened}><summary>{title} ({count})</summary><table>")
         for key, value, usual, words in rows:
-            now = f"<b>{html.escape(value)}</b>, pocket {html.escape(usual)}" if usual else html.escape(value)
-            out.append(f"<tr><td>{key}</td><td>{now}</td><td>{html.escape(words)}</td></tr>")
+            now = f"<b>{escape(value)}</b>, pocket {escape(usual)}" if usual else escape(value)
+            out.append(f"<tr><td>{key}</td><td>{now}</td><td>{escape(words)}</td></tr>")
         out.append("</table></details>")
     return "\n".join(out)

@@ -55,14 +55,13 @@ class World(BaseModel):
     after: ClassVar[tuple[str, ...]] = ()  # notebooks whose runs of the same seed are trained before this one's
     reads: ClassVar[tuple[str, ...]] = ()  # notebooks whose tables this one reads
     trained_with: ClassVar[str | None] = None  # the notebook among whose runs this one's are, if any
-
     notebook: str = Field(min_length=1, description="which notebook these values are for")
     profile: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="a folder of params/ and of figures/")
     seeds: Seeds = Field(description="one policy and reward model each; intervals are over seeds")
     data: Place = Field(description="pocket, a folder or CSV file of reviews, or a Hub id")
-    train_reviews: Even | None = Field(description="labelled reviews to learn from; null takes all")
-    test_reviews: Even | None = Field(description="labelled reviews for every test figure; null takes all")
-    unsupervised_reviews: Even | None = Field(description="more reviews for the policy; null takes all")
+    train_reviews: Even | None = Field(description="labelled reviews to learn from; null (None): all")
+    test_reviews: Even | None = Field(description="labelled reviews for every test figure; null (None): all")
+    unsupervised_reviews: Even | None = Field(description="more reviews for the policy; null (None): all")
     policy: Place = Field(description="scratch (built on the spot), a folder, or a Hub id")
     policy_tokenizer: Literal["word", "bpe"] = Field(description="trained on the reviews; for scratch only")
     policy_vocab: Vocabulary = Field(description="tokens in the policy's vocabulary, at most; for scratch only")
@@ -109,8 +108,8 @@ class World(BaseModel):
 
     def sft(self) -> dict[str, Any]:
         """The settings of `train_sft`."""
-        policy = self.take("policy_", "tokenizer vocab width layers heads")
-        return {"policy": self.policy, **policy, **self.take("sft_", "tokens epochs batch lr held_out")}
+        policy = {"policy": self.policy, **self.take("policy_", "tokenizer vocab width layers heads")}
+        return {**policy, **self.take("sft_", "tokens epochs batch lr held_out")}
 
 
 class Rewarded(World):
@@ -146,8 +145,8 @@ class Rewarded(World):
 
     def reward_training(self) -> dict[str, Any]:
         """The settings of `train_reward` that all of its runs share."""
-        model = self.take("reward_", "tokenizer vocab width layers heads sinusoidal tokens")
-        return {"base": self.reward_model, **model, **self.take("reward_", "dropout word_dropout epochs batch lr")}
+        names = "tokenizer vocab width layers heads sinusoidal tokens dropout word_dropout epochs batch lr"
+        return {"base": self.reward_model, **self.take("reward_", names)}
 
 
 class RewardModel(Rewarded):
@@ -160,9 +159,8 @@ class RewardModel(Rewarded):
 
     def clashes(self) -> Iterator[str]:
         yield from super().clashes()
-        largest = max(self.curve_reviews)
-        if self.train_reviews is not None and self.held_out + largest > self.train_reviews:
-            yield f"held_out: {self.held_out} + curve_reviews ({largest}) > train_reviews ({self.train_reviews})"
+        if (n := self.train_reviews) is not None and self.held_out + max(self.curve_reviews) > n:
+            yield f"held_out: {self.held_out} and the largest of curve_reviews are more than train_reviews ({n})"
 
     def sampling(self) -> dict[str, Any]:
         """The settings of `sample_completions`: the task's 5-20 tokens of test reviews."""

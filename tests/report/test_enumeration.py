@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from alignkit.finite import estimator_table, gradient_table, random_policy, step_log_probs, tilted
+from alignkit.finite import random_policy, tilted
+from alignkit.report.warp import estimator_table, gradient_table, step_log_probs
 
 REFERENCE = random_policy(4, 3, seed=0)
 OTHER = random_policy(4, 3, seed=1)

@@ -1,0 +1,213 @@
+"""What the report claims: each function reads from the tables whether the sentence of its docstring holds.
+
+`python -m alignkit verify` asks them all of a regenerated report.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
+Tables = Callable[[str], pd.DataFrame]
+"""A table of one profile by its name, such as 2_gain; raises Unanswered if the report has none of that name."""
+
+
+class Unanswered(Exception):
+    """This report cannot say: a table or a row is not in it, or it has a single seed and so no interval."""
+
+
+class Answer(NamedTuple):
+    """Whether a statement holds, and the numbers that say so."""
+
+    holds: bool
+    value: str
+
+
+Statement = Callable[[Tables], Answer]
+"""Its name is the statement's id; raises Unanswered."""
+
+
+# Reading tables
+
+
+def rows_of(table: pd.DataFrame, **where: object) -> pd.DataFrame:
+    """The rows with these values; raises Unanswered if there are none."""
+    kept = table
+    for column, value in where.items():
+        kept = kept[kept[column] == value]
+    if kept.empty:
+        raise Unanswered("no row with " + ", ".join(f"{column} {value}" for column, value in where.items()))
+    return kept
+
+
+def mean(table: pd.DataFrame, method: str, column: str) -> float:
+    """A method's mean over its rows."""
+    return float(rows_of(table, method=method)[column].mean())
+
+
+def gold_per_reward(tables: Tables) -> float:
+    """Of the policy that is optimal for the proxy, at a KL of 2."""
+    optimum = rows_of(tables("6_frontier_gains"), kl=2)
+    return float((optimum.gold / optimum.reward).iloc[0])
+
+
+def clear_of_zero(gains: pd.DataFrame) -> Answer:
+    """Whether every difference lies above zero with its whole interval (columns difference, low, high)."""
+    if gains.low.isna().any():
+        raise Unanswered("one seed has no interval")
+    told = [f"{row.difference:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in gains.itertuples()]
+    return Answer(bool((gains.low > 0).all()), ", ".join(told))
+
+
+def at_least(bound: float, value: float) -> Answer:
+    """Whether a number reaches a bound."""
+    return Answer(bool(value >= bound), f"{value:.3f}")
+
+
+def at_most(bound: float, value: float) -> Answer:
+    """Whether a number stays within a bound."""
+    return Answer(bool(value <= bound), f"{value:.3f}")
+
+
+# Notebook 1
+
+
+def reward_model_orders(tables: Tables) -> Answer:
+    """The reward model's pairwise accuracy is at least 0.98 of the exact posterior's."""
+    mine, best = (mean(tables("1_reward_model"), name, "pairwise_accuracy") for name in ("reward", "exact posterior"))
+    return at_least(0.98, mine / best)
+
+
+def reward_model_is_calibrated(tables: Tables) -> Answer:
+    """The reward model's calibration error is at most 0.05."""
+    return at_most(0.05, mean(tables("1_reward_model"), "reward", "ece"))
+
+
+def sft_is_near_the_grammar(tables: Tables) -> Answer:
+    """The supervised policy's cross-entropy is at most 1.05 of the grammar's entropy, for every seed."""
+    return at_most(1.05, tables("1_sft").ratio.max())
+
+
+def all_pairs_are_not_worse(tables: Tables) -> Answer:
+    """All pairs order at least as well as plain pairs of the same reviews, on average over seeds."""
+    return at_least(0, tables("1_all_pairs_gain").pairwise_accuracy.mean())
+
+
+def imdb_reward_model_orders(tables: Tables) -> Answer:
+    """The reward model of real reviews orders at least 0.95 of the pairs."""
+    return at_least(0.95, mean(tables("1_reward_model"), "reward", "pairwise_accuracy"))
+
+
+def imdb_reward_model_has_the_signs(tables: Tables) -> Answer:
+    """The reward model of real reviews gets at least 0.87 of the signs."""
+    return at_least(0.87, mean(tables("1_reward_model"), "reward", "sign_accuracy"))
+
+
+# Notebooks 2 and 3
+
+
+def dpo_raises_reward(tables: Tables) -> Answer:
+    """DPO raises the reward over SFT, with an interval clear of zero."""
+    return clear_of_zero(rows_of(tables("2_gain"), method="sigmoid", measure="reward"))
+
+
+def dpo_raises_gold(tables: Tables) -> Answer:
+    """DPO raises gold over SFT, with an interval clear of zero."""
+    return clear_of_zero(rows_of(tables("2_gain"), method="sigmoid", measure="gold"))
+
+
+def words_narrow_with_drift(tables: Tables) -> Answer:
+    """The entropy of the words falls on average where reverse KL drifts farthest (its smallest β)."""
+    table = tables("3_f_divergences")
+    swept = table[table.method.str.startswith("reverse_kl β=")]
+    change = rows_of(swept, beta=swept.beta.min()).unigram_entropy.mean() - mean(table, "sft", "unigram_entropy")
+    return Answer(bool(change < 0), f"{change:+.3f} nats")
+
+
+# Notebook 4
+
+
+def warp_raises_reward(tables: Tables) -> Answer:
+    """WARP raises the reward over SFT at both of its main points, with intervals clear of zero."""
+    return clear_of_zero(rows_of(tables("4_gain"), measure="reward"))
+
+
+def warps_time_is_accounted_for(tables: Tables) -> Answer:
+    """Generation, scoring and updates take at least 0.8 of WARP's time, for every seed."""
+    table = tables("4_timings_of_warp")
+    return at_least(0.8, (table[["generation", "scoring", "update"]].sum(axis=1) / table.total).min())
+
+
+# Notebook 5
+
+
+def anchored_beats_warp(tables: Tables) -> Answer:
+    """Anchored RLOO dominates more than WARP and WARP + RLOO, in reward and gold, on seeds not chosen on."""
+    return clear_of_zero(tables("5_confirmation_gain"))
+
+
+def confirmation_is_at_equal_tokens(tables: Tables) -> Answer:
+    """No method of that comparison generated more than 1.15 of the tokens of another."""
+    tokens = tables("5_confirmation").groupby("method").tokens.mean()
+    return at_most(1.15, tokens.max() / tokens.min())
+
+
+# Notebook 6
+
+
+def best_is_near_the_optimum(tables: Tables) -> Answer:
+    """The best policy with every seed has at least 0.98 of the optimal gain at a KL of 1, and at a KL of 2."""
+    table = tables("6_efficiency")
+    return at_least(0.98, table[table.seeds == table.seeds.max()][["KL 1", "KL 2"]].max().min())
+
+
+def none_lies_above_the_optimum(tables: Tables) -> Answer:
+    """No policy lies above the optimal frontier by more than noise explains."""
+    table = tables("6_above")
+    return Answer(not table.above.any(), f"{table.above.sum()} of {len(table)}")
+
+
+def reinforce_is_level_with_warp(tables: Tables) -> Answer:
+    """REINFORCE interpolated back has WARP's share of the optimal gain to 0.03, at KLs of 0.5, 1 and 2."""
+    one, other = (rows_of(tables("6_efficiency"), family=name)[["KL 0.5", "KL 1", "KL 2"]].iloc[0] for name in LEVEL)
+    return at_most(0.03, (one - other).abs().max())
+
+
+def reinforce_is_cheaper_than_warp(tables: Tables) -> Answer:
+    """REINFORCE takes less than 0.25 of WARP's tokens."""
+    one, other = (mean(tables("6_hypervolume"), name, "tokens") for name in LEVEL)
+    return at_most(0.25, one / other)
+
+
+def proxys_optimum_keeps_gold(tables: Tables) -> Answer:
+    """The proxy's optimum at a KL of 2 gains 0.70 ± 0.02 of gold for one of reward."""
+    kept = gold_per_reward(tables)
+    return Answer(abs(kept - 0.7) <= 0.02, f"{kept:.3f}")
+
+
+def anchored_keeps_more_gold(tables: Tables) -> Answer:
+    """Anchored RLOO, at every β, gains more gold for one of reward than the proxy's optimum does."""
+    swept = rows_of(tables("6_settings"), family="anchored RLOO, over β")
+    least, kept = (swept.gold / swept.reward).min(), gold_per_reward(tables)
+    return Answer(bool(least > kept), f"{least:.3f} and {kept:.3f}")
+
+
+LEVEL = ("REINFORCE, EMA anchor", "WARP, T=50")
+
+STATEMENTS: dict[str, dict[str, list[Statement]]] = {
+    "pocket": {
+        "1_reward_model": [
+            reward_model_orders, reward_model_is_calibrated, sft_is_near_the_grammar, all_pairs_are_not_worse,
+        ],
+        "2_dpo_losses": [dpo_raises_reward, dpo_raises_gold],
+        "3_f_divergences": [words_narrow_with_drift],
+        "4_warp": [warp_raises_reward, warps_time_is_accounted_for],
+        "5_improvements": [anchored_beats_warp, confirmation_is_at_equal_tokens],
+        "6_one_front": [
+            best_is_near_the_optimum, none_lies_above_the_optimum, reinforce_is_level_with_warp,
+            reinforce_is_cheaper_than_warp, proxys_optimum_keeps_gold, anchored_keeps_more_gold,
+        ],
+    },
+    "imdb_scratch": {"1_reward_model": [imdb_reward_model_orders, imdb_reward_model_has_the_signs]},
+}  # fmt: skip
+"""By profile and notebook."""

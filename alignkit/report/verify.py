@@ -1,0 +1,164 @@
+"""A regenerated report against a committed one: what moved, by how many standard errors, and which statements hold."""
+
+import io
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.report.statements import STATEMENTS, Unanswered
+from alignkit.workflow.schema import NOTEBOOKS
+
+SETTINGS = ["iteration", "eta", "steps", "beta", "pairs", "reviews"]
+"""Columns that say, beside notebook and method, which policy or model a row is of."""
+MEASURES = (
+    "kl reward gold well_formed unigram_entropy distinct_2 self_bleu repetition mean_tokens "
+    "pairwise_accuracy sign_accuracy ece"
+).split()
+LIMIT = 2
+"""Standard errors within which a mean is said not to have moved."""
+TOLD = 10
+"""How many of the largest moves are told."""
+
+
+def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
+    """The lines to print, and whether no statement of the working tree's tables fails.
+
+    Raises UserFault without a repository, without tables of the profile, or where git knows no such revision.
+    """
+    if paths.CHECKOUT is None:
+        raise UserFault("verify: alignkit was installed without its repository; run this in a clone of it")
+    folder = paths.CHECKOUT / "figures" / profile
+    if not list(folder.glob("*.csv")):
+        known = sorted({file.parent.name for file in folder.parent.glob("*/*.csv")})
+        raise UserFault(f"verify: {profile!r} has no tables in figures; allowed: {', '.join(known)}")
+    before, after = committed(profile, against), {f.stem: f.read_text(encoding="utf-8") for f in folder.glob("*.csv")}
+    lines = [f"{profile}: the tables in figures/{profile} against those of {against}", *_files(before, after)]
+    lines += _moves(_main_rows(before), _main_rows(after))
+    told, sound = _told(profile, after)
+    return lines + told, sound
+
+
+def committed(profile: str, revision: str) -> dict[str, str]:
+    """The text of each table of a profile at a revision; raises UserFault if git has none."""
+    folder = f"figures/{profile}/"
+    names = [n for n in _git("ls-tree", "--name-only", "-z", revision, folder).split("\0") if n.endswith(".csv")]
+    if not names:
+        raise UserFault(f"verify: {revision} has no tables in {folder}")
+    return {Path(name).stem: _git("show", f"{revision}:{name}") for name in names}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=paths.CHECKOUT, capture_output=True, check=True)
+    except FileNotFoundError:
+        raise UserFault("verify: git is not installed; the committed tables are read with it") from None
+    except subprocess.CalledProcessError as error:
+        told = error.stderr.decode(errors="replace").strip().splitlines()
+        raise UserFault(f"verify: git {arguments[0]}: {told[0] if told else 'failed'}") from None
+    return done.stdout.decode()
+
+
+def _files(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """How many tables are equal byte for byte; those of times never are, and do not count."""
+    names = {name for name in before.keys() | after.keys() if "timings" not in name}
+    same = sum(before.get(name) == after.get(name) for name in names)
+    lines = [f"tables: {same} of {len(names)} are equal byte for byte"]
+    for told, only in [("no longer made", names - after.keys()), ("new", names - before.keys())]:
+        lines += [f"tables {told}: {', '.join(sorted(only))}"] if only else []
+    return lines
+
+
+def _main_rows(tables: dict[str, str]) -> pd.DataFrame:
+    """The rows of all main tables, one a policy or model and seed; columns place, notebook, seed and MEASURES."""
+    read = [pd.read_csv(io.StringIO(tables[name])).assign(notebook=name) for name in NOTEBOOKS if name in tables]
+    rows = pd.concat([pd.DataFrame(columns=["method", *SETTINGS]), *read], ignore_index=True)
+    rows["place"] = [_place(row) for row in rows.to_dict("records")]
+    return rows.reindex(columns=["place", "notebook", "seed", *MEASURES])
+
+
+def _place(row: dict[str, Any]) -> str:
+    known = [(name, row[name]) for name in SETTINGS if pd.notna(row[name])]
+    told = [f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}" for name, value in known]
+    return ", ".join([f"{row['notebook']}: {row['method']}", *told])
+
+
+def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds of two reports, one row for each place and measure that both have.
+
+    Columns place, measure, old, new, moved (the difference in units of its standard error, by Welch) and df (Welch's
+    degrees of freedom).  With a single seed, the spread over seeds is that of the other places of the notebook; where
+    they have none either, `moved` is NaN unless nothing differs.
+    """
+    sides = [_over_seeds(before), _over_seeds(after)]
+    both = sides[0].merge(sides[1], on=["place", "notebook", "measure"], suffixes=("_old", "_new"))
+    usual = pd.concat(sides).groupby(["notebook", "measure"]).variance.mean().rename("usual")
+    both = both.join(usual, on=["notebook", "measure"])
+    parts = [both[f"variance_{side}"].fillna(both.usual) / both[f"n_{side}"] for side in ("old", "new")]
+    counts = [both[f"n_{side}"].clip(lower=2) for side in ("old", "new")]
+    difference, squared = both.mean_new - both.mean_old, parts[0] + parts[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = (difference / np.sqrt(squared)).mask(difference == 0, 0.0)
+        df = squared**2 / sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+    return both[["place", "measure"]].assign(old=both.mean_old, new=both.mean_new, moved=moved, df=df)
+
+
+def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    long = rows.melt(["place", "notebook"], MEASURES, "measure").dropna(subset="value")
+    grouped = long.groupby(["place", "notebook", "measure"], sort=False).value
+    return grouped.agg(mean="mean", variance="var", n="count").reset_index()
+
+
+def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    """How many rows are equal, how far the means over seeds moved, and which moved most."""
+    paired = before.merge(after, on=["place", "notebook", "seed"])
+    old, new = (paired[[f"{m}_{side}" for m in MEASURES]].to_numpy(float) for side in "xy")
+    same = int(((old == new) | (np.isnan(old) & np.isnan(new))).all(axis=1).sum())
+    lines = [
+        f"rows: {len(before)} there, {len(after)} here, {len(paired)} of one policy and seed in both; {same} equal"
+    ]
+    if same == len(before) == len(after):
+        return [*lines, "same bits: nothing moved"]
+    there, here = set(before.place), set(after.place)
+    lines += [f"no longer here: {place}" for place in sorted(there - here)]
+    lines += [f"new: {place}" for place in sorted(here - there)]
+    means = compare(before, after)
+    size = means.moved.abs()
+    equal, close, beyond = (size == 0).sum(), ((size > 0) & (size <= LIMIT)).sum(), (size > LIMIT).sum()
+    chance = 2 * stats.t.sf(LIMIT, means.df[size > 0]).sum()
+    lines.append(
+        f"means over seeds: {len(means)} compared, {equal} equal, {close} moved by at most {LIMIT} standard errors"
+    )
+    lines.append(
+        f"  of the difference, {beyond} by more (by chance alone about {chance:.0f}), {size.isna().sum()} unknown"
+    )
+    moved = means.assign(size=size)[size > 0].sort_values("size", ascending=False, kind="stable").head(TOLD)
+    for row in moved.itertuples():
+        lines.append(f"  {row.moved:+5.1f}  {row.place}, {row.measure}: {row.old:.4g} -> {row.new:.4g}")
+    return lines
+
+
+def _told(profile: str, tables: dict[str, str]) -> tuple[list[str], bool]:
+    """A line for each statement about the profile, and whether none fails."""
+
+    def table(name: str) -> pd.DataFrame:
+        if name not in tables:
+            raise Unanswered(f"no table {name}")
+        return pd.read_csv(io.StringIO(tables[name]))
+
+    lines, sound = [], True
+    for notebook, statements in STATEMENTS.get(profile, {}).items():
+        for statement in statements:
+            try:
+                holds, value = statement(table)
+            except Unanswered as reason:
+                holds, value = None, str(reason)
+            sound &= holds is not False
+            word = {True: "holds", False: "FAILS", None: "open"}[holds]
+            lines.append(f"  {word:5}  {notebook}, {statement.__name__}: {statement.__doc__} ({value})")
+    return (["statements:", *lines] if lines else [f"statements: none about {profile}"]), sound

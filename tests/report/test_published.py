@@ -1,0 +1,106 @@
+"""What is true of any published report, whatever its seeds, sizes and results: its tables agree with each other."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from alignkit import paths
+from alignkit.report import readme
+from alignkit.workflow.parameters import NOTEBOOKS
+
+FIGURES = paths.CHECKOUT / "figures"
+PROFILES = sorted({file.parent.name for file in FIGURES.glob("*/*.csv")})
+POLICIES = "profile notebook method seed run row status kl reward unigram_entropy distinct_2 self_bleu".split()
+"""Columns of every table of policies."""
+
+
+def table(file: Path) -> pd.DataFrame:
+    return pd.read_csv(file)
+
+
+def main_tables(profile: str) -> dict[str, pd.DataFrame]:
+    """The published main tables: one row for each policy or model and seed."""
+    files = {name: FIGURES / profile / f"{name}.csv" for name in NOTEBOOKS}
+    return {name: table(file) for name, file in files.items() if file.is_file()}
+
+
+PLACED = [(profile, name) for profile in PROFILES for name, rows in main_tables(profile).items() if "kl" in rows]
+INDEXED = [(profile, name) for profile in PROFILES for name in main_tables(profile)]
+of_each_profile = pytest.mark.parametrize("profile", PROFILES)
+of_each_table_of_policies = pytest.mark.parametrize(("profile", "notebook"), PLACED)
+
+
+def test_the_readmes_results_are_those_of_the_tables():
+    text = (paths.CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert readme.START in text
+    assert readme.with_results(text, FIGURES) == text
+
+
+@of_each_profile
+def test_every_figure_has_its_vector_form_beside_it(profile: str):
+    pictures = {file.stem for file in (FIGURES / profile).glob("*.png")}
+    assert pictures
+    assert pictures == {file.stem for file in (FIGURES / profile).glob("*.svg")}
+
+
+@pytest.mark.parametrize("profile", sorted({profile for profile, _ in PLACED}))
+def test_the_results_are_the_rows_of_all_notebooks(profile: str):
+    tables = [rows for rows in main_tables(profile).values() if "kl" in rows]
+    results = table(FIGURES / profile / "results.csv")
+    assert set(results) == set().union(*tables)
+    expected = pd.concat(tables, ignore_index=True)[list(results)]
+    pd.testing.assert_frame_equal(results, expected, check_dtype=False)
+
+
+@pytest.mark.parametrize(("profile", "notebook"), INDEXED)
+def test_every_row_has_its_run_in_the_index(profile: str, notebook: str):
+    rows = main_tables(profile)[notebook].dropna(subset="seed")
+    number = notebook.partition("_")[0]
+    index = table(FIGURES / profile / f"{number}_runs.csv")
+    assert not index.duplicated(["run", "seed"]).any()
+    if "run" in rows:
+        assert set(rows.run) <= set(index.id)
+    else:
+        assert set(zip(rows.method, rows.seed, strict=True)) <= set(zip(index.run, index.seed, strict=True))
+
+
+@of_each_table_of_policies
+def test_a_diverged_row_has_no_numbers_and_every_other_has(profile: str, notebook: str):
+    rows = main_tables(profile)[notebook]
+    assert set(POLICIES) <= set(rows)
+    assert set(rows.status) <= {"ok", "diverged"}
+    assert (rows.reward.notna() == (rows.status == "ok")).all()
+    assert rows[rows.status == "diverged"][["kl", "unigram_entropy"]].isna().all(axis=None)
+    assert rows[rows.method == "sft"].kl.abs().max() < 1e-6
+
+
+@of_each_table_of_policies
+def test_main_rows_have_every_seed_and_more_completions(profile: str, notebook: str):
+    rows = main_tables(profile)[notebook]
+    place = [name for name in ("method", "iteration", "eta", "steps", "beta") if name in rows]
+    assert set(rows.row) <= {"main", "side"}
+    main, side = rows[rows.row == "main"], rows[rows.row == "side"]
+    seeds = set(main.groupby(place, dropna=False).seed.agg(frozenset))
+    assert len(seeds) == 1
+    assert main.completions.dropna().nunique() == 1
+    assert set(side.seed) <= set(next(iter(seeds)))
+    if len(side):
+        assert side.completions.max() <= main.completions.max()
+
+
+@of_each_profile
+def test_there_is_an_interval_just_where_there_are_several_seeds(profile: str):
+    for file in sorted((FIGURES / profile).glob("*.csv")):
+        rows = table(file)
+        lows = [column for column in rows if column == "low" or column.endswith("_low")]
+        for low in lows if "seeds" in rows else []:
+            mean = "difference" if low == "low" else low.removesuffix("_low")
+            several = (rows.seeds > 1) & rows[mean].notna()
+            assert (rows[low].notna() == several).all(), (file.name, low)
+
+
+@pytest.mark.parametrize("file", sorted(FIGURES.glob("*/5_confirmation.csv")), ids=lambda file: file.parent.name)
+def test_no_choice_was_made_on_a_seed_of_the_confirmation(file: Path):
+    chosen_on = table(file.with_name("5_improvements.csv")).query("row == 'side'").seed.mode()
+    assert not set(chosen_on) & set(table(file).seed)
