@@ -32,7 +32,7 @@ report: environment
 smoke: environment
 	@python -m alignkit check params/smoke
 	@DATA= $(SNAKEMAKE) --config profile=smoke
-	@pytest -q --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$(or $(ALIGNKIT_BUILD),build)"/smoke/*.ipynb
+	@$(PYTEST) --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$(or $(ALIGNKIT_BUILD),build)"/smoke/*.ipynb
 
 ## everything that needs no training: parameters, style, notebook lint
 check: environment
@@ -44,7 +44,7 @@ check: environment
 test: environment
 	@$(PYTEST)
 
-## the tests that take no notebook and no long training
+## the tests that neither run notebooks nor take several seconds each
 test-fast: environment
 	@$(PYTEST) -m "not batch and not slow"
 

@@ -95,6 +95,8 @@ def along_root_kl(kl: Any, kls: Any, values: Any, *, beyond: bool = False) -> An
 
     NaN outside the points' KLs; with beyond, level there.
     """
+    if not len(kls):
+        return np.full(np.shape(kl), np.nan)
     order = np.argsort(kls, kind="stable")
     at, known = np.sqrt(np.asarray(kls, dtype=float)[order]), np.asarray(values, dtype=float)[order]
     outside = {} if beyond else {"left": np.nan, "right": np.nan}

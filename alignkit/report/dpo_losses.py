@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer
 
-from alignkit.report.figures import AXES, NEUTRAL, POSITIVE, looks
+from alignkit.report.figures import AXES, NEUTRAL, POSITIVE, legend_below, looks
 from alignkit.report.policies import (
     EVALUATION,
     Method,
@@ -147,5 +147,5 @@ def histograms(samples: Mapping[str, pd.Series], families: Mapping[str, str], me
     for (name, values), one in zip(samples.items(), seen.values(), strict=True):
         axis.hist(values, edges, density=True, label=name, histtype="step", linewidth=1.6, color=one.color)
     axis.set(xlabel=f"{AXES[measure]}, single completions", ylabel="density")
-    axis.legend(fontsize="small")
+    legend_below(figure)
     return figure

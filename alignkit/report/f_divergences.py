@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from alignkit.report.figures import COLOURS, NEGATIVE, POSITIVE
+from alignkit.report.figures import COLOURS, NEGATIVE, POSITIVE, legend_below
 from alignkit.report.policies import EVALUATION, Method, Runs, aligned, common_sweeps, f_dpo, prepared
 from alignkit.report.tables import at_kl, completions
 from alignkit.workflow.schema import FDivergences
@@ -71,7 +71,7 @@ def bells(grid: np.ndarray, target: np.ndarray, fits: Mapping[str, np.ndarray]) 
         style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
         axis.plot(grid, bell / step, linewidth=2, label=name, **style)
     axis.set(xlabel="response (a point on a line)", ylabel="probability density")
-    axis.legend(fontsize="small")
+    legend_below(figure)
     return figure
 
 

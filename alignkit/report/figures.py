@@ -20,10 +20,11 @@ from PIL import Image
 from alignkit import paths
 from alignkit.frontier import along_root_kl, curve
 from alignkit.metrics import seed_interval
+from alignkit.report.tables import goes_back
 
 COLOURS = sns.color_palette("colorblind")
 """Safe for colour-blind readers."""
-MARKERS = "osD^vPX*<>"
+MARKERS = "osD^vPX<>phd"
 POSITIVE, NEGATIVE, NEUTRAL = COLOURS[0], COLOURS[3], "0.45"
 PIXELS_PER_INCH = 110
 AXES = {
@@ -48,25 +49,11 @@ AXES = {
 }
 """What stands on an axis, with its unit."""
 GAINS = {"reward": "gain in reward over SFT (proxy, nats)", "gold": "gain in gold reward over SFT (nats)"}
-METHODS = (
-    *("DPO, reverse_kl", "DPO, forward_kl", "DPO, js", "DPO, alpha 0.1", "DPO, alpha 0.5", "DPO, alpha 0.9"),
-    *("DPO, pearson_chi2", "DPO, neyman_chi2", "DPO, cnp_chi2", "DPO, hellinger", "DPO, jeffrey", "DPO, chi_po"),
-    *("DPO, chi_alpha", "DPO, total_variation", "DPO, gan"),
-    *("DPO, sigmoid loss", "DPO, hinge loss", "DPO, ipo loss", "DPO, kto_pair loss", "DPO, cdpo loss"),
-    *("DPO, robust loss", "DPO, ipo_per_token loss", "DPO, ipo, reverse_kl", "DPO, kto_pair, reverse_kl"),
-    *("fine-tuning on positive reviews", "best of n", "SFT, one of", "REINFORCE, EMA anchor", "REINFORCE, SFT anchor"),
-    *("REINFORCE, no anchor", "WARP, T=", "WARP + RLOO", "anchored RLOO, over β", "anchored RLOO, over η"),
-    *("anchored, sentence credit", "anchored RLOO, β=", "WARP, one iteration, LERP", "WARP, LERP"),
-)
-"""Families: the place in this list decides colour and marker, in every figure.  What ends in "=" or "of" stands for all
-that begin so."""
-ALIKE = {
-    "WARP": "WARP, T=",
-    "anchored RLOO": "anchored RLOO, over η",
-    "REINFORCE, SFT anchor, over steps": "REINFORCE, SFT anchor",
-    "REINFORCE, no anchor, over steps": "REINFORCE, no anchor",
-}
-"""Other names of the same methods."""
+WIDEST = 9.0
+"""Inches; a page shows a wider picture smaller, and its letters with it."""
+
+
+# A method's colour and marker
 
 
 class Look(NamedTuple):
@@ -76,25 +63,81 @@ class Look(NamedTuple):
     marker: str
 
 
-def look(name: str, position: int = 0, of: int = 1) -> Look:
-    """The colour and marker of a method; SFT is black.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, PINK, GREY, _, SKY = COLOURS.as_hex()
+WINE, INDIGO, OLIVE = "#882255", "#332288", "#7f7f1f"  # of Paul Tol's muted scheme, olive made darker
+LOOKS = {
+    name: Look(colour, marker)
+    for colour, marker, names in [
+        ("black", "*", ["sft"]),
+        (BLUE, "o", ["DPO, reverse_kl", "DPO, sigmoid loss"]),
+        (ORANGE, "s", ["DPO, forward_kl"]),
+        (GREEN, "D", ["DPO, js"]),
+        (VERMILION, "^", ["DPO, alpha 0.5", "DPO, pearson_chi2"]),
+        (PURPLE, "v", ["DPO, neyman_chi2"]),
+        (BROWN, "P", ["DPO, cnp_chi2"]),
+        (SKY, "X", ["DPO, hellinger"]),
+        (INDIGO, "<", ["DPO, jeffrey"]),
+        (WINE, ">", ["DPO, chi_po"]),
+        (OLIVE, "p", ["DPO, chi_alpha"]),
+        (GREY, "h", ["DPO, total_variation"]),
+        (PINK, "d", ["DPO, gan"]),
+        (ORANGE, "v", ["DPO, hinge loss"]),
+        (GREEN, "P", ["DPO, ipo loss"]),
+        (VERMILION, "X", ["DPO, kto_pair loss"]),
+        (PURPLE, "D", ["DPO, cdpo loss", "DPO, robust loss"]),
+        (GREEN, "p", ["DPO, ipo_per_token loss"]),
+        (ORANGE, "<", ["threshold pairs"]),
+        (VERMILION, ">", ["top_bottom pairs"]),
+        (BROWN, "d", ["all_pairs pairs"]),
+        (WINE, "^", ["bernoulli pairs"]),
+        (GREY, "X", ["no near-duplicates"]),
+        (SKY, "h", ["lora"]),
+        (ORANGE, "d", ["chosen texts"]),
+        (BROWN, "s", ["positive prefix"]),
+        (INDIGO, "D", ["keyword bias"]),
+        (OLIVE, "P", ["fine-tuning on positive reviews"]),
+        (VERMILION, "v", ["guided search"]),
+        (NEUTRAL, "X", ["best of n", "best of n (KL bound)"]),
+        (GREEN, "^", ["REINFORCE, EMA anchor"]),
+        (ORANGE, "D", ["REINFORCE, SFT anchor", "REINFORCE, SFT anchor, over steps"]),
+        (VERMILION, "d", ["REINFORCE, no anchor", "REINFORCE, no anchor, over steps"]),
+        (WINE, "p", ["WARP", "SLERP", "WARP, T="]),
+        (BLUE, "s", ["LERP"]),
+        (OLIVE, "X", ["raw SLERP (one seed)"]),
+        (PURPLE, "h", ["WARP + RLOO"]),
+        (SKY, "D", ["anchored RLOO", "anchored RLOO, over η", "anchored RLOO, over β"]),
+        (INDIGO, "v", ["anchored, sentence credit"]),
+        (BROWN, "X", ["anchored RLOO, β="]),
+    ]
+    for name in names
+}
+"""Safe for colour-blind readers; two that stand in one figure differ in colour and in marker.  A name that ends in "="
+stands for all that begin so."""
+SPARE = (ORANGE, VERMILION, GREEN, PURPLE, BROWN, SKY, INDIGO, OLIVE, WINE, BLUE, GREY, PINK)
 
-    What is not a method but a value of a parameter (μ = 0.1, M = 2) gets a shade by its position among `of`.
-    """
-    if name == "sft":
-        return Look("black", "*")
-    name = ALIKE.get(name, name)
-    whole = [method for method in METHODS if name == method]
-    begun = [method for method in METHODS if method.endswith(("=", "of")) and name.startswith(method)]
-    if whole or begun:
-        place = METHODS.index([*whole, *begun][0])
-        return Look(COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)])
-    return Look(plt.get_cmap("viridis")(0.9 * position / max(1, of - 1)), MARKERS[position % len(MARKERS)])
+
+def look(name: str) -> Look | None:
+    """The colour and marker of a method, the same in every figure; None if it has none of its own."""
+    begun = (start for start in LOOKS if start.endswith("=") and name.startswith(start))
+    return LOOKS.get(name) or next((LOOKS[start] for start in begun), None)
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """The look of each name; values of a parameter are shaded in this order."""
-    return {name: look(name, i, len(names)) for i, name in enumerate(names)}
+    """The look of each name of one figure.
+
+    Names without one of their own, such as the values of a parameter, get shades in this order, or beside methods the
+    colours that no method of the figure has.
+    """
+    own = {name: look(name) for name in names}
+    others = [name for name, found in own.items() if found is None]
+    used, taken = ({found[i] for found in own.values() if found} for i in (0, 1))
+    left = [colour for colour in SPARE if colour not in used]
+    markers = [marker for marker in MARKERS if marker not in taken] or list(MARKERS)
+    shaded = used <= {"black"} or len(others) > len(left)
+    for i, name in enumerate(others):
+        colour = plt.get_cmap("viridis")(0.9 * i / max(1, len(others) - 1)) if shaded else left[i]
+        own[name] = Look(colour, markers[i % len(markers)])
+    return own
 
 
 def house_style() -> None:
@@ -140,11 +183,12 @@ def say(text: str) -> None:
 def show_table(table: pd.DataFrame, digits: int = 3) -> None:
     """Show a table without its index, without rows and columns that say nothing; the same HTML every time.
 
-    Whole numbers are shown whole, text stands on the left.
+    A row says nothing if it has no value beside its first column and its number of seeds.  Whole numbers are shown
+    whole, text stands on the left.
     """
-    first = table.columns[0]
     kept = table.replace("", np.nan).dropna(axis=1, how="all")
-    kept = kept[kept.drop(columns=first, errors="ignore").notna().any(axis=1)] if kept.shape[1] > 1 else kept
+    measured = kept.drop(columns=[table.columns[0], "seeds"], errors="ignore")
+    kept = kept[measured.notna().any(axis=1)] if measured.shape[1] else kept
     shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})
     left = [i for i, column in enumerate(kept) if not pd.api.types.is_numeric_dtype(kept[column])]
     html = shown.to_html(index=False, border=0, justify="left", na_rep="")
@@ -156,7 +200,11 @@ def _readable(column: pd.Series, digits: int) -> pd.Series:
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         return column.astype(object).where(column.notna(), "")
     whole = (column.dropna() % 1 == 0).all()
-    return column.map(lambda x: "" if pd.isna(x) else f"{x:,.{0 if whole else digits}f}")
+    return column.map(lambda x: "" if pd.isna(x) else _number(x, 0 if whole else digits))
+
+
+def _number(x: float, digits: int) -> str:
+    return f"{x:.0e}" if 0 < abs(x) < 0.5 * 10.0**-digits else f"{x:,.{digits}f}"
 
 
 def _aligned(row: str, left: Sequence[int]) -> str:
@@ -177,14 +225,17 @@ def save_table(table: pd.DataFrame, name: str, *, profile: str) -> Path:
 # Figures of several notebooks
 
 
-def _panels(ys: Sequence[str], width: float, height: float) -> tuple[Figure, np.ndarray]:
-    figure, axes = plt.subplots(1, len(ys), figsize=(width * len(ys), height), squeeze=False)
-    return figure, axes[0]
+def panels(n: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels side by side, no wider than WIDEST."""
+    figure, axes = plt.subplots(1, n, figsize=(min(WIDEST, 5.2 * n), height), squeeze=False)
+    return figure, list(axes[0])
 
 
-def _shared_legend(figure: Figure, axis: Axes, columns: int = 4) -> None:
-    """One legend below all panels, where it covers nothing."""
-    handles, labels = axis.get_legend_handles_labels()
+def legend_below(figure: Figure) -> None:
+    """One legend for all panels, below them, where it covers nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
+    columns = max(1, min(len(labels), 4, columns))
     figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=columns)
 
 
@@ -195,7 +246,7 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str
     """
     families = methods if isinstance(methods, Mapping) else dict(zip(methods, methods, strict=True))
     seen = looks(list(families.values()))
-    figure, axes = _panels(measures, 3.8, 3.8)
+    figure, axes = panels(len(measures), 3.9)
     for axis, measure in zip(axes, measures, strict=True):
         for method, family in families.items():
             for i, (_, one) in enumerate(log[log.method == method].groupby("seed")):
@@ -203,7 +254,7 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str
                 label = None if i else method
                 axis.plot(kept.step, kept[measure], color=seen[family].color, alpha=0.8, label=label)
         axis.set(xlabel="training step", ylabel=AXES[measure])
-    _shared_legend(figure, axes[0])
+    legend_below(figure)
     return figure
 
 
@@ -214,16 +265,16 @@ def planes(table: pd.DataFrame, x: str, ys: Sequence[str], *, lines: bool = Fals
     """
     ys = [y for y in ys if y in table and table[y].notna().any()]
     seen = looks(list(table.family.unique()))
-    figure, axes = _panels(ys, 5.0, 4.8)
+    figure, axes = panels(len(ys))
     for axis, y in zip(axes, ys, strict=True):
         for name, rows in table.groupby("family", sort=False):
             colour, marker = seen[name]
             means = rows.groupby("beta", dropna=False)[[x, y]].mean()
             axis.scatter(rows[x], rows[y], s=10, color=colour, alpha=0.45, marker=marker, linewidths=0)
-            style = "-" if lines and len(means) > 1 else ""
-            axis.plot(means[x], means[y], style, marker=marker, color=colour, markersize=6, linewidth=1.2, label=name)
+            line = {"linestyle": "-" if lines and len(means) > 1 else "none", "linewidth": 1.2}
+            axis.plot(means[x], means[y], marker=marker, color=colour, markersize=6, label=name, **line)
         axis.set(xlabel=AXES[x], ylabel=AXES[y])
-    _shared_legend(figure, axes[0], 3 * len(ys) - 1)
+    legend_below(figure)
     return figure
 
 
@@ -243,7 +294,7 @@ def fronts(
     Points of the families in `apart` are not joined: there are too few of them for a line.
     """
     ys = [y for y in ys if y in table and table[y].notna().any()]
-    figure, axes = _panels(ys, 5.0, 4.8)
+    figure, axes = panels(len(ys))
     if most is not None:
         table = table[table.groupby(["family", along])[x].transform("max") <= most]
     start = table[table.family == "sft"]
@@ -255,13 +306,13 @@ def fronts(
             axis.scatter(rows[x], rows[y], s=9, color=colour, alpha=0.45, marker=marker, linewidths=0)
             joined = rows if name in apart else pd.concat([start, rows])
             means = joined.groupby(along)[sorted({x, y} - {along})].mean().reset_index()
-            style = "" if name in apart else "-"
-            axis.plot(means[x], means[y], style, marker=marker, color=colour, markersize=5, linewidth=1.2, label=name)
+            line = {"linestyle": "none" if name in apart else "-", "linewidth": 1.2}
+            axis.plot(means[x], means[y], marker=marker, color=colour, markersize=5, label=name, **line)
             _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
         if len(start):
             axis.plot(start[x].mean(), start[y].mean(), "k*", markersize=9, label="sft")
         axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
-    _shared_legend(figure, axes[0], 2 * len(ys) + 1)
+    legend_below(figure)
     return figure
 
 
@@ -325,15 +376,15 @@ def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> F
             axis.plot(d, curve(d**2, found.alpha.mean(), found.beta.mean()), color=colour, linewidth=1.6)
     axis.axhline(0, color="black", linewidth=1, linestyle=":")
     axis.set(xlabel="d = √KL(π ‖ π_sft) (√nats)", ylabel=GAINS["gold"])
-    _shared_legend(figure, axis, 3)
+    legend_below(figure)
     return figure
 
 
-def joined(axis: Axes, rows: pd.DataFrame, y: str, name: str, *, from_sft: bool, seen: Look) -> None:
-    """A family on the plane of KL and y: its points with intervals, joined as `tables.at_kl` reads between them."""
+def joined(axis: Axes, rows: pd.DataFrame, y: str, name: str, seen: Look) -> None:
+    """A family's gains on the plane of KL and y: points with intervals, joined as `tables.at_kl` reads between them."""
     ordered = rows.sort_values("kl")
     kls, values = ordered.kl.to_numpy(), ordered[y].to_numpy()
-    if from_sft:
+    if goes_back(rows):
         kls, values = np.append(0, kls), np.append(0, values)
     between = np.linspace(np.sqrt(kls.min()), np.sqrt(kls.max()), 200) ** 2
     axis.plot(between, along_root_kl(between, kls, values, beyond=True), color=seen.color, linewidth=1.1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -21,7 +20,7 @@ from alignkit.frontier import (
     resampled,
 )
 from alignkit.metrics import seed_interval
-from alignkit.report.figures import AXES, GAINS, NEUTRAL, joined, look, looks
+from alignkit.report.figures import AXES, GAINS, NEUTRAL, joined, legend_below, looks, panels
 from alignkit.report.policies import (
     EVALUATION,
     LOOPED,
@@ -287,27 +286,26 @@ def one_front(
     their intervals (<measure>_low, <measure>_high).  `optimum` and `best_of` have kl and the same gains.
     """
     ys = [y for y in GAINS if y in optimum and y in means and means[y].notna().any()]
-    figure, axes = plt.subplots(1, len(ys), figsize=(6.2 * len(ys), 6.4), squeeze=False)
-    for axis, y in zip(axes[0], ys, strict=True):
+    figure, axes = panels(len(ys), 5.4)
+    drawn = looks([name for name in families if (means.family == name).any()])
+    for axis, y in zip(axes, ys, strict=True):
         axis.plot(optimum.kl, optimum[y], color="black", linewidth=2.4, label="optimal policies")
         near = best_of[best_of.kl <= most_kl]
         axis.plot(near.kl, near[y], color=NEUTRAL, linestyle="--", linewidth=1.6, label="best of n (KL bound)")
-        for name in (name for name in families if (means.family == name).any()):
-            rows = means[means.family == name]
-            joined(axis, rows, y, name, from_sft="eta" in rows and rows.eta.min() < 1, seen=look(name))
+        for name, seen in drawn.items():
+            joined(axis, means[means.family == name], y, name, seen)
         most = means[(means.kl <= most_kl) & means.family.isin(families)][y].max()
         axis.set(xlabel=AXES["kl"], ylabel=GAINS[y], xlim=(0, most_kl), ylim=(0, 1.05 * max(most, optimum[y].max())))
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize="medium", loc="outside lower center", ncols=3)
+    legend_below(figure)
     return figure
 
 
 def diversity(table: pd.DataFrame, measure: str) -> Figure:
     """A measure of diversity against the gain in reward: one marker for each policy; columns family, seed, reward."""
-    figure, axis = plt.subplots(figsize=(7.2, 5.2))
+    figure, (axis,) = panels(1, 5.2)
     seen = looks(list(table.family.unique()))
     for name, rows in table.groupby("family", sort=False):
         axis.plot(rows.reward, rows[measure], seen[name].marker, color=seen[name].color, markersize=4, label=name)
     axis.set(xlabel=GAINS["reward"], ylabel=AXES[measure])
-    figure.legend(*axis.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=2)
+    legend_below(figure)
     return figure

@@ -1,7 +1,7 @@
 """What a policy is: one record for every method; the runs that notebooks share; one row a policy."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -176,7 +176,7 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
 
 def on_pairs(runs: Mapping[int, Runs], methods: Iterable[Method]) -> list[Policy]:
     """The supervised policies, and those that `aligned` trained with these methods."""
-    found = sft_policies(runs)
+    found = [replace(sft, where={}) for sft in sft_policies(runs)]
     for method in methods:
         for seed, by_name in runs.items():
             if method.name not in by_name:

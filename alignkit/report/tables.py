@@ -82,17 +82,22 @@ def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: s
 # At one KL
 
 
+def goes_back(rows: pd.DataFrame) -> bool:
+    """Whether a family's line starts at SFT: it does where its policies are interpolated back (η below 1)."""
+    return "eta" in rows and bool(rows.eta.min() < 1)
+
+
 def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: Sequence[str]) -> pd.DataFrame:
     """Each family's rows read at given KLs, seed by seed, linear in √KL; NaN beyond the KLs that it reaches.
 
-    A family with settings of η below 1 goes back to SFT, whose rows have the family "sft".
+    A family that `goes_back` starts at SFT, whose rows have the family "sft".
     Columns family, seed, at_kl and `columns`.
     """
     sound = table[table.status == "ok"]
     out = []
     for (name, seed), rows in sound[sound.family != "sft"].groupby(["family", "seed"], sort=False):
         curve = rows
-        if "eta" in rows and rows.eta.min() < 1:
+        if goes_back(rows):
             curve = pd.concat([sound[(sound.family == "sft") & (sound.seed == seed)], rows])
         for kl in kls:
             values = {column: along_root_kl(kl, curve.kl, curve[column]) for column in columns}

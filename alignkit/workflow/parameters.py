@@ -238,7 +238,9 @@ def from_notebook() -> Any:
     from IPython.display import display
 
     namespace = _namespace()
-    given = {key: namespace[key] for key in _assigned(namespace.get("In", [])) if key in namespace}
+    # Where a kernel keeps no history (nbval's), the names that are parameters are all that can be known.
+    names = _assigned(namespace.get("In", [])) or KNOWN | {"notebook"}
+    given = {key: namespace[key] for key in names if key in namespace}
     given = {key: value for key, value in given.items() if key not in ("seeds", "data") or value is not None}
     named = {*re.findall(r"(?m)^notebook = ['\"](\w+)['\"]", "\n".join(namespace.get("In", [])))}
     if len(named) > 1:

@@ -230,6 +230,7 @@ def test_equal_rewards_leave_the_reference_and_tensors_come_back_as_tensors():
 # DPO's promise: minimising the preference loss ends in the closed form
 
 
+@pytest.mark.slow
 @of_supported
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_minimising_the_population_loss_ends_in_the_closed_form_on_100_random_problems(div: Divergence, beta: float):

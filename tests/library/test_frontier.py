@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from alignkit.divergences import divergence
 from alignkit.frontier import (
     LEAST_ESS,
+    along_root_kl,
     balance_log_weights,
     best_of_n,
+    best_of_n_kl,
     efficiency,
     hypervolume,
     optimal_frontier,
@@ -150,3 +152,31 @@ def test_the_hypervolume_is_the_area_above_sft_and_left_of_the_limit():
 def test_an_efficiency_is_not_known_where_the_start_is_not():
     table = pd.DataFrame({"beta": [np.inf, 1.0, 0.5], "kl": [np.nan, 0.5, 1.0], "reward": [np.nan, 1.0, 2.0]})
     assert np.isnan(efficiency(0.7, 1.2, table))
+
+
+@given(st.lists(st.floats(0, 50), min_size=2, max_size=8, unique=True), st.floats(-5, 5), st.floats(-5, 5))
+def test_between_points_values_are_linear_in_the_root_of_kl(kls, slope, start):
+    at = np.linspace(min(kls), max(kls), 7)
+    found = along_root_kl(at, np.array(kls), slope * np.sqrt(kls) + start)
+    np.testing.assert_allclose(found, slope * np.sqrt(at) + start, atol=1e-6)
+
+
+def test_beyond_the_points_there_is_no_value_or_the_last_one():
+    kls, values = [4.0, 1.0], [5.0, 3.0]
+    assert np.isnan(along_root_kl(np.array([0.9, 4.1]), kls, values)).all()
+    assert along_root_kl(np.array([0.5, 2.25, 9]), kls, values, beyond=True).tolist() == [3, 4, 5]
+    assert np.isnan(along_root_kl(1.0, [], []))
+
+
+def test_gold_is_averaged_over_the_policies_that_are_optimal_for_the_reward():
+    rewards, gold = RNG.normal(size=(3, 400)), RNG.normal(size=(3, 400))
+    table = optimal_frontier(rewards, [1.0, 0.001], gold=gold)
+    tilt = np.exp(rewards) / np.exp(rewards).sum(axis=1, keepdims=True)
+    assert table.gold[0] == pytest.approx(gold.mean())
+    assert table.gold[1] == pytest.approx((tilt * gold).sum(axis=1).mean())
+    assert table.loc[2, ["kl", "reward", "gold"]].isna().all()
+
+
+@pytest.mark.parametrize(("n", "kl"), [(1, 0.0), (2, np.log(2) - 0.5), (4, np.log(4) - 0.75)])
+def test_the_bound_of_best_of_n(n: int, kl: float):
+    assert best_of_n_kl(n) == pytest.approx(kl)

@@ -3,13 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
-from alignkit.report.improvements_recipe import COMPARED, ideas, unused_seeds
-from alignkit.report.improvements_report import fits
 
 from alignkit import paths
 from alignkit.divergences import divergence
-from alignkit.frontier import curve
-from alignkit.report.recipes import NEW_DIVERGENCES, new_divergence_methods, strength_to_beta
+from alignkit.metrics import holm
+from alignkit.report.improvements import (
+    COMPARED,
+    NEW_DIVERGENCES,
+    against,
+    ideas,
+    methods,
+    strength_to_beta,
+    unused_seeds,
+)
 from alignkit.workflow import parameters, schema
 
 
@@ -53,19 +59,8 @@ def test_a_beta_gives_the_score_the_slope_of_reverse_kl_at_the_reference(name: s
 
 
 def test_every_new_divergence_is_trained(p):
-    trained = {method.settings["divergence_name"] for method in new_divergence_methods(p)}
+    trained = {method.settings["divergence"] for method in methods(p)}
     assert set(NEW_DIVERGENCES) <= trained
-
-
-def test_a_family_with_too_few_points_has_no_fit_and_others_have():
-    kl = np.array([0.5, 1.0, 2.0, 4.0])
-    good = pd.DataFrame({"family": "a", "kl": kl, "gold": 1 + curve(kl, 2.0, 0.5)})
-    few = pd.DataFrame({"family": "b", "kl": [0.01, 1.0], "gold": [1.0, 2.0]})
-    start = pd.DataFrame({"family": ["sft"], "kl": [0.0], "gold": [1.0]})
-    found = fits(pd.concat([start, good, few]).assign(seed=0, status="ok")).set_index("family")
-    assert (found.alpha["a"], found.beta["a"]) == pytest.approx((2.0, 0.5))
-    assert np.isnan(found.alpha["b"])
-    assert found.most_kl["a"] == 4.0
 
 
 def test_more_reviews_for_a_weak_reward_model_than_there_are_is_one_line(p):
@@ -77,3 +72,23 @@ def test_more_samples_of_a_prompt_than_completions_a_step_is_one_line():
     p = parameters.load(paths.PARAMS / "pocket" / "6_one_front.yaml")
     values = p.model_dump() | {"warp_batch": 4, "main_samples": 8}
     assert parameters.faults(values, "file") == ["file: main_samples: 8 is more than warp_batch (4)"]
+
+
+# Tables
+
+
+def test_the_method_is_what_is_left_when_another_is_subtracted():
+    volume = pd.DataFrame(
+        {"method": ["a"] * 3 + ["b"] * 3, "seed": [0, 1, 2] * 2, "reward": [5.0, 6, 7, 1, 2, 3.5], "status": "ok"}
+    )
+    row = against(volume, "a", ["b"], ["reward"]).iloc[0]
+    assert (row.label, row.difference) == ("a − b", pytest.approx(11.5 / 3))
+    assert row.low < row.difference < row.high
+
+
+def test_holms_adjustment_is_over_all_measures_and_methods_of_one_claim():
+    rewards = [5.0, 6, 7, 1, 2, 3.5, 4, 5.2, 6.6]
+    volume = pd.DataFrame({"method": list("aaabbbccc"), "seed": [0, 1, 2] * 3, "reward": rewards, "status": "ok"})
+    found = against(volume.assign(gold=2 * volume.reward + volume.seed), "a", ["b", "c"], ["reward", "gold"])
+    assert len(found) == 4
+    np.testing.assert_allclose(found.holm, holm(found.p.to_numpy()))

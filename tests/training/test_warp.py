@@ -5,19 +5,18 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from alignkit.report.warp_recipe import Point, points, variations
 from helpers import as_run, called
 from safetensors.torch import load_file
 
 from alignkit.merging import liti, slerp
-from alignkit.report import warp_report
 from alignkit.report.algorithm import warp
+from alignkit.report.policies import Policy, points, rows
+from alignkit.report.warp import seconds_of, variations
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import evaluate_interpolation, interpolate, merge_policies, state_of
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
@@ -157,7 +156,7 @@ def small(world) -> schema.Warp:
 
 
 @pytest.fixture(scope="module")
-def evaluated(world, small: schema.Warp, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+def evaluated(world, small: schema.Warp, tmp_path_factory: pytest.TempPathFactory) -> list[Policy]:
     sft = as_run(world.sft, "sft")
     reinforce = next(v for v in variations(small) if v.name == "REINFORCE, EMA anchor")
     whole = next(v for v in variations(small) if v.name == "WARP")
@@ -167,12 +166,18 @@ def evaluated(world, small: schema.Warp, tmp_path_factory: pytest.TempPathFactor
         return [point for variation in (whole, reinforce) for point in points(small, 0, sft, reward, variation)]
 
 
-def test_the_points_of_a_variation_are_its_fronts_and_its_earlier_steps(small: schema.Warp, evaluated: list[Point]):
-    found = [(p.variation.name, p.iteration, p.eta, p.steps, len(p.thetas)) for p in evaluated]
+def test_the_points_of_a_variation_are_its_fronts_and_its_earlier_steps(small: schema.Warp, evaluated: list[Policy]):
+    found = [(p.method, p.where["iteration"], p.where["eta"], p.where["steps"], len(p.trained)) for p in evaluated]
     fronts = [("WARP", i, eta, 2, 2 * i) for i in (1, 2) for eta in small.etas]
     alone = [("REINFORCE, EMA anchor", 1, eta, 2, 1) for eta in small.etas]
     assert found == [*fronts, *alone, ("REINFORCE, EMA anchor", 1, 1.0, 1, 1)]
-    assert evaluated[0].thetas[0] == evaluated[-1].thetas[0]
+    assert evaluated[0].trained[0] == evaluated[-1].trained[0]
+
+
+def test_what_is_interpolated_back_is_joined_to_no_earlier_point(small: schema.Warp, evaluated: list[Policy]):
+    families = [point.family for point in evaluated]
+    n = len(small.etas)
+    assert families == [""] * n + ["WARP, T=2"] * n + ["REINFORCE, EMA anchor"] * n + [""]
 
 
 def test_variations_have_names_of_their_own_and_the_task_setting_is_a_main_one(small: schema.Warp):
@@ -182,44 +187,20 @@ def test_variations_have_names_of_their_own_and_the_task_setting_is_a_main_one(s
     assert (first.name, first.iterations, first.runs, first.main, dict(first.changes)) == ("WARP", 2, 2, True, {})
 
 
-def test_each_row_tells_its_settings_and_what_all_its_runs_cost(small: schema.Warp, evaluated: list[Point]):
-    first = evaluated[0].evaluation
-    table = warp_report.rows({0: evaluated}, {0: first}, small)
-    assert len(table) == len(evaluated) + 1
+def test_each_row_tells_its_settings_and_what_all_its_runs_cost(small: schema.Warp, evaluated: list[Policy]):
+    table = rows(evaluated, small)
+    assert len(table) == len(evaluated)
     last = table[(table.method == "WARP") & (table.iteration == 2) & (table.eta == 1)].iloc[0]
     assert (last.runs, last.ema_rate, last.anchor, last.row, last.status) == (2, 0.01, "ema", "main", "ok")
     assert set(table.row[table.method == "WARP"]) == {"main"}
-    spent = sum(run.metrics["tokens_generated"] for point in evaluated[2:3] for run in point.thetas)
+    spent = sum(run.metrics["tokens_generated"] for point in evaluated[2:3] for run in point.trained)
     assert last.tokens_generated == spent
     assert table.kl.notna().all()
+    # What a run had cost at an earlier step is not known.
+    assert table.tokens_generated.isna().tolist() == [*[False] * (len(table) - 1), True]
 
 
-def test_a_policy_made_of_a_diverged_run_has_a_row_without_numbers(small: schema.Warp, evaluated: list[Point]):
-    point = evaluated[0]
-    sound = point.thetas[0]
-    failed = SimpleNamespace(record=sound.record, metrics={**sound.metrics, "status": "diverged"})
-    points_ = [point._replace(thetas=[sound, failed]), evaluated[1]]
-    table = warp_report.rows({0: points_}, {0: point.evaluation}, small)
-    assert table.status.tolist() == ["ok", "diverged", "ok"]
-    assert table.loc[1, ["kl", "reward"]].isna().all()
-    assert table.loc[2, ["kl", "reward"]].notna().all()
-
-
-def test_a_front_starts_with_sft_and_takes_the_names_that_it_is_given(small: schema.Warp, evaluated: list[Point]):
-    table = warp_report.rows({0: evaluated}, {0: evaluated[0].evaluation}, small)
-    front = warp_report.front(table, {"WARP": "merged"}, iteration=2)
-    assert front.family.tolist() == ["sft", *["merged"] * len(small.etas)]
-    assert front.eta.tolist() == [0.0, *small.etas]
-
-
-def test_training_logs_are_means_over_windows(evaluated: list[Point]):
-    log = warp_report.histories({0: evaluated}, ["REINFORCE, EMA anchor"], window=2)
-    raw = pd.read_csv(evaluated[-1].thetas[0].path / "history.csv")
-    assert log.reward.tolist() == pytest.approx([raw.reward.mean()])
-    assert set(log.method) == {"REINFORCE, EMA anchor"}
-
-
-def test_seconds_add_up_over_all_runs_of_the_algorithm(evaluated: list[Point]):
-    cost = warp_report.seconds_of({0: evaluated}, "WARP")
+def test_seconds_add_up_over_all_runs_of_the_algorithm(evaluated: list[Policy]):
+    cost = seconds_of({0: evaluated}, "WARP")
     assert cost.runs.tolist() == [4]
     assert cost[["generation", "scoring", "update"]].sum(axis=1).item() <= cost.total.item() + 0.2

@@ -37,7 +37,7 @@ def checkout(tmp_path: Path, build: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     cells = [
         new_markdown_cell("# A title", id="title"),
         new_code_cell(values, id="parameters", metadata={"tags": ["parameters"]}),
-        new_code_cell("from alignkit.report import plots\nprint(1 + 1)", id="sum"),
+        new_code_cell("from alignkit.report import figures\nprint(1 + 1)", id="sum"),
         new_code_cell("'a figure'", id="figure"),
     ]
     save(new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}), source())
@@ -138,7 +138,7 @@ def execute(checkout: Path) -> None:
     [
         edit_cell,
         tag_cell,
-        append("alignkit/report/plots.py"),
+        append("alignkit/report/figures.py"),
         append("alignkit/report/__init__.py"),
         append("alignkit/paths.py"),
         edit_parameter,
@@ -181,7 +181,7 @@ def test_edited_reviews_or_weights_at_a_local_path_change_the_key_and_their_file
         append("params/imdb/shared.yaml", "reward_batch: 8"),
         append("params/smoke/shared.yaml"),
         append("params/smoke/4_warp.yaml", "ema_rates: [0.2]"),
-        append("alignkit/report/primer_plots.py"),
+        append("alignkit/report/primer.py"),
         append("notebooks/README.md"),
     ],
     ids=["times", "outputs", "another profile", "comment", "another notebook", "another's module", "another file"],
@@ -266,7 +266,7 @@ def test_a_seal_is_kept_while_its_files_are_as_they_were_made(checkout: Path, bu
     assert list((build / "smoke" / "executed").iterdir()) == [batch.seal("smoke", NOTEBOOK, key)]
 
 
-@pytest.mark.parametrize("file", ["params/pocket/shared.yaml", "alignkit/report/plots.py"])
+@pytest.mark.parametrize("file", ["params/pocket/shared.yaml", "alignkit/report/figures.py"])
 def test_what_was_executed_with_other_parameters_or_code_is_not_published(file: str, checkout: Path, build: Path):
     finish(build, "smoke", executed("profile = 'smoke'"))
     (checkout / file).write_text((checkout / file).read_text().replace("reward_batch: 32", "reward_batch: 8") + "\n")
@@ -463,7 +463,7 @@ def test_a_second_run_does_nothing_even_when_every_file_was_touched(smoke: Batch
 @pytest.mark.parametrize(
     ("edited", "text"),
     [
-        ("alignkit/report/plots.py", "# edited"),
+        ("alignkit/report/figures.py", "# edited"),
         ("params/smoke/shared.yaml", "reward_batch: 8"),
         ("Snakefile", "# edited"),
     ],
@@ -493,15 +493,16 @@ def test_a_second_batch_stops_with_one_line(smoke: Batch, monkeypatch: pytest.Mo
 
 
 @pytest.mark.batch
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_an_executed_notebook_gives_the_same_outputs_under_nbval(notebook: str, smoke: Batch):
+def test_executed_notebooks_give_the_same_outputs_under_nbval(smoke: Batch):
+    notebooks = [smoke.executed(name) for name in NOTEBOOKS]
+    side_by_side = ("-n", "2", "--dist", "loadfile")
     done = smoke.run(
-        "pytest", "-q", "--nbval", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "-p", "no:cacheprovider",
-        smoke.executed(notebook),
+        "pytest", "-q", *side_by_side, "--nbval", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg",
+        "-p", "no:cacheprovider", *notebooks,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    cells = [cell for cell in read(smoke.executed(notebook)).cells if cell.cell_type == "code"]
-    assert done.stdout.startswith("." * len(cells))
+    cells = sum(cell.cell_type == "code" for notebook in notebooks for cell in read(notebook).cells)
+    assert f"{cells} passed" in done.stdout
 
 
 @pytest.mark.batch

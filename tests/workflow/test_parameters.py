@@ -349,6 +349,12 @@ def test_a_first_cell_that_is_run_again_is_read_as_it_is_now(monkeypatch: pytest
     assert parameters.from_notebook().model_dump() == {**POCKET, "new_tokens": 9}
 
 
+def test_a_kernel_without_a_history_has_the_same_parameters(monkeypatch: pytest.MonkeyPatch):
+    in_notebook(monkeypatch, first_cell(), papermill("profile = 'smoke'\nsft_batch = 4"))
+    monkeypatch.setitem(parameters._namespace(), "In", [""])
+    assert parameters.from_notebook().model_dump() == parameters.profile_values("smoke", NOTEBOOK) | {"sft_batch": 4}
+
+
 def test_the_file_of_a_profile_is_all_that_papermill_needs(monkeypatch: pytest.MonkeyPatch):
     for notebook in NOTEBOOKS:
         told = yaml.safe_load((paths.PARAMS / "imdb_scratch" / f"{notebook}.yaml").read_text())

@@ -1,161 +1,31 @@
-"""The tables of the preference notebooks, on hand-made runs and numbers."""
+"""Means, differences, fronts and texts, on hand-made tables and runs."""
 
-import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from alignkit import paths
+from alignkit.frontier import curve
 from alignkit.metrics import holm
-from alignkit.report.dpo_report import (
+from alignkit.report.policies import Policy
+from alignkit.report.tables import (
     at_kl,
-    at_kl_by_prompt_length,
     best_of_rows,
-    chosen_texts,
     differences,
-    families,
+    fits,
+    front,
+    gains,
     histories,
     matched_differences,
     quantiles,
-    rows,
+    readable,
+    since_start,
     summary,
+    volumes,
 )
 from alignkit.training.evaluate import measures
-from alignkit.workflow.parameters import load
-from alignkit.workflow.store import RECORD, Run
-
-Make = Callable[..., Run]
-
-
-# Rows
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Make:
-    """A function that makes a run of these settings and metrics; its folder holds the record and given tables."""
-    calls = iter(range(1000))
-
-    def make(metrics: dict[str, Any], settings: dict[str, Any] | None = None, **files: pd.DataFrame) -> Run:
-        made = Run(f"id{next(calls)}", tmp_path / f"{next(calls)}")
-        made.path.mkdir()
-        (made.path / RECORD).write_text(json.dumps({"settings": settings or {}, "metrics": metrics}))
-        for name, table in files.items():
-            table.to_csv(made.path / f"{name}.csv", index=False)
-        return made
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def p():
-    return load(paths.PARAMS / "smoke" / "2_dpo_losses.yaml")
-
-
-TRAINED = {"status": "ok", "eval_loss": 0.5, "chosen_logp": -9.0, "rejected_logp": -8.0, "accuracy": 0.75}
-TRAINED |= {"clamped": 0.0, "tokens_trained": 1234}
-
-
-@pytest.fixture
-def runs(run: Make, p) -> dict[int, dict[str, Run]]:
-    """Two seeds; sft and sigmoid for both, the others for the first."""
-
-    def evaluated(reward: float, completions: int = p.main_completions) -> Run:
-        return run({"status": "ok", "reward": reward, "kl": 2 * reward, "completions": completions})
-
-    out: dict[int, dict[str, Run]] = {}
-    for seed in (0, 1):
-        pairs, others = run({"train_pairs": 5}), run({"train_pairs": 7})
-        usual = {"loss": "sigmoid", "divergence_name": "reverse_kl", "beta": 0.1, "pairs": pairs.id}
-        usual |= {"epochs": p.dpo_epochs, "batch": 8, "lr": p.dpo_lr}
-        log = pd.DataFrame({"step": [0, 8], "eval_loss": [0.7, 0.5 + seed]})
-        by_name = {
-            "sft": run({"test_cross_entropy": 2.0}),
-            "sft: evaluation": evaluated(0.0),
-            "generations": run({"tokens_generated": 999}),
-            "pairs": pairs,
-            "pairs: all_pairs": others,
-            "sigmoid": run(TRAINED, usual, history=log),
-            "sigmoid: evaluation": evaluated(1.0 + seed),
-        }
-        if seed == 0:
-            side = {
-                "slow": {"lr": p.dpo_lr / 10},
-                "long": {"epochs": 3 * p.dpo_epochs},
-                "lora": {"lora_rank": 2},
-                "one object": {"scores": "one_object"},
-                "other pairs": {"pairs": others.id},
-                "sweep": {"beta": 1.0},
-            }
-            for name, changed in side.items():
-                by_name[name] = run(TRAINED, usual | changed)
-                by_name[f"{name}: evaluation"] = evaluated(0.5, p.side_completions)
-            by_name["positive reviews"] = run({"status": "ok", "tokens_trained": 77})
-            by_name["positive reviews: evaluation"] = evaluated(0.2, p.side_completions)
-            by_name["keyword bias: evaluation"] = evaluated(0.3, p.side_completions)
-            by_name["broken"] = run(TRAINED | {"status": "diverged"}, usual | {"beta": 0.5})
-            by_name["broken: evaluation"] = run({"status": "diverged"})
-        out[seed] = by_name
-    return out
-
-
-@pytest.fixture
-def table(runs, p) -> pd.DataFrame:
-    return rows(runs, p)
-
-
-def test_every_evaluation_has_one_row_with_its_run_and_numbers(table: pd.DataFrame, runs, p) -> None:
-    expected = [(key.removesuffix(": evaluation"), seed, run.id) for seed, by_name in runs.items()
-                for key, run in by_name.items() if key.endswith(": evaluation")]  # fmt: skip
-    assert list(zip(table.method, table.seed, table.run, strict=True)) == expected
-    assert len(expected) == 13
-    sigmoid = table[table.method == "sigmoid"]
-    assert sigmoid.reward.tolist() == [1.0, 2.0]
-    assert sigmoid.kl.tolist() == [2.0, 4.0]
-    assert set(table.profile) == {p.profile}
-    assert set(table.notebook) == {"2_dpo_losses"}
-
-
-def test_a_row_shows_what_its_training_was_asked_for_and_measured(table: pd.DataFrame, p) -> None:
-    sigmoid = table[table.method == "sigmoid"].iloc[0]
-    shown = {"loss": "sigmoid", "divergence": "reverse_kl", "beta": 0.1, "batch": 8, "lr": p.dpo_lr, "pairs": "pairs"}
-    assert sigmoid[list(shown)].to_dict() == shown
-    assert sigmoid[["eval_loss", "accuracy", "tokens_trained"]].tolist() == [0.5, 0.75, 1234]
-    assert sigmoid.tokens_generated == 999
-    others = table.set_index("method")
-    assert others.pairs["other pairs"] == "pairs: all_pairs"
-    assert others.tokens_trained["positive reviews"] == 77
-    assert others.loss.isna()[["sft", "positive reviews", "keyword bias"]].all()
-    assert np.isnan(others.tokens_trained["keyword bias"])
-
-
-def test_a_diverged_run_keeps_its_row_without_numbers(table: pd.DataFrame) -> None:
-    row = table[table.method == "broken"].iloc[0]
-    assert row.status == "diverged"
-    assert row[["reward", "kl"]].isna().all()
-    assert row.beta == 0.5
-
-
-def test_rows_with_fewer_completions_are_side_rows(table: pd.DataFrame) -> None:
-    kinds = table[table.status == "ok"].groupby("method").row.unique().map(list).to_dict()
-    assert [name for name, kind in kinds.items() if kind == ["main"]] == ["sft", "sigmoid"]
-    assert all(kind in (["main"], ["side"]) for kind in kinds.values())
-
-
-def test_usual_rows_share_pairs_rate_length_weights_and_scores_but_not_beta(table: pd.DataFrame) -> None:
-    assert set(table.method[table.usual]) == {"sigmoid", "sweep", "broken"}
-
-
-def test_histories_are_those_of_the_methods_with_method_and_seed(runs) -> None:
-    log = histories(runs, ["sigmoid"])
-    assert log.columns.tolist() == ["step", "eval_loss", "method", "seed"]
-    assert log.groupby("seed").eval_loss.last().tolist() == [0.5, 1.5]
-
 
 # Summaries and differences
 
@@ -289,31 +159,6 @@ def test_matched_differences_are_taken_at_one_kl_and_adjusted_over_all_of_them()
     np.testing.assert_allclose(found.holm, holm(found.p.to_numpy()))
 
 
-def test_families_are_divergences_alpha_by_alpha_and_sft() -> None:
-    table = pd.DataFrame(
-        {"divergence": ["alpha", "alpha", "js", None, "chi_alpha"], "alpha": [0.3, 0.50, None, None, 1.5]}
-    )
-    assert families(table).tolist() == ["alpha 0.3", "alpha 0.5", "js", "sft", "chi_alpha"]
-
-
-def test_prompts_are_halved_by_length_before_the_kl_is_matched(run: Make) -> None:
-    prompts = pd.Series(["a", "a b", "a b c", "a b c d"])
-    runs: dict[int, dict[str, Run]] = {0: {}}
-    table = []
-    for method, family, kl, reward in (
-        ("sft", "sft", [0, 0, 0, 0], [0, 0, 0, 0]),
-        ("js", "js", [1, 1, 4, 4], [1, 3, 10, 12]),
-    ):
-        made = run({"status": "ok"})
-        pd.DataFrame({"prompt": prompts, "kl": kl, "reward": reward}).to_parquet(made.path / "completions.parquet")
-        runs[0][f"{method}: evaluation"] = made
-        table.append({"method": method, "seed": 0, "family": family})
-    found = at_kl_by_prompt_length(runs, pd.DataFrame(table), [1.0, 4.0], ["reward"])
-    at = found.dropna(subset="reward").set_index(["prompts", "at_kl"]).reward
-    assert at.to_dict() == pytest.approx({("short", 1.0): 2.0, ("long", 4.0): 11.0})
-    assert set(found.family) == {"js"}
-
-
 # Texts
 
 
@@ -341,26 +186,96 @@ def test_the_bound_of_best_of_n_is_its_kl_where_all_rewards_differ() -> None:
     assert kl == pytest.approx(bound, abs=1e-3)
 
 
-def test_chosen_texts_are_those_of_the_training_pairs_each_once(run: Make) -> None:
-    by_name = {"pairs": run({}), "generations": run({})}
-    (by_name["pairs"].path / "pairs").mkdir()
-    drawn = pd.DataFrame(
-        {
-            "prompt": ["x", "x", "x", "x", "y", "y"],
-            "completion": ["a", "b", "c", "a", "a", "b"],
-            "text": ["x a", "x b", "x c", "x a", "y a", "y b"],
-            "reward": [3.0, 2.0, 1.0, 3.0, 0.0, 5.0],
-        }
-    )
-    drawn.to_parquet(by_name["generations"].path / "generations.parquet")
-    pairs = pd.DataFrame({"prompt": ["x", "x", "x", "y"], "chosen": ["a", "a", "b", "b"]})
-    pairs.assign(rejected="c").to_parquet(by_name["pairs"].path / "pairs" / "train.parquet")
-    found = chosen_texts(by_name)
-    assert found[["text", "reward"]].values.tolist() == [["x a", 3.0], ["x b", 2.0], ["y b", 5.0]]
-
-
 def test_quantiles_are_what_a_box_plot_draws() -> None:
     found = quantiles({"a": pd.Series(np.arange(101.0)), "b": pd.Series([2.0, 4.0])}).set_index("method")
     assert found.columns.tolist() == ["q05", "q25", "q50", "q75", "q95", "mean"]
     assert found.loc["a"].tolist() == [5, 25, 50, 75, 95, 50]
     assert found.loc["b", ["q50", "mean"]].tolist() == [3, 3]
+
+
+def test_a_mean_and_its_interval_are_one_text_and_nothing_where_there_is_no_mean() -> None:
+    table = results(a=[1.0, 2.0, 3.0], b=[4.0, 5.0, 6.0])
+    table.loc[table.method == "b", "reward"] = np.nan
+    shown = readable(summary(table, ["reward"]), ["reward"], digits=1)
+    assert shown.values.tolist() == [["a", 3, "2.0 [-0.5, 4.5]"], ["b", 3, ""]]
+
+
+# Fronts
+
+
+def test_a_front_starts_with_sft_and_takes_the_names_that_it_is_given() -> None:
+    table = pd.DataFrame({"method": ["sft", "a", "a", "b"], "eta": [0.0, 0.5, 1, 1], "family": ["sft", "x", "x", "y"]})
+    found = front(table, {"a": "first", "b": "second"}, eta=1)
+    assert found[["family", "eta"]].values.tolist() == [["sft", 0], ["first", 1], ["second", 1]]
+    assert front(table, ["a"]).family.tolist() == ["sft", "a", "a"]
+
+
+def test_gains_need_no_gold() -> None:
+    table = pd.DataFrame({"method": ["sft", "a"], "seed": 0, "reward": [1.0, 3.0]})
+    assert gains(table).reward.tolist() == [0, 2]
+
+
+def test_gains_are_over_the_same_seeds_own_start() -> None:
+    table = pd.DataFrame({"method": ["sft", "a", "sft", "a"], "seed": [0, 0, 1, 1], "reward": [1.0, 3, 10, 14],
+                          "gold": [np.nan] * 4})  # fmt: skip
+    assert gains(table).reward.tolist() == [0, 2, 0, 4]
+
+
+def test_the_hypervolume_does_not_hang_on_how_many_points_of_a_line_were_evaluated() -> None:
+    def volume(kls: list[float]) -> float:
+        line = [(kl, 3 * kl**0.5) for kl in kls]
+        rows = pd.DataFrame([(0.0, 0.0), *line], columns=["kl", "reward"]).assign(method="a", seed=0, status="ok")
+        rows.loc[0, "method"] = "sft"
+        return volumes(rows.assign(tokens_generated=7), ["reward"]).reward.item()
+
+    assert volume([5.0]) == pytest.approx(volume([0.3, 1.0, 2.2, 5.0]))
+    assert volume([5.0]) == pytest.approx(3 * 2 / 3 * 4**1.5, rel=0.01)
+
+
+def test_a_front_is_level_beyond_its_last_policy_and_one_diverged_policy_takes_its_volume() -> None:
+    rows = pd.DataFrame({"method": ["sft", "a", "b"], "kl": [0.0, 1, 1], "reward": [0.0, 2, 2], "seed": 0,
+                         "tokens_generated": 7, "status": ["ok", "ok", "diverged"]})  # fmt: skip
+    found = volumes(rows, ["reward"]).set_index("method")
+    assert found.reward["a"] == pytest.approx(2 * 2 / 3 + 2 * 3, rel=0.01)
+    assert np.isnan(found.reward["b"])
+    assert found.status.to_dict() == {"a": "ok", "b": "diverged"}
+
+
+def test_a_family_with_too_few_points_has_no_fit_and_others_have() -> None:
+    kl = np.array([0.5, 1.0, 2.0, 4.0])
+    good = pd.DataFrame({"family": "a", "kl": kl, "gold": 1 + curve(kl, 2.0, 0.5)})
+    few = pd.DataFrame({"family": "b", "kl": [0.01, 1.0], "gold": [1.0, 2.0]})
+    start = pd.DataFrame({"family": ["sft"], "kl": [0.0], "gold": [1.0]})
+    found = fits(pd.concat([start, good, few]).assign(seed=0, status="ok")).set_index("family")
+    assert (found.alpha["a"], found.beta["a"]) == pytest.approx((2.0, 0.5))
+    assert np.isnan(found.alpha["b"])
+    assert found.most_kl["a"] == 4.0
+
+
+# Training logs
+
+
+def logged(run, seed: int) -> Policy:
+    steps = [0, 8, 16]
+    sides = {"eval_logps/chosen": [-50.0 - seed, -49, -48], "eval_logps/rejected": [-60.0 - seed, -62, -64]}
+    log = pd.DataFrame({"step": steps, "eval_loss": [0.7, np.nan, 0.5], **sides})
+    return Policy("sigmoid", seed, run({}), trained=(run({}, history=log),))
+
+
+def test_histories_are_those_of_the_methods_with_method_and_seed(run) -> None:
+    log = histories([logged(run, 0), logged(run, 1), Policy("sft", 0, run({}))], ["sigmoid"])
+    assert log.groupby("seed").step.apply(list).to_dict() == {0: [0, 8, 16], 1: [0, 8, 16]}
+    assert set(log.method) == {"sigmoid"}
+
+
+def test_a_log_since_its_start_begins_at_zero_for_every_seed(run) -> None:
+    log = since_start(histories([logged(run, 0), logged(run, 3)], ["sigmoid"]))
+    assert log.groupby("seed").chosen.apply(list).to_dict() == {0: [0, 2], 3: [0, 5]}
+    assert log.groupby("seed").rejected.apply(list).to_dict() == {0: [0, -4], 3: [0, -1]}
+
+
+def test_training_logs_can_be_means_over_windows(run) -> None:
+    log = pd.DataFrame({"step": [1, 2, 3, 4], "reward": [1.0, 3, 5, 9]})
+    found = histories([Policy("WARP", 0, run({}), trained=(run({}, history=log),))], ["WARP"], window=2)
+    assert found.reward.tolist() == [2, 7]
+    assert found.method.tolist() == ["WARP", "WARP"]

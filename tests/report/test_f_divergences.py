@@ -1,0 +1,24 @@
+"""What notebook 3 computes at equal KL for shorter and longer prompts."""
+
+import pandas as pd
+import pytest
+
+from alignkit.report.f_divergences import at_kl_by_prompt_length
+
+
+def test_prompts_are_halved_by_length_before_the_kl_is_matched(run) -> None:
+    prompts = pd.Series(["a", "a b", "a b c", "a b c d"])
+    runs = {0: {}}
+    table = []
+    for method, family, kl, reward in (
+        ("sft", "sft", [0, 0, 0, 0], [0, 0, 0, 0]),
+        ("js", "js", [1, 1, 4, 4], [1, 3, 10, 12]),
+    ):
+        made = run({"status": "ok"})
+        pd.DataFrame({"prompt": prompts, "kl": kl, "reward": reward}).to_parquet(made.path / "completions.parquet")
+        runs[0][f"{method}: evaluation"] = made
+        table.append({"method": method, "seed": 0, "family": family})
+    found = at_kl_by_prompt_length(runs, pd.DataFrame(table), [1.0, 4.0], ["reward"])
+    at = found.dropna(subset="reward").set_index(["prompts", "at_kl"]).reward
+    assert at.to_dict() == pytest.approx({("short", 1.0): 2.0, ("long", 4.0): 11.0})
+    assert set(found.family) == {"js"}

@@ -1,0 +1,159 @@
+"""A method keeps its look, figures draw all that they are given, and tables are shown without what says nothing."""
+
+import html
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignkit import paths
+from alignkit.report import dpo_losses, f_divergences, figures, improvements, one_front, warp
+from alignkit.workflow import parameters
+
+
+@pytest.fixture(autouse=True)
+def style():
+    figures.house_style()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(params=["smoke", "pocket", "imdb_scratch", "imdb"])
+def profile(request) -> str:
+    return request.param
+
+
+def load(profile: str, notebook: str):
+    return parameters.load(paths.PARAMS / profile / f"{notebook}.yaml")
+
+
+def drawn_together(profile: str) -> dict[str, list[str]]:
+    """The families of single figures."""
+    p2, p3, p5 = (load(profile, name) for name in ("2_dpo_losses", "3_f_divergences", "5_improvements"))
+    p4, p6 = load(profile, "4_warp"), load(profile, "6_one_front")
+    sigmoid = [m.family for m in improvements.methods(p5) if m.settings["loss"] == "sigmoid"]
+    pairs = [f"{name} pairs" for name in dpo_losses.other_pairs(p2)]
+    others = [m.family for m in dpo_losses.methods(p2) if m.name in ("robust", "ipo_per_token")]
+    alphas = ("alpha", "reverse_kl", "forward_kl")
+    main = [m.family for m in f_divergences.methods(p3) if m.main]
+    return {
+        "2_plane": [m.family for m in dpo_losses.methods(p2) if m.main],
+        "2_others": ["DPO, sigmoid loss", *pairs, *others, "no near-duplicates", "lora"],
+        "2_baselines": ["DPO, sigmoid loss", "positive prefix", "keyword bias", "guided search",
+                        *filter(None, dpo_losses.BASELINES.values()), "best of n (KL bound)"],
+        "3_plane": main,
+        "3_alphas": [m.family for m in f_divergences.methods(p3) if m.family and m.settings["divergence"] in alphas],
+        "4_anchors": [v.name for v in warp.variations(p4) if v.name.startswith("REINFORCE")],
+        "4_merges": ["SLERP", "LERP", "raw SLERP (one seed)"],
+        "4_iterations": ["REINFORCE, EMA anchor", *(f"WARP, iteration {i + 1}" for i in range(p4.warp_iterations))],
+        "4_runs_and_steps": [f"M={m}" for m in p4.run_counts],
+        "5_divergences": sigmoid,
+        "5_fronts": [*improvements.COMPARED, improvements.ANCHORED],
+        "6_one_front": ["DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews",
+                        "REINFORCE, EMA anchor", f"WARP, T={p6.warp_steps}", "WARP + RLOO", one_front.SWEPT,
+                        f"anchored RLOO, β={p6.front_betas[-1]:g}, one of {max(p6.resample)}"],
+    }  # fmt: skip
+
+
+def test_in_one_figure_no_two_families_share_a_colour_or_a_marker(profile: str):
+    for figure, names in drawn_together(profile).items():
+        names = list(dict.fromkeys(["sft", *names]))
+        seen = figures.looks(names)
+        assert len({str(look.color) for look in seen.values()}) == len(names), figure
+        assert len({look.marker for look in seen.values()}) == len(names), figure
+
+
+def test_a_method_looks_the_same_in_every_figure(profile: str):
+    own: dict[str, figures.Look] = {}
+    for names in drawn_together(profile).values():
+        for name, seen in figures.looks(names).items():
+            if figures.look(name) is not None:
+                assert own.setdefault(name, seen) == seen
+    assert len(own) > 30
+
+
+def test_names_of_one_method_look_alike():
+    for alike in (["WARP", "WARP, T=50", "WARP, T=100", "SLERP"], ["DPO, sigmoid loss", "DPO, reverse_kl"],
+                  ["anchored RLOO", "anchored RLOO, over η", "anchored RLOO, over β"]):  # fmt: skip
+        assert len({figures.look(name) for name in alike}) == 1
+    assert figures.look("SFT, one of 4") is None
+
+
+def table(names: list[str]) -> pd.DataFrame:
+    """Two seeds, three places on a front for each family, and SFT."""
+    rows = [("sft", seed, 0.0, 0.0, 0.0) for seed in (0, 1)]
+    rows += [(name, seed, eta, eta * (i + 1), eta + seed) for i, name in enumerate(names) for seed in (0, 1)
+             for eta in (0.3, 0.6, 1.0)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["family", "seed", "eta", "kl", "reward"]).assign(beta=lambda t: t.eta)
+
+
+def lines(figure, label: str) -> list:
+    return [line for axis in figure.axes for line in axis.get_lines() if line.get_label() == label]
+
+
+def test_every_family_of_a_front_is_drawn_from_sft_on_and_those_apart_are_not_joined():
+    names = [f"M={m}" for m in range(1, 14)]
+    figure = figures.fronts(table(names), "kl", ["reward"], "eta", apart=["M=13"])
+    for name in names[:-1]:
+        (line,) = lines(figure, name)
+        assert line.get_xdata()[0] == 0
+        assert line.get_linestyle() == "-"
+    (alone,) = lines(figure, "M=13")
+    assert alone.get_linestyle() == "None"
+    assert len(alone.get_xdata()) == 3
+
+
+def test_every_family_of_a_plane_is_in_the_legend_below_the_panels():
+    names = [f"method {i}" for i in range(15)]
+    figure = figures.planes(table(names), "kl", ["reward", "gold"], lines=True)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", *names]
+    assert len(figure.axes) == 1  # no gold in the table
+    figure.canvas.draw()
+    below = figure.legends[0].get_window_extent()
+    assert below.y1 <= figure.axes[0].get_window_extent().y0
+
+
+def test_no_figure_is_wider_than_a_page_shows():
+    log = pd.DataFrame({"method": "a", "seed": 0, "step": [0, 1], "reward": [0.0, 1], "kl_sft": [0.0, 1]})
+    log = log.assign(entropy=1.0, length=3.0)
+    wide = figures.curves(log, ["reward", "kl_sft", "entropy", "length"], ["a"])
+    assert wide.get_figwidth() <= figures.WIDEST
+
+
+# Tables
+
+
+@pytest.fixture
+def shown(monkeypatch) -> list[str]:
+    out: list[str] = []
+    monkeypatch.setattr(figures, "display", lambda page: out.append(page.data))
+    return out
+
+
+def cells(page: str) -> list[list[str]]:
+    rows = page.split("<tr")[1:]
+    return [[html.unescape(text) for text in re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row)] for row in rows]
+
+
+def test_a_shown_table_has_no_empty_row_or_column_and_whole_numbers_are_whole(shown: list[str]):
+    figures.show_table(pd.DataFrame({
+        "method": ["a", "b", "c"], "seeds": [3, 3, 3], "texts": [25000, np.nan, 7], "kl": [1.25, np.nan, 0.5],
+        "said": ["x", "", "z"], "gold": [np.nan] * 3}), digits=1)  # fmt: skip
+    assert cells(shown[0]) == [["method", "seeds", "texts", "kl", "said"],
+                               ["a", "3", "25,000", "1.2", "x"], ["c", "3", "7", "0.5", "z"]]  # fmt: skip
+
+
+def test_text_stands_on_the_left_and_a_tiny_number_is_not_zero(shown: list[str]):
+    figures.show_table(pd.DataFrame({"method": ["a", "b"], "p": [0.00004, 0.5]}))
+    assert cells(shown[0])[1:] == [["a", "4e-05"], ["b", "0.500"]]
+    assert shown[0].count("text-align: left") >= 2
+
+
+def test_the_same_table_is_shown_as_the_same_html(shown: list[str]):
+    for _ in range(2):
+        figures.show_table(pd.DataFrame({"a": ["x & <y>"], "b": [1.5]}))
+    first, second = shown
+    assert first == second
+    assert "x &amp; &lt;y&gt;" in first

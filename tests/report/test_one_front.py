@@ -1,0 +1,117 @@
+"""Reading fronts: areas, ceilings, and what may not lie above the optimum."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignkit.divergences import divergence
+from alignkit.faults import UserFault
+from alignkit.frontier import efficiency, optimal_frontier, optimal_reward
+from alignkit.metrics import seed_interval
+from alignkit.report import one_front
+from alignkit.training.pool import Pool
+
+RNG = np.random.default_rng(0)
+REWARD, GOLD = RNG.normal(size=40), RNG.normal(size=40)
+REFERENCE = RNG.dirichlet(np.ones(40))
+TILT = divergence("reverse_kl").optimal_policy
+
+
+def pooled(policies: list[np.ndarray], each: int) -> Pool:
+    """A pool over 5 prompts of draws from policies on one finite set, the reference first."""
+    drawn = np.concatenate([RNG.choice(40, size=(5, each), p=policy) for policy in policies], axis=1)
+    log_probs = np.log(np.stack(policies))[:, drawn]
+    return Pool(REWARD[drawn], GOLD[drawn], np.repeat([np.arange(len(policies))], each, 1).repeat(5, 0), log_probs)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return pooled([REFERENCE, TILT(REFERENCE, REWARD, 0.5)], 8000)
+
+
+def test_gold_along_the_optimum_is_that_of_the_exact_tilt(pool: Pool):
+    table = one_front.optimum(pool, [2.0, 1.0, 0.4])
+    for row in table.itertuples():
+        exact = REFERENCE if np.isinf(row.beta) else TILT(REFERENCE, REWARD, row.beta)
+        assert (row.reward, row.gold) == pytest.approx((exact @ REWARD, exact @ GOLD), abs=0.03)
+
+
+def test_the_ceiling_touches_the_frontier_and_lies_above_it_beyond(pool: Pool):
+    table = one_front.optimum(pool, [2.0, 1.0, 0.7, 0.5])
+    for row in table[np.isfinite(table.beta)].itertuples():
+        assert one_front.ceiling(table, row.kl) == pytest.approx(row.reward, abs=0.01)
+    far = TILT(REFERENCE, REWARD, 0.15)
+    kl, reward = float((far * np.log(far / REFERENCE)).sum()), float(far @ REWARD)
+    assert one_front.ceiling(table, kl) > reward
+
+
+def test_the_frontiers_standard_error_is_how_much_it_differs_from_pool_to_pool():
+    betas, policies = [2.0, 1.0, 0.5], [REFERENCE, TILT(REFERENCE, REWARD, 0.5)]
+    pools = [pooled(policies, 400) for _ in range(60)]
+    found = [optimal_reward(0.3, one_front.optimum(pool, betas)) for pool in pools]
+    errors = [one_front.frontier_error(pool, betas, [0.3])[0.3] for pool in pools]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(found), rel=0.3)
+
+
+def test_a_kl_that_the_frontier_does_not_reach_has_no_standard_error(pool: Pool):
+    assert list(one_front.frontier_error(pool, [2.0, 1.0], [0.05, 50.0])) == [0.05]
+
+
+def test_a_policy_above_the_frontier_is_found_and_noise_is_not(pool: Pool):
+    frontier = {0: one_front.optimum(pool, [2.0, 1.0, 0.5])}
+    best = TILT(REFERENCE, REWARD, 1.0)
+    kl, reward = float((best * np.log(best / REFERENCE)).sum()), float(best @ REWARD)
+    rows = pd.DataFrame({"family": "a", "seed": 0, "kl": kl, "reward": reward + np.array([0.01, 1.0]), "status": "ok",
+                         "completions": 8, "prompts": 100})  # fmt: skip
+    rows = one_front.efficiencies(rows, frontier)
+    assert rows.efficiency.iloc[0] == pytest.approx(1, abs=0.05)
+    found = one_front.above(rows, {0: 1.0}, {0: {0.1: 0.01, 4.0: 0.01}})
+    assert found.above.tolist() == [False, True]
+    assert (found.bound > found.error).all()
+
+
+def test_an_optimal_policy_has_efficiency_one_and_half_of_its_gain_is_one_half():
+    table = optimal_frontier(np.tile(REWARD, (3, 50)), [2.0, 1.0, 0.5])
+    best = TILT(np.full(40, 1 / 40), REWARD, 0.8)
+    kl, reward = float((best * np.log(best * 40)).sum()), float(best @ REWARD)
+    assert efficiency(kl, reward, table) == pytest.approx(1, abs=0.01)
+    assert efficiency(kl, (reward + REWARD.mean()) / 2, table) == pytest.approx(0.5, abs=0.01)
+
+
+def test_keeping_one_of_many_draws_is_optimal_also_when_the_frontier_has_other_draws(pool: Pool):
+    betas = [2.0, 1.4, 1.0, 0.7]
+    found = one_front.held_out_shares({0: pool, 1: pool}, 1, 32, betas, [2.0, 1.0, 0.5], 0.3)
+    assert found == pytest.approx([1, 1], abs=0.04)
+
+
+def test_a_table_of_another_notebook_that_is_not_there_is_one_line(build):
+    with pytest.raises(UserFault, match=r"9_none\.csv: missing; notebook 9_none writes it"):
+        one_front.tables("smoke", ["9_none"])
+
+
+def test_tables_that_start_from_another_supervised_policy_are_told():
+    sweep = pd.DataFrame({"method": ["sft", one_front.SWEPT], "seed": 0, "run": ["a", "b"]})
+    others = pd.DataFrame(
+        {"method": "sft", "seed": [0, 0, 5], "run": ["a", "z", "y"], "notebook": ["2_dpo_losses", "4_warp", "4_warp"]}
+    )
+    assert one_front.of_other_runs(others, sweep) == ["4_warp"]
+
+
+def test_the_gold_of_best_of_n_is_that_of_the_draw_with_the_highest_reward():
+    pool = pooled([REFERENCE], 6)
+    rows = one_front.best_of_pool({0: pool}, [1, 6])
+    best = pool.reward.argmax(axis=1)
+    assert rows.gold.tolist() == pytest.approx([pool.gold.mean(), pool.gold[np.arange(5), best].mean()], abs=1e-6)
+    assert rows.kl.tolist() == pytest.approx([0, np.log(6) - 5 / 6])
+
+
+def test_a_setting_has_its_mean_over_seeds_and_their_t_interval():
+    table = pd.DataFrame({"family": "a", "eta": [0.5] * 3 + [1.0], "seed": [0, 1, 2, 0], "kl": [1.0, 1, 1, 3],
+                          "reward": [1.0, 2, 3, 5]})  # fmt: skip
+    found = one_front.setting_means(table, ["reward"])
+    assert found.kl.tolist() == [1.0, 3.0]
+    assert found.reward.tolist() == [2.0, 5.0]
+    assert found.loc[found.eta == 0.5, ["reward_low", "reward_high"]].to_numpy()[0] == pytest.approx(
+        seed_interval(np.array([1.0, 2, 3]))[1:]
+    )
+    assert found.loc[found.eta == 1, ["reward_low", "reward_high"]].isna().all(axis=None)

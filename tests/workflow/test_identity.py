@@ -1,0 +1,192 @@
+"""The source of a run: which edits of a small package change it, and that no training code hides what it calls."""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alignkit import paths
+from alignkit.workflow import identity
+
+MODULES = [f"alignkit.training.{file.stem}" for file in sorted((paths.PACKAGE / "training").glob("[a-z]*.py"))]
+TRAINING = {
+    name: function
+    for module in MODULES
+    for name, function in inspect.getmembers(importlib.import_module(module), inspect.isfunction)
+    if function.__module__ == module and list(inspect.signature(function).parameters)[:1] == ["out"]
+}
+"""Functions that make a run: they write into the folder `out`."""
+
+
+# Training code
+
+
+@pytest.mark.parametrize("name", sorted(TRAINING))
+def test_training_code_calls_nothing_that_cannot_be_followed(name: str):
+    assert identity.unfollowed(TRAINING[name]) == []
+
+
+def test_every_function_that_a_notebook_asks_for_is_among_them():
+    asked = set()
+    for file in (paths.PACKAGE / "report").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        trained = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("alignkit.training")
+            for alias in node.names
+        }
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args and ast.unparse(n.func) == "get"]
+        asked |= {ast.unparse(call.args[0]) for call in calls} & trained
+    assert {"train_sft", "train_reward", "train_dpo", "evaluate", "merge_policies"} <= asked
+    assert asked <= set(TRAINING)
+
+
+def hidden(out: Path) -> Any:
+    return getattr(out, "n" + "ame")
+
+
+def test_a_name_that_is_looked_up_while_running_is_told():
+    assert identity.unfollowed(hidden) == [f"{__name__}.hidden: getattr"]
+
+
+# A small package
+
+PACKAGE = {
+    "train.py": '''
+"""Training."""
+from statistics import mean
+
+from alignkit.losses import LOSSES
+from alignkit.numbers import RATE, other
+
+
+def train(out):
+    """Trains."""
+    return step(mean([RATE, 2]))
+
+
+def step(x):
+    return LOSSES["hinge"](x)
+
+
+def apart(x):
+    return other(x)
+''',
+    "losses.py": '''
+"""Losses."""
+
+
+def hinge(x):
+    """A loss."""
+    return max(0, 1 - x)  # of one number
+
+
+def square(x):
+    return x**2
+
+
+LOSSES = {"hinge": hinge, "square": square}
+''',
+    "numbers.py": """
+RATE = 3
+OTHER = 4
+
+
+def other(x):
+    return OTHER * x
+""",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The files of PACKAGE, in place of the real ones."""
+    for name, text in PACKAGE.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "__init__.py").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "PACKAGE", tmp_path)
+        identity.forget()
+        yield tmp_path
+    identity.forget()
+
+
+def source(module: str = "train") -> str:
+    """The source of `train`, read anew."""
+    identity.forget()
+    return identity.source(SimpleNamespace(__module__=f"alignkit.{module}", __name__="train", __qualname__="train"))
+
+
+def edited(file: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(package: Path) -> None:
+        text = (package / file).read_text()
+        assert old in text
+        (package / file).write_text(text.replace(old, new))
+
+    return edit
+
+
+def move_a_function(package: Path) -> None:
+    """`step` moves to a file of its own."""
+    text = (package / "train.py").read_text()
+    moved = 'def step(x):\n    return LOSSES["hinge"](x)\n'
+    assert moved in text
+    (package / "train.py").write_text(text.replace(moved, ""))
+    edited("train.py", "from alignkit.losses import LOSSES", "from alignkit.steps import step")(package)
+    (package / "steps.py").write_text(f"from alignkit.losses import LOSSES\n\n\n{moved}")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        edited("losses.py", "# of one number", "# of a margin"),
+        edited("losses.py", '"""A loss."""', '"""A loss.\n\n    Of a margin."""'),
+        edited("train.py", '"""Training."""', ""),
+        edited("train.py", "return other(x)", "return x"),
+        edited("numbers.py", "OTHER = 4", "OTHER = 5"),
+        edited("losses.py", "max(0, 1 - x)", "max(\n        0, 1 - x\n    )"),
+        move_a_function,
+    ],
+    ids=["comment", "docstring", "docstring of a module", "not reached", "constant not reached", "layout", "moved"],
+)
+def test_what_a_run_does_not_depend_on_leaves_its_source(edit: Callable[[Path], None], package: Path):
+    before = source()
+    edit(package)
+    assert source() == before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        edited("train.py", "return step(", "return 2 * step("),
+        edited("losses.py", "max(0, 1 - x)", "max(0, 2 - x)"),
+        edited("losses.py", "return x**2", "return x**4"),
+        edited("losses.py", '"square": square', '"square": hinge'),
+        edited("numbers.py", "RATE = 3", "RATE = 4"),
+        edited("train.py", "from statistics import mean", "from statistics import median as mean"),
+        edited("train.py", "from alignkit.numbers import RATE", "from alignkit.numbers import OTHER as RATE"),
+    ],
+    ids=["itself", "called", "entry of a registry", "registry", "constant", "another library's", "another name's"],
+)
+def test_what_a_run_depends_on_changes_its_source(edit: Callable[[Path], None], package: Path):
+    before = source()
+    edit(package)
+    assert source() != before
+
+
+def test_a_training_function_that_moves_keeps_its_source(package: Path):
+    before = source()
+    (package / "train.py").rename(package / "elsewhere.py")
+    assert source("elsewhere") == before
+
+
+def test_a_function_of_a_function_is_refused(package: Path):
+    (package / "train.py").write_text("def outer():\n    def train(out):\n        return 1\n    return train\n")
+    with pytest.raises(ValueError, match="must stand at the top of a module"):
+        source()
