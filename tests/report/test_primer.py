@@ -62,7 +62,7 @@ def test_every_two_responses_are_compared_equally_often():
     assert wins[3, 0] > wins[0, 3]
 
 
-def test_bradley_terry_recovers_rewards_from_expected_wins_up_to_a_constant():
+def test_bradley_terry_recovers_rewards_up_to_a_constant():
     wins = 1 / (1 + np.exp(REWARD[None, :] - REWARD[:, None])) * (1 - np.eye(4))
     np.testing.assert_allclose(finite.fit_bradley_terry(wins), REWARD - REWARD.mean(), atol=1e-6)
     np.testing.assert_allclose(finite.fit_bradley_terry(7 * wins), finite.fit_bradley_terry(wins), atol=1e-6)
@@ -114,7 +114,7 @@ def test_the_formulas_in_the_table_are_those_of_the_module(div):
     torch.testing.assert_close(derivative, div.f_prime(u))
 
 
-def test_every_divergence_of_a_family_is_drawn_and_looks_different_however_many_there_are():
+def test_every_divergence_of_a_family_is_drawn_and_looks_different():
     one = primer.divergence_curves(np.array([-1.0, 0.0, 1.0])).query("divergence == 'jeffrey'")
     table = pd.concat(one.assign(divergence=f"new {i}") for i in range(10))
     figure = primer.divergences(table, "log_u", ["score", "slope"])
