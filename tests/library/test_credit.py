@@ -80,7 +80,7 @@ def test_the_mean_gradient_over_all_draws_is_that_of_reward_less_beta_kl(listed,
         torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
 
 
-def test_terms_stand_at_their_tokens_as_in_a_text_alone_and_are_zero_after_its_end(world, lively_policy):
+def test_terms_stand_at_their_tokens_and_are_zero_after_the_end(world, lively_policy):
     model, tokenizer = load_policy(world.sft)
     other = lively_policy(tokenizer, 3)
     samples = sample(model, tokenizer, ["the film", "a dull story about", "i"], k=3, max_new_tokens=12, seed=0)
@@ -110,7 +110,7 @@ def test_a_sentence_is_worth_what_it_adds_to_the_text_before_it():
     assert values.tolist() == [[1, 1, 3, 3, 3, 6]]
 
 
-def test_the_text_before_a_sentence_is_read_with_its_unknown_words_as_the_whole_text_is():
+def test_the_text_before_a_sentence_keeps_its_unknown_words():
     codec = train_tokenizer("word", ["a b c"], 20)
     first, unknown, end = codec.convert_tokens_to_ids("a"), codec.unk_token_id, codec.eos_token_id
     samples = pd.DataFrame({"prompt_ids": [[first]], "completion_ids": [[unknown, first, end]]})

@@ -84,9 +84,7 @@ def pair_at(angle: float, norm: float, seed: int) -> tuple[dict[str, torch.Tenso
 
 @settings(max_examples=500, deadline=None)
 @given(st.floats(0, math.pi - 0.01), st.floats(1e-3, 1e3), st.integers(0, 2**32 - 1))
-def test_slerp_of_task_vectors_of_equal_norm_keeps_the_norm_and_bisects_the_angle(
-    angle: float, norm: float, seed: int
-) -> None:
+def test_slerp_of_equal_norms_keeps_the_norm_and_bisects_the_angle(angle: float, norm: float, seed: int) -> None:
     start, ends = pair_at(angle, norm, seed)
     merged = slerp(start, ends, [0.5, 0.5])
     for i, names in enumerate(LAYERS, start=1):
@@ -143,7 +141,7 @@ def arc(u: np.ndarray, v: np.ndarray, weight: float) -> np.ndarray:
     return (np.sin((1 - weight) * omega) * u + np.sin(weight * omega) * v) / np.sin(omega)
 
 
-def test_the_three_ways_to_share_an_angle_differ_and_one_per_layer_is_the_default(init, thetas) -> None:
+def test_the_ways_to_share_an_angle_differ_and_layer_is_the_default(init, thetas) -> None:
     by = {per: slerp(init, thetas, per=per) for per in GROUPS}
     assert_same(by["layer"], slerp(init, thetas))
     name = "transformer.h.0.attn.weight"  # not alone in its layer
@@ -156,7 +154,7 @@ def test_the_three_ways_to_share_an_angle_differ_and_one_per_layer_is_the_defaul
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("per", GROUPS)
-def test_with_all_the_weight_on_one_policy_slerp_and_lerp_give_it_to_the_bit(dtype: torch.dtype, per: str) -> None:
+def test_with_all_weight_on_one_policy_a_merge_is_that_policy(dtype: torch.dtype, per: str) -> None:
     init, *thetas = (random_state(seed, dtype) for seed in range(4))
     for m, theta in enumerate(thetas):
         weights = [float(i == m) for i in range(3)]
@@ -167,7 +165,7 @@ def test_with_all_the_weight_on_one_policy_slerp_and_lerp_give_it_to_the_bit(dty
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_liti_at_its_ends_is_the_initialisation_and_the_merged_policy_to_the_bit(dtype: torch.dtype) -> None:
+def test_liti_at_its_ends_is_the_start_and_the_merge_to_the_bit(dtype: torch.dtype) -> None:
     init, merged = random_state(0, dtype), random_state(1, dtype)
     assert_same(liti(init, merged, 0.0), init)
     assert_same(liti(init, merged, 1.0), merged)
@@ -223,9 +221,7 @@ def test_the_order_of_three_policies_matters_to_slerp_and_not_to_lerp(init, thet
 
 @pytest.mark.parametrize("factor", [1.0, 3.0, 0.0, -1.0, -0.4])
 @pytest.mark.parametrize("per", GROUPS)
-def test_parallel_antiparallel_and_zero_task_vectors_are_interpolated_linearly(
-    init, thetas, factor: float, per: str
-) -> None:
+def test_parallel_and_zero_task_vectors_are_interpolated_linearly(init, thetas, factor: float, per: str) -> None:
     other = {name: init[name] + factor * (thetas[0][name] - init[name]) for name in init}
     for pair in ([thetas[0], other], [other, thetas[0]]):
         merged = slerp(init, pair, [0.3, 0.7], per=per)
@@ -272,7 +268,7 @@ def test_no_input_is_modified_and_no_output_shares_memory_with_one(init, thetas)
         assert not memory & {tensor.untyped_storage().data_ptr() for tensor in output.values()}
 
 
-def test_integer_buffers_are_those_of_the_initialisation_in_memory_of_their_own(init, thetas) -> None:
+def test_integer_buffers_are_copies_of_the_initialisations(init, thetas) -> None:
     buffer = torch.tensor([[True, False], [True, True]]), torch.arange(3)
     with_buffers = [s | dict(zip(("h.0.mask", "h.0.ids"), buffer, strict=True)) for s in (init, *thetas)]
     start, *ends = with_buffers
@@ -297,7 +293,7 @@ def test_bfloat16_comes_back_as_bfloat16_and_was_merged_in_float32() -> None:
         assert_same(merged, {name: tensor.bfloat16() for name, tensor in precise.items()})
 
 
-def test_angles_between_bfloat16_policies_are_those_of_the_same_numbers_in_float64() -> None:
+def test_angles_between_bfloat16_policies_are_computed_in_float64() -> None:
     coarse = [random_state(seed, torch.bfloat16) for seed in range(3)]
     fine = [{name: tensor.double() for name, tensor in state.items()} for state in coarse]
     by_layer = angles(fine[0], fine[1:])
@@ -373,7 +369,7 @@ def test_matrices_that_are_equal_at_the_initialisation_only_are_not_tied(init, t
 # EMA
 
 
-def test_ema_at_rate_0_leaves_the_anchor_and_at_rate_1_copies_the_policy_to_the_bit(init, thetas) -> None:
+def test_ema_at_rate_0_leaves_the_anchor_and_at_1_copies_the_policy(init, thetas) -> None:
     for rate, expected in ((0.0, init), (1.0, thetas[0])):
         anchor = {name: tensor.clone() for name, tensor in init.items()}
         ema_(anchor, thetas[0], rate)
@@ -414,7 +410,7 @@ def test_ema_moves_the_tied_weights_of_a_live_model_once_and_in_place(tied) -> N
 # Angles
 
 
-def test_angles_are_90_for_orthogonal_0_for_equal_and_180_for_opposite_task_vectors(init, thetas) -> None:
+def test_orthogonal_is_90_equal_0_and_opposite_180_degrees(init, thetas) -> None:
     start, (first, second) = pair_at(math.pi / 2, 2.0, seed=0)
     opposite = {name: 2 * start[name] - first[name] for name in start}
     expected = torch.tensor([[0, 90, 0, 180], [90, 0, 90, 90], [0, 90, 0, 180], [180, 90, 180, 0]]).double()
@@ -424,7 +420,7 @@ def test_angles_are_90_for_orthogonal_0_for_equal_and_180_for_opposite_task_vect
 
 
 @pytest.mark.parametrize("per", GROUPS)
-def test_angles_are_a_symmetric_matrix_for_each_group_with_zeros_on_the_diagonal(init, thetas, per: str) -> None:
+def test_angles_are_symmetric_with_zeros_on_the_diagonal(init, thetas, per: str) -> None:
     found = angles(init, thetas, per=per)
     assert len(found) == len(GROUPS[per])
     for (group, matrix), names in zip(found.items(), GROUPS[per], strict=True):
@@ -455,7 +451,7 @@ def test_a_layer_is_named_up_to_its_first_number_or_else_after_its_module() -> N
     assert {name: layer_of(name) for name in layers} == layers
 
 
-def test_the_layers_of_a_gpt2_are_its_embeddings_its_blocks_and_its_last_norm(tied) -> None:
+def test_a_gpt2s_layers_are_embeddings_blocks_and_last_norm(tied) -> None:
     init, *thetas = (model.state_dict() for model in tied)
     blocks = ["transformer.h.0", "transformer.h.1"]
     assert list(angles(init, thetas)) == ["transformer.wte", "transformer.wpe", *blocks, "transformer.ln_f"]
@@ -490,7 +486,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_merged_is_refused_in_one_line_that_says_what_is_allowed(init, thetas, fault: str) -> None:
+def test_what_cannot_be_merged_is_told_in_one_line(init, thetas, fault: str) -> None:
     with pytest.raises(ValueError, match="allowed: ") as refused:
         FAULTS[fault](init, thetas)
     assert "\n" not in str(refused.value)

@@ -39,7 +39,7 @@ def test_pairwise_accuracy_counts_the_pairs_in_order_and_half_of_the_ties(rows: 
     assert pairwise_accuracy(scores, labels) == pytest.approx(np.mean(won), abs=1e-12)
 
 
-def test_sign_accuracy_asks_for_a_score_above_zero_just_when_the_label_is_1() -> None:
+def test_a_sign_is_right_where_the_score_is_positive_just_as_the_label() -> None:
     scores, labels = np.array([2.0, -1.0, 0.0, 0.0, -3.0]), np.array([1, 1, 1, 1, 0])
     assert sign_accuracy(scores, labels) == pytest.approx(2 / 5)
 
@@ -65,7 +65,7 @@ def test_calibration_error_by_hand() -> None:
 
 
 @pytest.mark.parametrize("bins", [1, 4, 15])
-def test_calibration_error_is_zero_where_every_bin_observes_what_it_predicts(bins: int) -> None:
+def test_calibration_error_is_zero_where_every_bin_is_right(bins: int) -> None:
     probability = np.repeat([0.25, 0.5, 0.75], 4)
     outcome = np.array([1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0])
     assert expected_calibration_error(probability, outcome, bins) == pytest.approx(0, abs=1e-12)
@@ -245,7 +245,7 @@ def test_paired_p_value_of_two_and_of_three_seeds_in_closed_form() -> None:
 @given(
     st.lists(st.integers(-1000, 1000).map(lambda k: k / 1000), min_size=2, max_size=6).filter(lambda v: len(set(v)) > 1)
 )
-def test_paired_p_value_is_below_the_level_just_when_the_seed_interval_is_clear_of_zero(values: list[float]) -> None:
+def test_p_is_below_5_percent_just_when_the_interval_excludes_zero(values: list[float]) -> None:
     p = paired_p_value(np.array(values))
     assert 0 <= p <= 1
     assert paired_p_value(-np.array(values)) == pytest.approx(p)

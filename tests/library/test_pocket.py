@@ -140,7 +140,7 @@ def test_gold_reward_of_every_finished_review_is_its_posterior_log_odds(world: W
 
 
 @small_worlds
-def test_gold_reward_of_every_beginning_is_the_posterior_log_odds_over_all_its_continuations(world: World) -> None:
+def test_gold_of_a_beginning_is_the_log_odds_over_its_continuations(world: World) -> None:
     _, joint = enumerate_reviews(world)
     np.testing.assert_allclose(gold_reward(joint, build_grammar(*world)), log_odds(joint), rtol=0, atol=1e-9)
 
@@ -169,9 +169,7 @@ def test_the_probabilities_of_all_reviews_sum_to_one(world: World) -> None:
 
 @pytest.mark.parametrize("text", ["it was odd .", "we saw it . we saw it .", "we", "it was good . we saw it ", "was"])
 @pytest.mark.parametrize("prefix", [False, True])
-def test_log_probability_is_minus_infinity_only_where_the_grammar_cannot_write_the_text(
-    text: str, prefix: bool
-) -> None:
+def test_only_what_the_grammar_cannot_write_has_probability_zero(text: str, prefix: bool) -> None:
     joint, beginnings = enumerate_reviews(SMALL)
     found = log_probability([text], prefix=prefix, grammar=build_grammar(*SMALL))
     assert np.isneginf(found[0]) == (text.strip() not in (beginnings if prefix else joint))
@@ -268,7 +266,7 @@ def test_the_reward_is_calibrated(reviews: pd.DataFrame) -> None:
     assert gap.abs().sum() / len(reviews) < 0.01
 
 
-def test_the_reward_ranks_a_positive_review_above_a_negative_one_96_to_99_times_in_100(reviews: pd.DataFrame) -> None:
+def test_gold_ranks_96_to_99_percent_of_the_pairs_rightly(reviews: pd.DataFrame) -> None:
     assert 0.96 < roc_auc_score(reviews["label"], reviews["gold"]) < 0.99
 
 
@@ -314,7 +312,7 @@ def test_sentences_are_lower_case_words_that_end_with_one_full_stop() -> None:
     )
 
 
-def test_the_pocket_grammar_has_the_sentence_probabilities_of_its_derivations() -> None:
+def test_a_sentences_probability_is_the_sum_over_its_derivations() -> None:
     grammar = pocket_grammar()
     world = World(list(pocket._pocket_derivations()), FAMILIES, GENRES, LENGTHS)
     for z, label in enumerate((-1, +1)):
@@ -344,7 +342,7 @@ def test_no_sentence_alone_earns_as_much_as_a_fault_costs() -> None:
     assert np.abs(gold_reward(pocket_grammar().sentences)).max() < FAULT_COST
 
 
-def test_no_sentence_earns_as_much_as_a_fault_costs_whatever_stands_before_it() -> None:
+def test_no_sentence_earns_as_much_as_a_fault_costs() -> None:
     p = pocket_grammar().probability
     # What stands before a sentence can make any genre certain under one label and another under the other,
     # and takes at most five sentences out of the normaliser.
@@ -371,11 +369,11 @@ def test_naming_a_genre_is_no_evidence_by_itself() -> None:
     assert score("it is a horror film .") == pytest.approx(0, abs=1e-9)
 
 
-def test_what_follows_but_decides_so_the_same_words_in_another_order_turn_the_reward() -> None:
+def test_what_follows_but_decides() -> None:
     assert score("good plot but bad acting .") < 0 < score("bad acting but good plot .")
 
 
-def test_praise_by_relatives_speaks_against_the_film_and_praise_by_critics_for_it() -> None:
+def test_praise_by_relatives_counts_against_and_by_critics_for_a_film() -> None:
     assert score("my sister called it good .") < 0 < score("the critics called it good .")
 
 
@@ -396,7 +394,7 @@ def assert_one_fault(text: str, without: str) -> None:
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_an_unknown_sentence_costs_one_fault_and_nothing_else_wherever_it_stands(place: int) -> None:
+def test_an_unknown_sentence_costs_one_fault_wherever_it_stands(place: int) -> None:
     sentences = SIX[:3]
     assert_one_fault(" ".join([*sentences[:place], "what a film .", *sentences[place:]]), " ".join(sentences))
 
@@ -408,7 +406,7 @@ def test_a_repeated_sentence_costs_one_fault_and_nothing_else(first: int, second
 
 
 @pytest.mark.parametrize("seventh", ["the music was awful .", "the music was awful", "the"])
-def test_a_seventh_sentence_finished_or_not_costs_one_fault_and_nothing_else(seventh: str) -> None:
+def test_a_seventh_sentence_finished_or_not_costs_one_fault(seventh: str) -> None:
     assert_one_fault(" ".join([*SIX, seventh]), " ".join(SIX))
 
 

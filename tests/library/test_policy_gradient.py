@@ -116,7 +116,7 @@ def listed(tiny) -> dict[int, Listed]:
     return {length: Listed(tiny, length) for length in (1, 2, 3)}
 
 
-def test_the_listed_completions_have_probability_one_and_matter_to_every_weight(listed) -> None:
+def test_the_listed_completions_have_probability_one_and_gradients(listed) -> None:
     assert [len(some.completions) for some in listed.values()] == [4, 13, 40]
     for some in listed.values():
         torch.testing.assert_close(some.probability.sum(dim=1), torch.ones(2).double())
@@ -135,7 +135,7 @@ def test_the_listed_completions_have_probability_one_and_matter_to_every_weight(
         ("mean", 3, 2, 2 / 3),
     ],
 )
-def test_the_mean_gradient_over_all_draws_is_that_of_reward_less_beta_kl_or_its_share(
+def test_the_mean_gradient_is_that_of_reward_less_beta_kl_or_its_share(
     listed, baseline: str, k: int, length: int, share: float
 ) -> None:
     found = listed[length].by_reinforce(baseline, k)
@@ -166,7 +166,7 @@ REWARDS = st.tuples(st.integers(1, 4), st.integers(2, 6)).flatmap(
 
 
 @given(REWARDS)
-def test_rloo_subtracts_the_mean_of_the_others_and_is_k_over_k_minus_1_times_mean(values: list[list[float]]) -> None:
+def test_rloo_subtracts_the_mean_of_the_others(values: list[list[float]]) -> None:
     rewards = torch.tensor(values, dtype=torch.float64)
     k = rewards.shape[1]
     found = advantages(rewards, "rloo")
@@ -185,7 +185,7 @@ def test_what_is_added_to_all_rewards_of_a_prompt_changes_no_advantage(values: l
         torch.testing.assert_close(found.sum(dim=1), torch.zeros(len(values)).double(), rtol=0, atol=1e-9)
 
 
-def test_without_a_baseline_rewards_are_the_advantages_and_one_sample_is_its_own_mean() -> None:
+def test_without_a_baseline_rewards_are_the_advantages() -> None:
     rewards = torch.tensor([[2.0], [-3.0]])
     assert torch.equal(advantages(rewards, "none"), rewards)
     assert advantages(rewards, "mean").tolist() == [[0], [0]]

@@ -25,14 +25,14 @@ def test_the_share_of_each_draw_is_that_of_all_companies_listed():
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 1000))
-def test_ring_sums_are_the_windows_added_up_small_values_beside_large_ones_too(n: int, more: int, seed: int):
+def test_ring_sums_are_the_windows_added_up(n: int, more: int, seed: int):
     values = np.exp(np.random.default_rng(seed).uniform(-600, 0, size=(n + more, 3)))
     expected = sum(np.roll(values, -i, axis=0) for i in range(n))
     np.testing.assert_allclose(ring_sums(values, n), expected, rtol=1e-12)
 
 
 @given(st.integers(1, 8), st.integers(0, 1000), st.floats(0, 30))
-def test_shares_have_mean_one_and_rise_with_the_weight_where_all_draws_meet(n: int, seed: int, scale: float):
+def test_shares_have_mean_one_and_rise_with_the_weight(n: int, seed: int, scale: float):
     log_weights = np.random.default_rng(seed).normal(size=(3, 8)) * scale
     share = kept_share(log_weights, n, np.random.default_rng(0))
     np.testing.assert_allclose(share.mean(axis=1), 1, atol=1e-9)

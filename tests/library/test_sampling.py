@@ -82,7 +82,7 @@ def test_sequence_log_probs_are_the_sums_by_hand(policy: GPT2LMHeadModel, rows) 
     np.testing.assert_allclose(sequence_log_probs(policy, *rows), expected, atol=TOLERANCE)
 
 
-def test_sequence_log_probs_are_the_hugging_face_loss_times_the_number_of_tokens(policy: GPT2LMHeadModel, rows) -> None:
+def test_sequence_log_probs_are_the_hugging_face_loss_times_tokens(policy: GPT2LMHeadModel, rows) -> None:
     for prompt, completion, log_prob in zip(*rows, sequence_log_probs(policy, *rows), strict=True):
         if completion:
             labels = torch.tensor([[-100] * len(prompt) + completion])
@@ -214,7 +214,7 @@ def test_an_unknown_word_stays_to_be_seen_and_end_and_padding_do_not(tiny_tokeni
     assert full_texts(samples, tiny_tokenizer) == ["a <unk> b"]
 
 
-def test_full_texts_start_with_the_prompt_and_show_neither_end_nor_padding(policy: GPT2LMHeadModel, tokenizer) -> None:
+def test_full_texts_start_with_the_prompt_and_show_no_special_token(policy: GPT2LMHeadModel, tokenizer) -> None:
     prompts = [" ".join(text.split()[:6]) for text in TEXTS[:5]]
     samples = sample(policy, tokenizer, prompts, k=4, max_new_tokens=10, seed=0)
     texts = full_texts(samples, tokenizer)

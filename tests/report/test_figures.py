@@ -93,7 +93,7 @@ def lines(figure, label: str) -> list:
     return [line for axis in figure.axes for line in axis.get_lines() if line.get_label() == label]
 
 
-def test_every_family_of_a_front_is_drawn_from_sft_on_and_those_apart_are_not_joined():
+def test_a_front_is_drawn_from_sft_on_and_points_apart_are_not_joined():
     names = [f"M={m}" for m in range(1, 14)]
     figure = figures.fronts(table(names), "kl", ["reward"], "eta", apart=["M=13"])
     for name in names[:-1]:
@@ -137,7 +137,7 @@ def cells(page: str) -> list[list[str]]:
     return [[html.unescape(text) for text in re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row)] for row in rows]
 
 
-def test_a_shown_table_has_no_empty_row_or_column_and_whole_numbers_are_whole(shown: list[str]):
+def test_a_shown_table_has_nothing_empty_and_whole_numbers_whole(shown: list[str]):
     figures.show_table(pd.DataFrame({
         "method": ["a", "b", "c"], "seeds": [3, 3, 3], "texts": [25000, np.nan, 7], "kl": [1.25, np.nan, 0.5],
         "said": ["x", "", "z"], "gold": [np.nan] * 3}), digits=1)  # fmt: skip

@@ -169,7 +169,7 @@ def test_loss_and_gradient_are_those_of_trl(
         assert apart <= TOLERANCE, name
 
 
-def test_the_cases_against_trl_have_log_ratios_of_both_signs_and_all_losses_differ(
+def test_the_cases_against_trl_have_both_signs_and_all_losses_differ(
     ours, batch, rows, random_policy, random_reference
 ) -> None:
     given = with_reference(batch, random_reference, rows)
@@ -204,9 +204,7 @@ def test_an_overridden_method_has_the_parameters_of_trl(name: str) -> None:
     assert mine == trl
 
 
-def test_trl_has_the_attributes_that_are_read_and_none_of_those_that_are_added(
-    ours, theirs, random_policy, random_reference
-) -> None:
+def test_trl_has_what_is_read_and_nothing_of_what_is_added(ours, theirs, random_policy, random_reference) -> None:
     trl = theirs(copy.deepcopy(random_policy), copy.deepcopy(random_reference))
     assert trl.beta == BETA
     assert trl.model.training in (True, False)
@@ -226,7 +224,7 @@ def test_trl_takes_every_keyword_that_is_passed_to_it(tmp_path: Path) -> None:
     assert not OWN_KEYWORDS & set(inspect.signature(DPOTrainer.__init__).parameters)
 
 
-def test_the_collator_gives_what_the_loss_reads_chosen_first_padded_on_the_right(batch, rows) -> None:
+def test_the_collator_puts_chosen_first_and_pads_on_the_right(batch, rows) -> None:
     masks = {"input_ids", "attention_mask", "completion_mask"}
     assert set(batch) == masks | {"ref_chosen_logps", "ref_rejected_logps"}
     sides = [(row["prompt_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected") for row in rows]
@@ -240,7 +238,7 @@ def test_the_collator_gives_what_the_loss_reads_chosen_first_padded_on_the_right
 # Log-probs
 
 
-def test_log_probs_padded_right_those_padded_left_and_those_of_the_pairs_files_agree(anchor, world, codec) -> None:
+def test_log_probs_padded_left_right_and_kept_with_the_pairs_agree(anchor, world, codec) -> None:
     for rows in load_dataset(str(world.pairs / "pairs")).values():
         batch = DataCollatorForPreference(pad_token_id=codec.pad_token_id)(list(rows))
         assert (batch["attention_mask"].sum(dim=1).unique().numel()) > 3
@@ -279,14 +277,14 @@ def test_at_step_0_every_loss_has_its_value_at_margin_zero(
 
 # At a log-ratio of rounding size the score of total variation is one of its two values.
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "total_variation"])
-def test_at_step_0_all_ratios_are_one_so_every_divergence_has_the_loss_log_2(name: str, ours, batch, anchor) -> None:
+def test_at_step_0_every_divergence_has_the_loss_log_2(name: str, ours, batch, anchor) -> None:
     trainer = ours(copy.deepcopy(anchor), name=name, alpha={"alpha": 0.5, "chi_alpha": 2.0}.get(name))
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(math.log(2), abs=TOLERANCE)
     for side in ("chosen", "rejected"):
         assert logged(trainer, f"logps/{side}") == pytest.approx(batch[f"ref_{side}_logps"].mean().item(), abs=1e-4)
 
 
-def test_the_gradient_of_step_0_is_minus_half_beta_times_that_of_the_log_prob_difference(ours, batch, anchor) -> None:
+def test_step_0s_gradient_is_minus_half_beta_of_the_log_prob_difference(ours, batch, anchor) -> None:
     trainer = ours(copy.deepcopy(anchor))
     _, gradients = backward(trainer, batch)
     masks = (batch[n] for n in ("input_ids", "attention_mask", "completion_mask"))
@@ -317,7 +315,7 @@ def numbers() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return tuple([-20 + torch.randn(50, generator=made, dtype=torch.float64) for _ in range(2)] for _ in range(2))
 
 
-def test_chosen_to_rejected_has_the_margins_of_the_definition_for_reverse_kl_and_for_nothing_else(numbers) -> None:
+def test_chosen_to_rejected_is_the_definition_for_reverse_kl_only(numbers) -> None:
     for name in NAMES:
         div = divergence(name, {"alpha": 0.5, "chi_alpha": 1.5}.get(name))
         right, other = (scores(div, *numbers) for scores in (policy_to_reference, chosen_to_rejected))
@@ -409,7 +407,7 @@ def test_training_starts_at_the_reference_and_raises_the_margin(runs) -> None:
     assert log.eval_loss.iloc[-1] < log.eval_loss.iloc[0]
 
 
-def test_what_training_returns_is_the_last_of_its_history_on_the_held_out_pairs(runs, world) -> None:
+def test_training_returns_the_last_of_its_held_out_history(runs, world) -> None:
     out, metrics = runs["sigmoid"]
     last = history(runs, "sigmoid").iloc[-1]
     assert metrics["status"] == "ok"
@@ -446,7 +444,7 @@ def test_gan_and_js_train_one_policy(runs, world) -> None:
     assert np.abs(js - pair_log_probs(runs["sigmoid"][0], world)).max() > 0.01
 
 
-def test_with_one_object_the_loss_stays_where_it_began_and_sigmoid_and_hinge_train_one_policy(runs, world) -> None:
+def test_with_one_object_no_loss_falls_and_two_losses_train_one_policy(runs, world) -> None:
     for loss in ("sigmoid", "hinge"):
         log = history(runs, f"one object, {loss}")
         np.testing.assert_allclose(log.eval_loss, AT_ZERO[loss], atol=1e-6)
@@ -493,9 +491,7 @@ def test_broken_weights_end_as_a_diverged_run_not_as_an_exception(world, tmp_pat
 # LoRA
 
 
-def test_with_lora_only_adapters_have_gradients_and_without_them_the_model_is_the_reference(
-    ours, batch, anchor
-) -> None:
+def test_lora_trains_adapters_and_without_them_is_the_reference(ours, batch, anchor) -> None:
     lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", fan_in_fan_out=True, task_type="CAUSAL_LM")
     trainer = ours(copy.deepcopy(anchor), peft_config=lora)
     noise = torch.Generator().manual_seed(0)
@@ -516,7 +512,7 @@ def test_with_lora_only_adapters_have_gradients_and_without_them_the_model_is_th
             torch.testing.assert_close(sequence_logps(trainer.model, *masks), reference, rtol=0, atol=TOLERANCE)
 
 
-def test_a_policy_trained_with_lora_is_kept_merged_and_differs_from_sft_in_the_adapted_layers_only(runs, world) -> None:
+def test_a_lora_policy_is_kept_merged_and_differs_in_adapted_layers(runs, world) -> None:
     out, metrics = runs["lora"]
     assert metrics["status"] == "ok"
     merged, start = weights(out), weights(world.sft)

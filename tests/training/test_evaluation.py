@@ -69,7 +69,7 @@ def test_equal_policies_have_no_kl(two, codec) -> None:
 
 
 @pytest.mark.parametrize("prompt", [SHORT, LONG])
-def test_for_one_token_the_exact_kl_is_the_sum_over_the_vocabulary_and_k1_one_term_of_it(two, codec, prompt) -> None:
+def test_for_one_token_the_exact_kl_sums_over_the_vocabulary(two, codec, prompt) -> None:
     ids = codec(prompt)["input_ids"]
     p, q = (next_log_probs(model, ids) for model in two)
     every = [[token] for token in range(len(codec))]
@@ -79,7 +79,7 @@ def test_for_one_token_the_exact_kl_is_the_sum_over_the_vocabulary_and_k1_one_te
     np.testing.assert_allclose(k1, p - q, rtol=0, atol=TOLERANCE)
 
 
-def test_kls_of_rows_of_many_lengths_are_the_sums_over_steps_in_the_order_given(two, codec) -> None:
+def test_kls_are_sums_over_steps_in_the_order_of_the_rows(two, codec) -> None:
     prompt_ids = codec([LONG, SHORT, "b c", LONG])["input_ids"]
     completions = [[3], [4, 5, 3, 4], [5, 5], [4, 3, 5]]
     exact, k1 = sequence_kl(*two, prompt_ids, prompt_ids, completions)
@@ -142,7 +142,7 @@ def test_the_two_policies_may_see_different_prompts(two, codec) -> None:
 
 
 @torch.no_grad()
-def test_completion_logits_are_those_before_each_token_and_do_not_see_padding(two, codec) -> None:
+def test_completion_logits_stand_before_each_token_without_padding(two, codec) -> None:
     prompt_ids, completions = codec([SHORT, LONG])["input_ids"], [[4, 5, 3], [3]]
     found = completion_logits(two[0], prompt_ids, completions)
     assert found.shape == (2, 3, len(codec))
@@ -172,7 +172,7 @@ def test_measures_are_those_of_the_completions() -> None:
     assert (truth["gold"], truth["well_formed"]) == (0.5, 0.75)
 
 
-def test_single_completions_have_no_self_bleu_and_of_many_the_first_are_compared() -> None:
+def test_self_bleu_compares_the_first_of_several_completions() -> None:
     single = pd.DataFrame({"prompt": ["x", "y"], "completion": ["a b", "c d"], "reward": 0.0})
     assert np.isnan(measures(single)["self_bleu"])
     texts = [f"word{i} and so on" for i in range(FEW)]
@@ -229,7 +229,7 @@ def test_the_prompts_are_the_same_test_prompts_for_every_seed_and_setting(evalua
     assert evaluations["plain"][1].completion.tolist() != evaluations["other seed"][1].completion.tolist()
 
 
-def test_the_reference_has_no_kl_to_itself_but_has_with_a_prefix_or_a_bias(evaluations) -> None:
+def test_the_reference_has_a_kl_only_with_a_prefix_or_a_bias(evaluations) -> None:
     for name, (metrics, kept) in evaluations.items():
         if name in ("plain", "other seed"):
             np.testing.assert_allclose(kept[["kl", "k1"]], 0, atol=1e-6)
@@ -281,7 +281,7 @@ def test_rewards_are_given_with_the_truth_only_where_it_is_known(world) -> None:
 # Baselines
 
 
-def test_best_of_keeps_the_highest_reward_of_each_n_completions_of_a_prompt() -> None:
+def test_best_of_keeps_the_highest_reward_of_each_n_completions() -> None:
     rewards = [1.0, 3, 2, 0, -1, -2, 7, 8]
     samples = pd.DataFrame({"prompt": ["x"] * 4 + ["y"] * 4, "completion": list("abcdefgh"), "reward": rewards})
     assert best_of(samples, 2).completion.tolist() == ["b", "c", "e", "h"]
@@ -342,7 +342,7 @@ def test_positive_words_are_words_of_praise_in_the_pocket_world(world) -> None:
         assert train.label[train.text.str.split().map(lambda text, w=word: w in text)].mean() > 0.7, word
 
 
-def test_fine_tuning_on_positive_reviews_makes_them_likelier_than_negative_ones(world, tmp_path: Path) -> None:
+def test_fine_tuning_on_praise_makes_praise_likelier(world, tmp_path: Path) -> None:
     metrics = called(
         train_on_positive,
         tmp_path,

@@ -45,7 +45,7 @@ def chance(seed: int = 0) -> np.random.Generator:
 # Constructions
 
 
-def test_top_bottom_of_six_is_the_best_against_the_lower_half_and_the_upper_half_against_the_worst() -> None:
+def test_top_bottom_of_six_are_the_pairs_of_its_definition() -> None:
     found = top_bottom(SIX, chance())
     assert len(found) == 5
     assert set(found) == {(2, 5), (2, 3), (2, 1), (4, 1), (0, 1)}
@@ -69,7 +69,7 @@ def test_all_pairs_compares_every_two_completions_once(rewards: np.ndarray) -> N
 
 @settings(max_examples=30, deadline=None)
 @given(DISTINCT, st.floats(-50, 50))
-def test_the_chosen_completion_has_the_higher_reward_and_no_pair_comes_twice(rewards: np.ndarray, cut: float) -> None:
+def test_chosen_has_the_higher_reward_and_no_pair_comes_twice(rewards: np.ndarray, cut: float) -> None:
     found = {
         "all_pairs": all_pairs(rewards, chance()),
         "top_bottom": top_bottom(rewards, chance()),
@@ -82,7 +82,7 @@ def test_the_chosen_completion_has_the_higher_reward_and_no_pair_comes_twice(rew
 
 
 @pytest.mark.parametrize("gap", [-1.5, 0.0, 0.7, 3.0])
-def test_bernoulli_chooses_the_first_with_the_probability_of_bradley_and_terry(gap: float) -> None:
+def test_bernoulli_chooses_with_bradley_and_terrys_probability(gap: float) -> None:
     rng, n, p = chance(), 4000, expit(gap)
     first = sum(bernoulli(np.array([gap + 2, 2.0]), rng) == [(0, 1)] for _ in range(n))
     assert first / n == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / n))
@@ -255,7 +255,7 @@ def test_generations_are_k_completions_of_each_train_prompt_in_order(world, gene
     )
 
 
-def test_rewards_are_those_of_the_texts_with_the_zero_at_an_average_review(world, generations: pd.DataFrame) -> None:
+def test_rewards_have_their_zero_at_an_average_review(world, generations: pd.DataFrame) -> None:
     scores = pd.read_parquet(world.reward / "scores.parquet")
     zero = scores[scores.split == "anchor"].reward.mean()
     assert zero_of(world.reward) == pytest.approx(zero)

@@ -98,7 +98,7 @@ def test_the_arc_between_two_policies_starts_and_ends_at_them(world, tmp_path: P
         assert all((found[name] == expected[name]).all() for name in expected)
 
 
-def test_groups_of_draws_taken_away_one_after_the_other_are_all_draws_of_each_policy():
+def test_groups_of_draws_together_are_all_draws_of_each_policy():
     policy = np.tile([0] * 4 + [1] * 6, (2, 1))
     reward = np.arange(20.0).reshape(2, 10)
     whole = Pool(reward, None, policy, np.stack([reward, -reward]))

@@ -113,7 +113,7 @@ def test_without_an_anchor_beta_does_not_matter(train: Train) -> None:
     assert not same_weights(train(beta=50.0)[0], heavy)
 
 
-def test_the_anchor_is_the_start_under_ema_and_the_sft_policy_as_reference(run, train: Train) -> None:
+def test_an_ema_anchor_begins_at_the_start_a_fixed_one_is_sft(run, train: Train) -> None:
     ema, _ = train(policy=run[0])
     reference, _ = train(policy=run[0], anchor="reference")
     assert history(ema).kl_anchor[0] == 0
@@ -133,7 +133,7 @@ def test_an_ema_that_follows_at_once_never_has_a_kl_to_pay(train: Train) -> None
     assert history(out).kl_anchor.tolist() == [0] * 4
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_weights_finite(
+def test_a_gradient_that_is_not_finite_ends_the_run_with_finite_weights(
     train: Train, world, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = reinforce.score
@@ -172,7 +172,7 @@ def test_tokens_are_counted_and_each_completion_is_scored_once(train: Train, mon
     assert len(set(first)) == len(first)  # none comes twice before all have been seen
 
 
-def test_the_reward_of_the_first_step_is_that_of_the_text_less_beta_times_the_log_ratio(
+def test_the_first_steps_reward_is_less_beta_times_the_log_ratio(
     run, train: Train, world, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[pd.DataFrame] = []
@@ -205,7 +205,7 @@ def test_one_sample_a_prompt_has_a_baseline_over_the_batch(train: Train, baselin
     assert 0 < some.grad_norm[0] != pytest.approx(none.grad_norm[0], rel=1e-3)
 
 
-def test_tokens_are_those_of_the_completions_that_were_drawn_where_k_does_not_divide_the_batch(train: Train) -> None:
+def test_tokens_are_counted_where_k_does_not_divide_the_batch(train: Train) -> None:
     out, metrics = train(k=3, steps=1)
     assert metrics["tokens_generated"] == round(6 * history(out).length[0])
     assert metrics["texts_scored"] == 6
@@ -217,7 +217,7 @@ def test_greedy_completions_leave_nothing_to_learn_from_with_a_baseline(train: T
     assert history(train(train_greedily, baseline="none", steps=1)[0]).grad_norm[0] > 1e-2
 
 
-def test_the_exact_kl_is_differentiated_where_the_rewards_leave_nothing_to_learn_from(run, train: Train) -> None:
+def test_the_exact_kl_has_a_gradient_where_rewards_have_none(run, train: Train) -> None:
     silent = {"policy": run[0], "anchor": "reference", "k": 4, "steps": 1, "beta": 1.0}
     logs = [history(train(train_greedily, **silent, exact_kl=value)[0]) for value in (True, False)]
     exact, sampled = (log.grad_norm[0] for log in logs)
@@ -267,7 +267,7 @@ def test_a_setting_that_the_loop_does_not_have_is_one_line(train: Train, key: st
     assert "\n" not in str(refused.value)
 
 
-def test_train_prompts_come_again_in_another_order_once_half_of_the_reviews_have_been_seen(world) -> None:
+def test_train_prompts_come_again_in_another_order(world) -> None:
     asked = train_prompts(world.data, world.sft, 0, np.random.default_rng(0), 100)
     first, second = ([text for _ in range(5) for text in next(asked)] for _ in range(2))
     assert world.data.train_reviews == 2 * len(first)

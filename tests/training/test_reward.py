@@ -108,7 +108,7 @@ def test_a_constant_added_to_all_rewards_leaves_the_loss_as_it_is(p: int, n: int
     assert shifted.item() == pytest.approx(all_pairs_loss(chosen, rejected).item(), abs=1e-10)
 
 
-def test_the_loss_of_indifferent_rewards_is_log_2_and_far_apart_ones_do_not_overflow() -> None:
+def test_equal_rewards_have_the_loss_log_2_and_far_ones_no_overflow() -> None:
     assert all_pairs_loss(torch.zeros(3), torch.zeros(5)).item() == pytest.approx(math.log(2))
     assert all_pairs_loss(torch.tensor([1e4]), torch.tensor([-1e4])).item() == 0
     assert all_pairs_loss(torch.tensor([-1e4]), torch.tensor([1e4])).item() == pytest.approx(2e4)
@@ -221,7 +221,7 @@ def test_pair_count_counts_what_the_trainer_compares(rows: int, batch: int, enco
     assert pair_count(rows, batch, "matched") == {"forwards_per_epoch": sum(texts), "pairs_per_epoch": sum(texts) // 2}
 
 
-def test_an_epoch_of_imdb_compares_16_times_as_many_pairs_as_it_reads_reviews() -> None:
+def test_an_epoch_of_imdb_compares_16_pairs_for_each_review() -> None:
     count = pair_count(12_500, 64, "all")
     assert count["forwards_per_epoch"] == 25_000
     assert 0 <= 25_000 * 64 / 4 - count["pairs_per_epoch"] < 32**2  # the last batch is short
@@ -231,7 +231,7 @@ def test_an_epoch_of_imdb_compares_16_times_as_many_pairs_as_it_reads_reviews() 
 # Word dropout
 
 
-def test_word_dropout_leaves_out_that_share_of_the_inner_tokens_anew_each_time() -> None:
+def test_word_dropout_leaves_out_its_share_of_inner_tokens_anew() -> None:
     torch.manual_seed(0)
     row = list(range(100, 202))
     first, again = (_drop_words(0.3, {"chosen_ids": [row] * 200, "rejected_ids": [row[:2]]}) for _ in range(2))
@@ -352,7 +352,7 @@ def test_one_label_gives_no_sign_boundary(label: int) -> None:
         sign_boundary(np.array([0.1, 0.2]), np.array([label, label]))
 
 
-def test_centred_scores_have_anchors_of_mean_zero_and_unchanged_differences() -> None:
+def test_centring_gives_anchors_mean_zero_and_keeps_differences() -> None:
     scores = pd.DataFrame({"split": ["test", "anchor", "anchor"], "label": [1, -1, -1], "reward": [5.0, 1.0, 2.0]})
     assert centred(scores).reward.tolist() == [3.5, -0.5, 0.5]
     assert scores.reward.tolist() == [5, 1, 2]
@@ -420,7 +420,7 @@ def test_kept_scores_are_those_of_the_kept_model_in_the_order_of_seed_0(runs) ->
     assert metrics["pairwise_accuracy"] == pytest.approx(accuracy)
 
 
-def test_the_same_seed_gives_identical_scores_and_other_settings_give_others(runs) -> None:
+def test_the_same_seed_gives_the_same_scores_and_settings_matter(runs) -> None:
     pd.testing.assert_frame_equal(scores_of(runs, "all"), scores_of(runs, "again"))
     for other in ("other_seed", "matched", "every_word"):
         assert not np.allclose(scores_of(runs, "all").reward, scores_of(runs, other).reward, atol=1e-4)
@@ -485,9 +485,7 @@ def test_the_tokenizer_has_seen_the_training_reviews_and_no_others(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("positive", "negative"), [(7, 3), (3, 7), (4, 4)])
-def test_pairing_uses_every_review_and_the_shorter_side_again_from_its_start(
-    codec, positive: int, negative: int
-) -> None:
+def test_pairing_uses_every_review_and_repeats_the_shorter_side(codec, positive: int, negative: int) -> None:
     sides = {"chosen_ids": TEXTS[:positive], "rejected_ids": TEXTS[20 : 20 + negative]}
     rows = _pair_up(*sides.values(), codec, 64)
     for name, texts in sides.items():

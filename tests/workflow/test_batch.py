@@ -153,9 +153,7 @@ def test_an_edit_of_what_a_notebook_depends_on_changes_its_key(edit: Callable[[P
     assert batch.content_key(NOTEBOOK, "smoke") != before
 
 
-def test_edited_reviews_or_weights_at_a_local_path_change_the_key_and_their_file_times_do_not(
-    checkout: Path, tmp_path: Path
-):
+def test_edited_files_at_a_local_path_change_the_key_and_times_do_not(checkout: Path, tmp_path: Path):
     def keys() -> list[str]:
         return [batch.content_key(NOTEBOOK, "smoke"), batch.content_key(NOTEBOOK, "smoke", str(tmp_path / "data.csv"))]
 
@@ -277,7 +275,7 @@ def test_what_was_executed_with_other_parameters_or_code_is_not_published(file: 
 # Publishing
 
 
-def test_a_published_pocket_notebook_has_its_own_cells_and_the_outputs_of_the_run(checkout: Path, build: Path):
+def test_a_published_pocket_notebook_has_the_outputs_of_the_run(checkout: Path, build: Path):
     before = read(source())
     finish(build, "pocket", executed())
     assert batch.publish("pocket") == [f"notebooks/{NOTEBOOK}.ipynb"]
@@ -319,9 +317,7 @@ def test_a_pocket_notebook_that_ran_with_other_values_is_not_published(checkout:
 
 
 @pytest.mark.parametrize("edit", ["change", "add", "remove"])
-def test_a_pocket_notebook_whose_cells_were_edited_after_the_run_is_not_published(
-    edit: str, checkout: Path, build: Path
-):
+def test_a_notebook_edited_after_its_run_is_not_published(edit: str, checkout: Path, build: Path):
     finish(build, "pocket", executed())
     notebook = read(source())
     if edit == "change":
@@ -342,9 +338,7 @@ def test_publishing_what_was_not_executed_is_a_fault_of_one_line(checkout: Path)
         batch.publish("imdb")
 
 
-def test_a_published_notebook_of_another_profile_is_free_of_papermill_times_widgets_and_paths(
-    checkout: Path, build: Path
-):
+def test_a_published_notebook_has_nothing_of_papermill_or_paths(checkout: Path, build: Path):
     finish(build, "imdb", executed("profile = 'imdb'\ndata = '/disk/reader/my data/imdb'\npolicy = '~/gpt2'"))
     assert batch.publish("imdb") == [f"figures/imdb/{NOTEBOOK}.ipynb"]
     file = checkout / "figures" / "imdb" / f"{NOTEBOOK}.ipynb"
@@ -506,7 +500,7 @@ def test_executed_notebooks_give_the_same_outputs_under_nbval(smoke: Batch):
 
 
 @pytest.mark.batch
-def test_papermill_runs_a_notebook_from_any_folder_and_draws_the_same_bytes(smoke: Batch, tmp_path: Path):
+def test_papermill_from_any_folder_draws_the_same_bytes(smoke: Batch, tmp_path: Path):
     other = start(smoke.root, tmp_path / "build")
     shutil.copytree(smoke.build / "store", other.build / "store")
     runs = sorted(f.name for f in (smoke.build / "store").iterdir())

@@ -90,7 +90,7 @@ def test_a_profile_needs_one_file(profile: Path, capsys: pytest.CaptureFixture):
     assert parameters.load(profile / "6_one_front.yaml").front_steps == 9
 
 
-def test_a_notebooks_file_wins_over_the_shared_one_and_an_override_over_both(profile: Path):
+def test_an_override_wins_over_a_notebooks_file_and_that_over_shared(profile: Path):
     own = profile / f"{NOTEBOOK}.yaml"
     own.write_text(f"notebook: {NOTEBOOK}\nprofile: mine\nsft_batch: 4\nheld_out: 200\n")
     p = parameters.load(own)
@@ -263,7 +263,7 @@ def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(change
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=60) | st.builds(lambda key, value: f"{key}: {value}", keys, values))
-def test_any_text_is_a_file_of_parameters_or_told_in_one_line_for_each_fault(tmp_path_factory, text: str):
+def test_any_text_is_parameters_or_told_in_one_line_a_fault(tmp_path_factory, text: str):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_text(text, encoding="utf-8", errors="replace")
     assert all(line.startswith(f"{file}: ") for line in parameters.check([file]))
@@ -284,7 +284,7 @@ def test_any_text_is_a_file_of_parameters_or_told_in_one_line_for_each_fault(tmp
     ],
     ids=["value", "seed", "data", "policy", "Hub", "empty"],
 )
-def test_train_with_a_wrong_file_exits_with_2_and_one_line_and_leaves_the_store_alone(
+def test_train_with_a_wrong_file_exits_with_2_and_trains_nothing(
     text: str, arguments: list[str], told: str, file: Path, build: Path, capsys: pytest.CaptureFixture
 ):
     file.write_text(text)
@@ -332,12 +332,12 @@ def papermill(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["pocket", "smoke"])
-def test_a_notebook_has_the_values_of_the_profile_that_its_first_cell_names(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_notebook_has_the_values_of_the_profile_it_names(name: str, monkeypatch: pytest.MonkeyPatch):
     in_notebook(monkeypatch, first_cell(profile=name), "prompts = 3  # a reader's own name, in another cell")
     assert parameters.from_notebook().model_dump() == parameters.profile_values(name, NOTEBOOK)
 
 
-def test_the_first_cell_and_papermill_set_any_parameter_and_papermill_wins(monkeypatch: pytest.MonkeyPatch):
+def test_papermill_wins_over_the_first_cell(monkeypatch: pytest.MonkeyPatch):
     first = first_cell(seeds=[5], sft_batch=4, prompts=7, train_reviews=None)
     in_notebook(monkeypatch, first, papermill("sft_batch = 8\nprofile = 'smoke'\nseeds = None"))
     usual = parameters.profile_values("smoke", NOTEBOOK)

@@ -156,7 +156,7 @@ def write_reviews(folder: Path, first: str = "it was good .") -> dict[str, Path]
     return {"file": folder / "reviews.csv", "folder": folder / "split"}
 
 
-def test_a_model_in_a_local_folder_counts_by_its_files_and_not_by_where_it_lies(tmp_path: Path):
+def test_a_model_in_a_local_folder_counts_by_its_files(tmp_path: Path):
     for name, weights in (("here", "1"), ("there", "1"), ("other", "2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(weights)

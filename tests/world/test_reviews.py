@@ -163,7 +163,7 @@ def test_train_is_kept_whole_and_later_splits_lose_what_earlier_ones_hold(tmp_pa
 # Fingerprints
 
 
-def test_a_fingerprint_does_not_depend_on_where_and_in_which_order_the_reviews_lie(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_neither_place_nor_order(tmp_path: Path) -> None:
     written = frames()
     backwards = {name: frame[::-1] for name, frame in written.items()}
     prints = {
@@ -476,7 +476,7 @@ def test_what_lies_here_needs_no_hub(no_hub_cache: Path, monkeypatch, key: str) 
 
 
 @pytest.mark.parametrize("name", ["no such name", "../missing/model", "a/b/c"])
-def test_a_model_name_that_can_be_none_is_a_fault_that_tells_what_is_allowed(hub: None, name: str) -> None:
+def test_a_model_name_that_cannot_be_one_is_told_what_is_allowed(hub: None, name: str) -> None:
     with pytest.raises(UserFault) as fault:
         check_model("policy", name)
     assert one_line(fault).startswith(f"policy: {name!r}")
@@ -490,7 +490,7 @@ TEXTS = generate_reviews(1000, seed=5).text.tolist()
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
-def test_prompts_are_the_beginnings_of_the_first_reviews_5_to_15_tokens_long(kind: str) -> None:
+def test_prompts_are_beginnings_of_5_to_15_tokens(kind: str) -> None:
     tokenizer = train_tokenizer(kind, TEXTS, 400)
     found = prompts(TEXTS, tokenizer, n=300, shortest=5, longest=15, seed=0)
     assert len(found) == 300
