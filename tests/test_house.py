@@ -66,16 +66,16 @@ def test_no_notebooks_module_imports_anothers():
     assert [(file.stem, sorted(imported(file) & own - {name_of(file)})) for file in files if imported(file) & own] == []
 
 
-def test_the_library_has_at_most_2000_lines():
-    assert lines([file for file in PACKAGE.glob("*.py") if file.name != "__main__.py"]) <= 2000
+def test_the_library_has_at_most_2100_lines():
+    assert lines([file for file in PACKAGE.glob("*.py") if file.name != "__main__.py"]) <= 2100
 
 
 def test_no_module_has_more_than_400_lines():
     assert [file.name for file in MODULES if lines([file]) > 400] == []
 
 
-def test_the_package_has_fewer_than_7000_lines():
-    assert lines(MODULES) < 7000
+def test_the_package_has_fewer_than_9400_lines():
+    assert lines(MODULES) < 9400
 
 
 def test_every_tests_name_is_shorter_than_70_characters():

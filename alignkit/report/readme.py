@@ -55,7 +55,7 @@ def _headline(kept: pd.DataFrame) -> str:
         best = f"the best policy that is used with one draw a text (*{shares.index[0]}*) gets {shares.iloc[0]:.2f}"
         told = [best, *(f"{label} {shares[name]:.2f}" for label, name in USUAL.items() if name in shares)]
     if len(several):
-        told.append(f"keeping one of several draws (*{several.family.iloc[0]}*) {several['KL 1'].iloc[0]:.2f}")
+        told.append(f"and keeping one of several draws (*{several.family.iloc[0]}*) {several['KL 1'].iloc[0]:.2f}")
     return "Of the gain in reward that is possible at a KL of 1 nat, " + ", ".join(told) + "." if told else ""
 
 
