@@ -4,7 +4,8 @@ A method keeps its colour and marker in every figure (`look`).  Each function ta
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML, Markdown, display
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -113,7 +115,7 @@ LOOKS = {
 }
 """Safe for colour-blind readers; two that stand in one figure differ in colour and in marker.  A name that ends in "="
 stands for all that begin so."""
-SPARE = (ORANGE, VERMILION, GREEN, PURPLE, BROWN, SKY, INDIGO, OLIVE, WINE, BLUE, GREY, PINK)
+SPARE = (PURPLE, BROWN, SKY, INDIGO, OLIVE, WINE, GREY, PINK, VERMILION, GREEN, ORANGE, BLUE)
 
 
 def look(name: str) -> Look | None:
@@ -125,19 +127,29 @@ def look(name: str) -> Look | None:
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """The look of each name of one figure.
 
-    Names without one of their own, such as the values of a parameter, get shades in this order, or beside methods the
-    colours that no method of the figure has.
+    Stages of a method ("WARP, iteration 1") have shades of its colour.  Other names without a look of their own, such
+    as the values of a parameter, have shades in this order, or beside methods the colours that those leave.
     """
     own = {name: look(name) for name in names}
-    others = [name for name, found in own.items() if found is None]
     used, taken = ({found[i] for found in own.values() if found} for i in (0, 1))
+    markers = cycle([marker for marker in MARKERS if marker not in taken] or MARKERS)
+    others = [name for name, found in own.items() if found is None]
+    stages = {name: known for name in others for known in LOOKS if name.startswith(f"{known}, ")}
+    for method in dict.fromkeys(stages.values()):
+        alike = [name for name in others if stages.get(name) == method]
+        light = sns.light_palette(LOOKS[method].color)[2]
+        own |= _shaded(alike, sns.blend_palette([light, LOOKS[method].color], len(alike)), markers)
+    others = [name for name in others if name not in stages]
     left = [colour for colour in SPARE if colour not in used]
-    markers = [marker for marker in MARKERS if marker not in taken] or list(MARKERS)
-    shaded = used <= {"black"} or len(others) > len(left)
-    for i, name in enumerate(others):
-        colour = plt.get_cmap("viridis")(0.9 * i / max(1, len(others) - 1)) if shaded else left[i]
-        own[name] = Look(colour, markers[i % len(markers)])
-    return own
+    if used <= {"black"} or len(others) > len(left):
+        left = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(others)))
+    return own | _shaded(others, left, markers)
+
+
+def _shaded(names: Sequence[str], colours: Sequence[Any], markers: Iterator[str]) -> dict[str, Look]:
+    return {
+        name: Look(to_hex(colour), next(markers)) for name, colour in zip(names, colours[: len(names)], strict=True)
+    }
 
 
 def house_style() -> None:
@@ -228,6 +240,9 @@ def save_table(table: pd.DataFrame, name: str, *, profile: str) -> Path:
 def panels(n: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
     """A figure of n panels side by side, no wider than WIDEST."""
     figure, axes = plt.subplots(1, n, figsize=(min(WIDEST, 5.2 * n), height), squeeze=False)
+    for axis in axes[0]:
+        for side in (axis.xaxis, axis.yaxis):
+            side.label.set_size("medium" if n < 3 else "small")  # narrow panels have no room for more
     return figure, list(axes[0])
 
 

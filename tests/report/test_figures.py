@@ -81,6 +81,12 @@ def test_names_of_one_method_look_alike():
     assert figures.look("SFT, one of 4") is None
 
 
+def test_stages_of_a_method_have_shades_of_its_colour_and_the_last_one_has_it_whole():
+    seen = figures.looks(["REINFORCE, EMA anchor", "WARP, iteration 1", "WARP, iteration 2"])
+    assert seen["WARP, iteration 2"].color == figures.look("WARP").color
+    assert len({look.color for look in seen.values()}) == 3
+
+
 def table(names: list[str]) -> pd.DataFrame:
     """Two seeds, three places on a front for each family, and SFT."""
     rows = [("sft", seed, 0.0, 0.0, 0.0) for seed in (0, 1)]
