@@ -34,8 +34,8 @@ def minimise_population_loss(
 ) -> tuple[np.ndarray, OptimizeResult]:
     """The policy (responses,) that minimises `population_loss` over the logits, starting at the reference.
 
-    A trust-region Newton method (scipy "trust-exact") with the Fisher matrix as curvature; plain L-BFGS stalls where
-    the score is steep, for example with Jeffrey at beta 0.1.  Returns the policy and scipy's report.
+    A trust-region Newton method (scipy "trust-exact") with the Fisher matrix as curvature.  Returns the policy and
+    scipy's report.
     """
 
     def value(logits: np.ndarray) -> float:
@@ -51,14 +51,18 @@ def minimise_population_loss(
         by_score_twice = np.diag(spread.sum(axis=1)) - spread
         return by_score @ score_by_logit, score_by_logit.T @ by_score_twice @ score_by_logit
 
-    start = np.log(ref)
+    return _newton(value, derivatives, ref, maxiter=steps, max_trust_radius=10.0)
+
+
+def _newton(value, derivatives, ref, **options):
+    # Plain BFGS stalls where a score is steep (Jeffrey at beta 0.1) and on the plateau of a vanished response.
     found = minimize(
         value,
-        start,
+        np.log(ref),
         method="trust-exact",
         jac=lambda logits: derivatives(logits)[0],
         hess=lambda logits: derivatives(logits)[1],
-        options={"gtol": 1e-12, "maxiter": steps, "max_trust_radius": 10.0},
+        options={"gtol": 1e-12, **options},
     )
     return np.exp(log_softmax(found.x)), found
 
@@ -116,32 +120,19 @@ def objective(pi: np.ndarray, ref: np.ndarray, reward: np.ndarray, beta: float) 
 
 
 def maximise_objective(ref: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
-    """The policy (responses,) that maximises `objective`, found from the reference on by Newton steps in its logits.
+    """The policy (responses,) that maximises `objective`, found from the reference on by Newton steps in its logits."""
 
-    A trust-region method (scipy "trust-exact"); BFGS overshoots where beta is small and gets stuck on the plateau of a
-    vanished response.
-    """
-
-    def parts(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    def gains(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         log_pi = log_softmax(logits)
-        gain = reward - beta * (log_pi - np.log(ref))
-        pi = np.exp(log_pi)
-        return pi, gain - pi @ gain, float(pi @ gain)
+        return np.exp(log_pi), reward - beta * (log_pi - np.log(ref))
 
-    def hessian(logits: np.ndarray) -> np.ndarray:
-        pi, above, _ = parts(logits)
-        both = np.outer(pi, pi)
-        return both * (above[:, None] + above[None, :]) - np.diag(pi * above) + beta * (np.diag(pi) - both)
+    def derivatives(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pi, gain = gains(logits)
+        above, both = gain - pi @ gain, np.outer(pi, pi)
+        curvature = both * (above[:, None] + above[None, :]) - np.diag(pi * above) + beta * (np.diag(pi) - both)
+        return -pi * above, curvature
 
-    found = minimize(
-        lambda logits: -parts(logits)[2],
-        np.log(ref),
-        method="trust-exact",
-        jac=lambda logits: -np.multiply(*parts(logits)[:2]),
-        hess=hessian,
-        options={"gtol": 1e-12, "maxiter": 2000},
-    )
-    return np.exp(log_softmax(found.x))
+    return _newton(lambda logits: -float(np.dot(*gains(logits))), derivatives, ref, maxiter=2000)[0]
 
 
 def random_policy(vocabulary: int, length: int, seed: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ eq. 4).  So its reward and KL can be computed from samples of the reference, rew
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,9 +98,9 @@ def along_root_kl(kl: Any, kls: Any, values: Any, *, beyond: bool = False) -> An
     if not len(kls):
         return np.full(np.shape(kl), np.nan)
     order = np.argsort(kls, kind="stable")
-    at, known = np.sqrt(np.asarray(kls, dtype=float)[order]), np.asarray(values, dtype=float)[order]
+    at, known = np.sqrt(np.maximum(np.asarray(kls, dtype=float), 0)[order]), np.asarray(values, dtype=float)[order]
     outside = {} if beyond else {"left": np.nan, "right": np.nan}
-    return np.interp(np.sqrt(kl), at, known, **outside)
+    return np.interp(np.sqrt(np.maximum(kl, 0)), at, known, **outside)  # a KL of nothing may be -1e-9
 
 
 def optimal_reward(kl: float, frontier: pd.DataFrame, column: str = "reward") -> float:
@@ -186,47 +186,3 @@ def resampled(
         truth = np.nan if gold is None else (share * gold).mean()
         rows.append((n, beta, float(kl), float((share * rewards).mean()), float(truth)))
     return pd.DataFrame(rows, columns=["n", "beta", "kl", "reward", "gold"])
-
-
-# Reward-model over-optimisation (Gao et al. 2023): how the true reward bends while the proxy rises.  With d = √KL its
-# gain follows R(d) = d (α - β log d) for reinforcement learning and d (α - β d) for best of n, in their experiments.
-
-
-class Fit(NamedTuple):
-    """Least-squares α and β of one form, its R², and where the fitted curve has its maximum."""
-
-    alpha: float
-    beta: float
-    r2: float
-    peak_kl: float
-    """KL at the maximum, nats: 0 if the curve falls from the start; NaN if it never bends (β <= 0)."""
-
-
-def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> Fit:
-    """Fit d (α - β log d) ("rl") or d (α - β d) ("bon") to gains over SFT at given KLs, both (points,).
-
-    Raises ValueError for another form or fewer than three points.
-    """
-    bends = {"rl": np.log, "bon": lambda d: d}
-    if form not in bends:
-        raise ValueError(f"form: {form!r}; allowed: {', '.join(bends)}")
-    kl, gain = np.asarray(kl, dtype=float), np.asarray(gain, dtype=float)
-    used = kl >= LEAST_KL
-    if used.sum() < 3:
-        raise ValueError(f"a fit needs 3 points with a KL of {LEAST_KL} or more, got {used.sum()}")
-    d, gain = np.sqrt(kl[used]), gain[used]
-    (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d * bends[form](d)], axis=1), gain, rcond=None)
-    beta = -minus_beta
-    fitted = curve(d**2, alpha, beta, form)
-    r2 = 1 - ((gain - fitted) ** 2).sum() / ((gain - gain.mean()) ** 2).sum()
-    if beta <= 0:
-        return Fit(alpha, beta, r2, float("nan"))
-    peak = np.exp(alpha / beta - 1) if form == "rl" else max(0.0, alpha / (2 * beta))
-    return Fit(float(alpha), float(beta), float(r2), float(peak**2))
-
-
-def curve(kl: np.ndarray, alpha: float, beta: float, form: str = "rl") -> np.ndarray:
-    """The fitted gain at given KLs; 0 at KL 0."""
-    d = np.sqrt(np.asarray(kl, dtype=float))
-    bend = np.log(np.maximum(d, 1e-12)) if form == "rl" else d
-    return d * (alpha - beta * bend)

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alignkit import paths
-from alignkit.frontier import along_root_kl, curve
+from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
-from alignkit.report.tables import goes_back
+from alignkit.report.tables import curve, goes_back
 
 COLOURS = sns.color_palette("colorblind")
 """Safe for colour-blind readers."""
@@ -385,7 +385,7 @@ def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> F
     for name in families:
         rows, found = table[table.family == name], fits[fits.family == name].dropna(subset="alpha")
         colour, marker = seen[name]
-        axis.plot(np.sqrt(rows.kl), rows.gold, marker, color=colour, markersize=4, alpha=0.6, label=name)
+        axis.plot(np.sqrt(rows.kl.clip(lower=0)), rows.gold, marker, color=colour, markersize=4, alpha=0.6, label=name)
         if len(found):
             d = np.linspace(0.05, np.sqrt(rows.kl.max()), 100)
             axis.plot(d, curve(d**2, found.alpha.mean(), found.beta.mean()), color=colour, linewidth=1.6)
@@ -401,7 +401,7 @@ def joined(axis: Axes, rows: pd.DataFrame, y: str, name: str, seen: Look) -> Non
     kls, values = ordered.kl.to_numpy(), ordered[y].to_numpy()
     if goes_back(rows):
         kls, values = np.append(0, kls), np.append(0, values)
-    between = np.linspace(np.sqrt(kls.min()), np.sqrt(kls.max()), 200) ** 2
+    between = np.linspace(np.sqrt(max(0, kls.min())), np.sqrt(kls.max()), 200) ** 2
     axis.plot(between, along_root_kl(between, kls, values, beyond=True), color=seen.color, linewidth=1.1)
     axis.vlines(ordered.kl, ordered[f"{y}_low"], ordered[f"{y}_high"], color=seen.color, linewidth=1, alpha=0.4)
     axis.plot(ordered.kl, ordered[y], seen.marker, color=seen.color, markersize=5, label=name)

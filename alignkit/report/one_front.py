@@ -14,7 +14,6 @@ from alignkit.frontier import (
     best_of_n,
     chance_of_best,
     efficiency,
-    fit,
     optimal_frontier,
     optimal_reward,
     resampled,
@@ -32,7 +31,7 @@ from alignkit.report.policies import (
     shared,
     started,
 )
-from alignkit.report.tables import at_kl
+from alignkit.report.tables import at_kl, fit
 from alignkit.training.evaluate import evaluate
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient

@@ -325,7 +325,7 @@ def losses(table: pd.DataFrame, *, limits: tuple[float, float]) -> Figure:
     """Each loss against the margin, and its pull; columns loss, margin, value, pull."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 4.1))
     for i, (name, one) in enumerate(table.groupby("loss", sort=False)):
-        style = {"color": COLOURS[i], "linestyle": DASHES[i % len(DASHES)]}
+        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
         left.plot(one.margin, one.value, **style, label=name)
         right.plot(one.margin, one.pull, **style)
     left.set(ylabel="loss", ylim=limits)

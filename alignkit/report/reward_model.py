@@ -1,13 +1,13 @@
 """Notebook 1: how good a reward model is, and what it rewards; its runs, tables and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from matplotlib.figure import Figure
 from scipy.special import expit
 from scipy.stats import spearmanr
@@ -30,9 +30,11 @@ from alignkit.training.reward import (
     centred,
     pair_count,
     score,
+    score_with,
     sign_boundary,
     tfidf_baseline,
     train_reward,
+    zero_of,
 )
 from alignkit.workflow.schema import RewardModel
 from alignkit.workflow.store import Run, get
@@ -233,25 +235,36 @@ def pair_costs(rows: dict[str, int], batch: int) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def baseline_rows(reviews: DatasetDict, gold: np.ndarray | None) -> pd.DataFrame:
-    """Rows like `run_rows` for what the reward model is compared with: TF-IDF, and the exact posterior if known."""
-    train, test = reviews["train"], reviews["test"]
-    labels = np.array(test["label"])
-    rows = []
-    for name, ngrams in (("tfidf_words", 1), ("tfidf_word_pairs", 2)):
-        model = tfidf_baseline(list(train["text"]), list(train["label"]), ngrams=ngrams)
-        rows.append({"method": name, "reviews": len(train), **quality(model.decision_function(test["text"]), labels)})
+def fit_baselines(train: Dataset) -> dict[str, Pipeline]:
+    """What a reward model has to beat, fitted to the same reviews: TF-IDF on single words, and with word pairs."""
+    texts, labels = list(train["text"]), list(train["label"])
+    return {name: tfidf_baseline(texts, labels, ngrams=n) for name, n in (("tfidf_words", 1), ("tfidf_word_pairs", 2))}
+
+
+def baseline_rows(baselines: dict[str, Pipeline], reviews: DatasetDict, gold: np.ndarray | None) -> pd.DataFrame:
+    """Rows like `run_rows` for the baselines and, if it is known, the exact posterior of the test reviews."""
+    test, labels = reviews["test"], np.array(reviews["test"]["label"])
+    scored = {name: model.decision_function(test["text"]) for name, model in baselines.items()}
+    rows = [{"method": name, "reviews": len(reviews["train"]), **quality(x, labels)} for name, x in scored.items()]
     if gold is not None:
         rows.append({"method": "exact posterior", **quality(gold, labels)})
     return pd.DataFrame(rows).assign(status="ok")
 
 
-class Judge:
-    """All that can be said of a text: the reward of every seed's model, words only, and gold where it is known."""
+def as_later(runs: dict[str, Run], texts: Iterable[str], tokens: int) -> float:
+    """Mean reward of texts as the later notebooks count it: by this seed's model, from its unlabelled reviews."""
+    reward = runs["reward"].path
+    return float(score_with(reward, list(texts), tokens=tokens).mean() - zero_of(reward))
 
-    def __init__(self, runs: dict[int, dict[str, Run]], words_only: Pipeline, *, tokens: int, truth: Truth | None):
+
+class Judge:
+    """All that can be said of a text: the reward of every seed's model, the baselines, and gold where it is known."""
+
+    def __init__(
+        self, runs: dict[int, dict[str, Run]], baselines: dict[str, Pipeline], *, tokens: int, truth: Truth | None
+    ):
         self.models = [(*load_encoder(by_name["reward"].path), sign_zero(by_name)) for by_name in runs.values()]
-        self.words_only, self.tokens, self.known = words_only, tokens, truth
+        self.baselines, self.tokens, self.known = baselines, tokens, truth
 
     def rewards(self, texts: list[str]) -> np.ndarray:
         """Rewards from their zero, shape (seeds, texts)."""
@@ -263,9 +276,9 @@ class Judge:
         return {"gold": known.gold_reward(texts), "well formed": known.well_formed(texts)} if known else {}
 
     def opinions(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Mean reward over seeds, words only, and the truth if it is known; each (texts,)."""
-        words_only = self.words_only.decision_function(texts)
-        return {"reward": self.rewards(texts).mean(axis=0), "words only": words_only, **self.truth(texts)}
+        """Mean reward over seeds, the baselines, and the truth if it is known; each (texts,)."""
+        others = {name: model.decision_function(texts) for name, model in self.baselines.items()}
+        return {"reward": self.rewards(texts).mean(axis=0), **others, **self.truth(texts)}
 
     def table(self, cases: dict[str, str]) -> pd.DataFrame:
         """One row for each case: its name, its text and the `opinions` of it."""

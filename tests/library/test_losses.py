@@ -80,7 +80,7 @@ def test_robust_dpo_is_unbiased_for_the_clean_loss_when_labels_flip(h: float, ep
 
 
 @given(st.floats(0.05, 0.45))
-def test_cdpo_has_its_minimum_where_the_margin_says_the_share_of_right_labels(eps: float):
+def test_cdpo_has_its_minimum_at_the_share_of_right_labels(eps: float):
     h = torch.tensor([math.log((1 - eps) / eps)], dtype=torch.float64, requires_grad=True)
     loss = preference_loss("cdpo", h, torch.zeros(1, dtype=torch.float64), beta=1.0, label_smoothing=eps)
     (gradient,) = torch.autograd.grad(loss.sum(), h)
@@ -88,9 +88,7 @@ def test_cdpo_has_its_minimum_where_the_margin_says_the_share_of_right_labels(ep
 
 
 @given(SCORE, SCORE, st.floats(0.05, 5))
-def test_the_gradient_of_the_sigmoid_loss_is_minus_beta_times_sigma_of_the_wrong_margin(
-    won: float, lost: float, beta: float
-):
+def test_the_sigmoid_loss_pulls_with_beta_times_sigma_of_minus_h(won: float, lost: float, beta: float):
     chosen = torch.tensor([won], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([lost], dtype=torch.float64, requires_grad=True)
     loss = preference_loss("sigmoid", chosen, rejected, beta=beta)

@@ -99,6 +99,11 @@ def test_its_cells_are_short_and_narrow_enough_to_read(file: Path):
         assert max(map(len, cell.source.splitlines())) <= 100, cell.id
 
 
+def test_its_text_holds_no_control_characters(file: Path):
+    for cell in read(file).cells:
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", cell.source), cell.id
+
+
 def test_it_explains_at_least_as_often_as_it_computes(file: Path):
     own = [cell for cell in cells(file, "code") if "injected-parameters" not in tags(cell)]
     assert len(cells(file, "markdown")) >= len(own)

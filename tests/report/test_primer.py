@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,7 +62,7 @@ def test_every_two_responses_are_compared_equally_often():
     assert wins[3, 0] > wins[0, 3]
 
 
-def test_bradley_terry_recovers_rewards_from_expected_wins_up_to_a_constant():
+def test_bradley_terry_recovers_rewards_up_to_a_constant():
     wins = 1 / (1 + np.exp(REWARD[None, :] - REWARD[:, None])) * (1 - np.eye(4))
     np.testing.assert_allclose(finite.fit_bradley_terry(wins), REWARD - REWARD.mean(), atol=1e-6)
     np.testing.assert_allclose(finite.fit_bradley_terry(7 * wins), finite.fit_bradley_terry(wins), atol=1e-6)
@@ -111,6 +112,21 @@ def test_the_formulas_in_the_table_are_those_of_the_module(div):
     f, derivative = (primer.value_of(formula, u, div.alpha) for formula in div.formulas)
     torch.testing.assert_close(f, div.f(u))
     torch.testing.assert_close(derivative, div.f_prime(u))
+
+
+def test_every_divergence_of_a_family_is_drawn_and_looks_different():
+    one = primer.divergence_curves(np.array([-1.0, 0.0, 1.0])).query("divergence == 'jeffrey'")
+    table = pd.concat(one.assign(divergence=f"new {i}") for i in range(10))
+    figure = primer.divergences(table, "log_u", ["score", "slope"])
+    for axis in figure.axes:
+        lines = [line for line in axis.lines if line.get_label().startswith("new")]
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 10
+    plt.close(figure)
+
+
+def test_what_is_no_formula_is_not_computed():
+    with pytest.raises(ValueError, match="no part of a formula"):
+        primer.value_of("u.numpy()", torch.ones(1))
 
 
 def test_formulas_are_written_for_readers():

@@ -1,8 +1,10 @@
 """Tables of notebook 1 that need no training."""
 
+import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
-from alignkit.report.reward_model import pair_costs
+from alignkit.report.reward_model import baseline_rows, fit_baselines, pair_costs
 
 
 def test_imdbs_pairs_spelled_out_cost_312_500_000_forwards():
@@ -11,3 +13,14 @@ def test_imdbs_pairs_spelled_out_cost_312_500_000_forwards():
     assert (spelled_out.forwards, spelled_out["distinct pairs"]) == (312_500_000, 156_250_000)
     assert in_batch.forwards == 25_000
     assert in_batch["distinct pairs"] == pytest.approx(25_000 * 32 / 4, rel=0.001)
+
+
+def test_only_the_baseline_with_word_pairs_reads_a_negation():
+    texts = ["good .", "not bad .", "bad .", "not good ."] * 3
+    split = Dataset.from_dict({"text": texts, "label": [1, 1, 0, 0] * 3})
+    baselines = fit_baselines(split)
+    gold = np.array([2.0, 2.0, -2.0, -2.0] * 3)
+    rows = baseline_rows(baselines, DatasetDict(train=split, test=split), gold).set_index("method")
+    assert rows.pairwise_accuracy["tfidf_words"] < 0.8
+    assert rows.pairwise_accuracy["tfidf_word_pairs"] == rows.pairwise_accuracy["exact posterior"] == 1
+    assert (rows.reviews.drop("exact posterior") == 12).all()

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from alignkit.frontier import curve
 from alignkit.metrics import holm
 from alignkit.report.policies import Policy
 from alignkit.report.tables import (
     at_kl,
     best_of_rows,
+    curve,
     differences,
     fits,
     front,

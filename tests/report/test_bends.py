@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.frontier import LEAST_KL, curve, fit
+from alignkit.frontier import LEAST_KL
+from alignkit.report.tables import curve, fit
 
 KL = np.array([0.1, 0.5, 1.0, 3.0, 8.0, 20.0])
 
