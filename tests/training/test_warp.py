@@ -48,9 +48,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_one_run_one_iteration_and_eta_one_is_plain_reinforce_with_an_ema_anchor_to_the_bit(
-    sft: Run, shared, tmp_path: Path
-):
+def test_one_run_and_one_iteration_is_plain_reinforce_to_the_bit(sft: Run, shared, tmp_path: Path):
     [done] = warp(sft, LOOP, shared, iterations=1, runs=1, eta=1.0)
     plain = {**shared, "reward": shared["reward"].path, "policy": sft.path, "reference": sft.path, "stream": [0, 0]}
     train_policy_gradient(tmp_path, LOOP, **plain)
@@ -59,7 +57,7 @@ def test_one_run_one_iteration_and_eta_one_is_plain_reinforce_with_an_ema_anchor
     assert not same(weights(tmp_path), weights(sft))
 
 
-def test_the_runs_of_an_iteration_start_equal_and_differ_by_their_random_stream(sft: Run, shared):
+def test_the_runs_of_an_iteration_differ_by_their_random_stream(sft: Run, shared):
     [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
     one, two = (pd.read_csv(theta.path / "history.csv") for theta in done.thetas)
     assert one.kl_anchor[0] == two.kl_anchor[0] == 0
@@ -87,7 +85,7 @@ def test_a_run_that_another_process_trained_has_the_same_weights(sft: Run, share
     assert same(weights(tmp_path), weights(done.thetas[1]))
 
 
-def test_each_iteration_starts_part_of_the_way_to_the_merge_of_the_one_before(sft: Run, shared):
+def test_each_iteration_starts_part_of_the_way_to_the_last_merge(sft: Run, shared):
     first, second = warp(sft, LOOP, shared, iterations=2, runs=2, eta=0.25)
     start, ends = state_of(sft.path), [state_of(theta.path) for theta in first.thetas]
     expected = liti(start, slerp(start, ends), 0.25)
@@ -180,7 +178,7 @@ def test_what_is_interpolated_back_is_joined_to_no_earlier_point(small: schema.W
     assert families == [""] * n + ["WARP, T=2"] * n + ["REINFORCE, EMA anchor"] * n + [""]
 
 
-def test_variations_have_names_of_their_own_and_the_task_setting_is_a_main_one(small: schema.Warp):
+def test_variations_have_own_names_and_the_task_setting_is_main(small: schema.Warp):
     names = [variation.name for variation in variations(small)]
     assert len(set(names)) == len(names)
     first = variations(small)[0]
