@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer
 
-from alignkit.report.figures import AXES, NEUTRAL, POSITIVE, legend_below, looks
+from alignkit.report.figures import AXES, legend_below
+from alignkit.report.looks import NEUTRAL, POSITIVE, looks
 from alignkit.report.policies import (
     EVALUATION,
     Method,

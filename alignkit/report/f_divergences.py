@@ -8,7 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from alignkit.report.figures import COLOURS, NEGATIVE, POSITIVE, legend_below
+from alignkit.report.figures import legend_below
+from alignkit.report.looks import COLOURS, NEGATIVE, POSITIVE
 from alignkit.report.policies import EVALUATION, Method, Runs, aligned, common_sweeps, f_dpo, prepared
 from alignkit.report.tables import at_kl, completions
 from alignkit.workflow.schema import FDivergences

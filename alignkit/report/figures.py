@@ -6,7 +6,7 @@ A method keeps its colour and marker in every figure (`look`).  Each function ta
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,12 +20,9 @@ from PIL import Image
 from alignkit import paths
 from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
+from alignkit.report.looks import COLOURS, POSITIVE, Look, looks
 from alignkit.report.tables import curve, goes_back
 
-COLOURS = sns.color_palette("colorblind")
-"""Safe for colour-blind readers."""
-MARKERS = "osD^vPX<>phd"
-POSITIVE, NEGATIVE, NEUTRAL = COLOURS[0], COLOURS[3], "0.45"
 PIXELS_PER_INCH = 110
 AXES = {
     "kl": "KL(π ‖ π_sft) (nats a completion)",
@@ -51,93 +48,6 @@ AXES = {
 GAINS = {"reward": "gain in reward over SFT (proxy, nats)", "gold": "gain in gold reward over SFT (nats)"}
 WIDEST = 9.0
 """Inches; a page shows a wider picture smaller, and its letters with it."""
-
-
-# A method's colour and marker
-
-
-class Look(NamedTuple):
-    """How a method is drawn."""
-
-    color: Any
-    marker: str
-
-
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, PINK, GREY, _, SKY = COLOURS.as_hex()
-WINE, INDIGO, OLIVE = "#882255", "#332288", "#7f7f1f"  # of Paul Tol's muted scheme, olive made darker
-LOOKS = {
-    name: Look(colour, marker)
-    for colour, marker, names in [
-        ("black", "*", ["sft"]),
-        (BLUE, "o", ["DPO, reverse_kl", "DPO, sigmoid loss"]),
-        (ORANGE, "s", ["DPO, forward_kl"]),
-        (GREEN, "D", ["DPO, js"]),
-        (VERMILION, "^", ["DPO, alpha 0.5", "DPO, pearson_chi2"]),
-        (PURPLE, "v", ["DPO, neyman_chi2"]),
-        (BROWN, "P", ["DPO, cnp_chi2"]),
-        (SKY, "X", ["DPO, hellinger"]),
-        (INDIGO, "<", ["DPO, jeffrey"]),
-        (WINE, ">", ["DPO, chi_po"]),
-        (OLIVE, "p", ["DPO, chi_alpha"]),
-        (GREY, "h", ["DPO, total_variation"]),
-        (PINK, "d", ["DPO, gan"]),
-        (ORANGE, "v", ["DPO, hinge loss"]),
-        (GREEN, "P", ["DPO, ipo loss"]),
-        (VERMILION, "X", ["DPO, kto_pair loss"]),
-        (PURPLE, "D", ["DPO, cdpo loss", "DPO, robust loss"]),
-        (GREEN, "p", ["DPO, ipo_per_token loss"]),
-        (ORANGE, "<", ["threshold pairs"]),
-        (VERMILION, ">", ["top_bottom pairs"]),
-        (BROWN, "d", ["all_pairs pairs"]),
-        (WINE, "^", ["bernoulli pairs"]),
-        (GREY, "X", ["no near-duplicates"]),
-        (SKY, "h", ["lora"]),
-        (ORANGE, "d", ["chosen texts"]),
-        (BROWN, "s", ["positive prefix"]),
-        (INDIGO, "D", ["keyword bias"]),
-        (OLIVE, "P", ["fine-tuning on positive reviews"]),
-        (VERMILION, "v", ["guided search"]),
-        (NEUTRAL, "X", ["best of n", "best of n (KL bound)"]),
-        (GREEN, "^", ["REINFORCE, EMA anchor"]),
-        (ORANGE, "D", ["REINFORCE, SFT anchor", "REINFORCE, SFT anchor, over steps"]),
-        (VERMILION, "d", ["REINFORCE, no anchor", "REINFORCE, no anchor, over steps"]),
-        (WINE, "p", ["WARP", "SLERP", "WARP, T="]),
-        (BLUE, "s", ["LERP"]),
-        (OLIVE, "X", ["raw SLERP (one seed)"]),
-        (PURPLE, "h", ["WARP + RLOO"]),
-        (SKY, "D", ["anchored RLOO", "anchored RLOO, over η", "anchored RLOO, over β"]),
-        (INDIGO, "v", ["anchored, sentence credit"]),
-        (BROWN, "X", ["anchored RLOO, β="]),
-    ]
-    for name in names
-}
-"""Safe for colour-blind readers; two that stand in one figure differ in colour and in marker.  A name that ends in "="
-stands for all that begin so."""
-SPARE = (ORANGE, VERMILION, GREEN, PURPLE, BROWN, SKY, INDIGO, OLIVE, WINE, BLUE, GREY, PINK)
-
-
-def look(name: str) -> Look | None:
-    """The colour and marker of a method, the same in every figure; None if it has none of its own."""
-    begun = (start for start in LOOKS if start.endswith("=") and name.startswith(start))
-    return LOOKS.get(name) or next((LOOKS[start] for start in begun), None)
-
-
-def looks(names: Sequence[str]) -> dict[str, Look]:
-    """The look of each name of one figure.
-
-    Names without one of their own, such as the values of a parameter, get shades in this order, or beside methods the
-    colours that no method of the figure has.
-    """
-    own = {name: look(name) for name in names}
-    others = [name for name, found in own.items() if found is None]
-    used, taken = ({found[i] for found in own.values() if found} for i in (0, 1))
-    left = [colour for colour in SPARE if colour not in used]
-    markers = [marker for marker in MARKERS if marker not in taken] or list(MARKERS)
-    shaded = used <= {"black"} or len(others) > len(left)
-    for i, name in enumerate(others):
-        colour = plt.get_cmap("viridis")(0.9 * i / max(1, len(others) - 1)) if shaded else left[i]
-        own[name] = Look(colour, markers[i % len(markers)])
-    return own
 
 
 def house_style() -> None:
@@ -228,6 +138,9 @@ def save_table(table: pd.DataFrame, name: str, *, profile: str) -> Path:
 def panels(n: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
     """A figure of n panels side by side, no wider than WIDEST."""
     figure, axes = plt.subplots(1, n, figsize=(min(WIDEST, 5.2 * n), height), squeeze=False)
+    for axis in axes[0]:
+        for side in (axis.xaxis, axis.yaxis):
+            side.label.set_size("medium" if n < 3 else "small")  # narrow panels have no room for more
     return figure, list(axes[0])
 
 

@@ -19,7 +19,8 @@ from alignkit.frontier import (
     resampled,
 )
 from alignkit.metrics import seed_interval
-from alignkit.report.figures import AXES, GAINS, NEUTRAL, joined, legend_below, looks, panels
+from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
+from alignkit.report.looks import NEUTRAL, looks
 from alignkit.report.policies import (
     EVALUATION,
     LOOPED,

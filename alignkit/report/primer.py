@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.divergences import examples
 from alignkit.losses import LOSSES, needs, preference_loss
-from alignkit.report.figures import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
+from alignkit.report.looks import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
 from alignkit.report.policies import Method, Runs, aligned, dpo, prepared
 from alignkit.sampling import sequence_log_probs
 from alignkit.workflow.schema import Primer

@@ -22,7 +22,7 @@ from alignkit.metrics import (
     reliability,
     sign_accuracy,
 )
-from alignkit.report.figures import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
+from alignkit.report.looks import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
 from alignkit.report.policies import Runs, rewarding, shared, supervised
 from alignkit.training.evaluate import SamplingSettings, sample_completions
 from alignkit.training.reward import (

@@ -14,7 +14,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from alignkit.kl import kl_estimates
 from alignkit.policy_gradient import BASELINES, advantages, completion_sums
-from alignkit.report.figures import COLOURS, NEUTRAL
+from alignkit.report.looks import COLOURS, NEUTRAL
 from alignkit.report.policies import Policy, Runs, Variation, each_once, parts, points, started
 from alignkit.report.tables import completions
 from alignkit.sampling import pad_left

@@ -137,7 +137,7 @@ def test_efficiency_is_the_share_of_the_possible_gain_at_that_kl():
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.049, 4.01, float("nan")])
-def test_there_is_no_efficiency_at_kl_zero_or_beyond_the_frontier(kl: float):
+def test_no_efficiency_without_drift_or_beyond_the_frontier(kl: float):
     assert np.isnan(efficiency(kl, 2.0, frontier()))
 
 
@@ -168,7 +168,7 @@ def test_beyond_the_points_there_is_no_value_or_the_last_one():
     assert np.isnan(along_root_kl(1.0, [], []))
 
 
-def test_gold_is_averaged_over_the_rewards_optimal_policies():
+def test_gold_is_averaged_over_policies_optimal_for_the_reward():
     rewards, gold = RNG.normal(size=(3, 400)), RNG.normal(size=(3, 400))
     table = optimal_frontier(rewards, [1.0, 0.001], gold=gold)
     tilt = np.exp(rewards) / np.exp(rewards).sum(axis=1, keepdims=True)

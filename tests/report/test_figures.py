@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from alignkit import paths
-from alignkit.report import dpo_losses, f_divergences, figures, improvements, one_front, warp
+from alignkit.report import dpo_losses, f_divergences, figures, improvements, looks, one_front, warp
 from alignkit.workflow import parameters
 
 
@@ -60,16 +60,16 @@ def drawn_together(profile: str) -> dict[str, list[str]]:
 def test_in_one_figure_no_two_families_share_a_colour_or_a_marker(profile: str):
     for figure, names in drawn_together(profile).items():
         names = list(dict.fromkeys(["sft", *names]))
-        seen = figures.looks(names)
+        seen = looks.looks(names)
         assert len({str(look.color) for look in seen.values()}) == len(names), figure
         assert len({look.marker for look in seen.values()}) == len(names), figure
 
 
 def test_a_method_looks_the_same_in_every_figure(profile: str):
-    own: dict[str, figures.Look] = {}
+    own: dict[str, looks.Look] = {}
     for names in drawn_together(profile).values():
-        for name, seen in figures.looks(names).items():
-            if figures.look(name) is not None:
+        for name, seen in looks.looks(names).items():
+            if looks.look(name) is not None:
                 assert own.setdefault(name, seen) == seen
     assert len(own) > 30
 
@@ -77,8 +77,14 @@ def test_a_method_looks_the_same_in_every_figure(profile: str):
 def test_names_of_one_method_look_alike():
     for alike in (["WARP", "WARP, T=50", "WARP, T=100", "SLERP"], ["DPO, sigmoid loss", "DPO, reverse_kl"],
                   ["anchored RLOO", "anchored RLOO, over η", "anchored RLOO, over β"]):  # fmt: skip
-        assert len({figures.look(name) for name in alike}) == 1
-    assert figures.look("SFT, one of 4") is None
+        assert len({looks.look(name) for name in alike}) == 1
+    assert looks.look("SFT, one of 4") is None
+
+
+def test_stages_of_a_method_have_shades_of_its_colour():
+    seen = looks.looks(["REINFORCE, EMA anchor", "WARP, iteration 1", "WARP, iteration 2"])
+    assert seen["WARP, iteration 2"].color == looks.look("WARP").color
+    assert len({look.color for look in seen.values()}) == 3
 
 
 def table(names: list[str]) -> pd.DataFrame:
@@ -93,7 +99,7 @@ def lines(figure, label: str) -> list:
     return [line for axis in figure.axes for line in axis.get_lines() if line.get_label() == label]
 
 
-def test_a_front_is_drawn_from_sft_on_and_points_apart_are_not_joined():
+def test_every_family_of_a_front_is_drawn_and_those_apart_not_joined():
     names = [f"M={m}" for m in range(1, 14)]
     figure = figures.fronts(table(names), "kl", ["reward"], "eta", apart=["M=13"])
     for name in names[:-1]:
@@ -137,7 +143,7 @@ def cells(page: str) -> list[list[str]]:
     return [[html.unescape(text) for text in re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row)] for row in rows]
 
 
-def test_a_shown_table_has_nothing_empty_and_whole_numbers_whole(shown: list[str]):
+def test_a_shown_table_has_no_empty_row_or_column(shown: list[str]):
     figures.show_table(pd.DataFrame({
         "method": ["a", "b", "c"], "seeds": [3, 3, 3], "texts": [25000, np.nan, 7], "kl": [1.25, np.nan, 0.5],
         "said": ["x", "", "z"], "gold": [np.nan] * 3}), digits=1)  # fmt: skip

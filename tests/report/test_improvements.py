@@ -24,7 +24,7 @@ def p(request) -> schema.Improvements:
     return parameters.load(paths.PARAMS / request.param / "5_improvements.yaml")
 
 
-def test_every_idea_has_as_many_steps_and_about_as_many_completions(p):
+def test_every_idea_has_the_same_steps_and_completions(p):
     for idea in ideas(p):
         assert idea.changes["steps"] * idea.iterations * idea.runs == p.equal_steps
         k = idea.changes.get("k", p.warp_samples)
@@ -38,7 +38,7 @@ def test_what_is_compared_is_trained_for_every_seed_and_differs_in_name(p):
     assert set(COMPARED) <= {idea.name for idea in ideas(p) if idea.main}
 
 
-def test_the_confirmation_has_every_seed_but_the_one_of_the_choice(p):
+def test_the_confirmation_has_every_seed_but_that_of_the_choices(p):
     assert sorted(unused_seeds(p)) == sorted({*p.seeds[1:], *p.confirm_seeds})
     assert p.seeds[0] not in unused_seeds(p)
 

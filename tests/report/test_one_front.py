@@ -45,7 +45,7 @@ def test_the_ceiling_touches_the_frontier_and_lies_above_it_beyond(pool: Pool):
     assert one_front.ceiling(table, kl) > reward
 
 
-def test_the_frontiers_error_is_its_spread_from_pool_to_pool():
+def test_the_frontiers_standard_error_is_its_spread_over_pools():
     betas, policies = [2.0, 1.0, 0.5], [REFERENCE, TILT(REFERENCE, REWARD, 0.5)]
     pools = [pooled(policies, 400) for _ in range(60)]
     found = [optimal_reward(0.3, one_front.optimum(pool, betas)) for pool in pools]
@@ -70,7 +70,7 @@ def test_a_policy_above_the_frontier_is_found_and_noise_is_not(pool: Pool):
     assert (found.bound > found.error).all()
 
 
-def test_an_optimal_policy_has_efficiency_one_half_of_its_gain_half():
+def test_an_optimal_policy_has_efficiency_one():
     table = optimal_frontier(np.tile(REWARD, (3, 50)), [2.0, 1.0, 0.5])
     best = TILT(np.full(40, 1 / 40), REWARD, 0.8)
     kl, reward = float((best * np.log(best * 40)).sum()), float(best @ REWARD)
@@ -78,7 +78,7 @@ def test_an_optimal_policy_has_efficiency_one_half_of_its_gain_half():
     assert efficiency(kl, (reward + REWARD.mean()) / 2, table) == pytest.approx(0.5, abs=0.01)
 
 
-def test_one_of_many_draws_is_optimal_on_a_frontier_of_other_draws(pool: Pool):
+def test_keeping_one_of_many_draws_is_optimal_with_held_out_draws(pool: Pool):
     betas = [2.0, 1.4, 1.0, 0.7]
     found = one_front.held_out_shares({0: pool, 1: pool}, 1, 32, betas, [2.0, 1.0, 0.5], 0.3)
     assert found == pytest.approx([1, 1], abs=0.04)
@@ -97,7 +97,7 @@ def test_tables_that_start_from_another_supervised_policy_are_told():
     assert one_front.of_other_runs(others, sweep) == ["4_warp"]
 
 
-def test_best_of_ns_gold_is_that_of_the_draw_with_the_highest_reward():
+def test_the_gold_of_best_of_n_is_that_of_the_best_draw():
     pool = pooled([REFERENCE], 6)
     rows = one_front.best_of_pool({0: pool}, [1, 6])
     best = pool.reward.argmax(axis=1)

@@ -92,7 +92,7 @@ def test_a_policy_of_a_diverged_run_keeps_its_row_without_numbers(table: pd.Data
     assert (table.status[table.method != "broken"] == "ok").all()
 
 
-def test_a_row_has_the_tokens_of_all_runs_and_diverges_with_one(run) -> None:
+def test_a_row_of_several_runs_has_the_tokens_of_all(run) -> None:
     spent = {"tokens_generated": 3, "tokens_trained": 5}
     sound, broken = run({"status": "ok"} | spent), run({"status": "diverged"} | spent)
     record = run({"status": "ok", "kl": 1.0})
@@ -114,7 +114,7 @@ def test_runs_behind_several_points_are_named_once(run) -> None:
     assert len(named) == 4
 
 
-def test_side_rows_have_the_first_seed_and_as_many_steps(run, monkeypatch) -> None:
+def test_side_rows_are_of_the_first_seed_and_take_as_many_steps(run, monkeypatch) -> None:
     asked = []
 
     def get(train, settings=None, **inputs):

@@ -121,7 +121,7 @@ def test_between_runs_measures_are_linear_in_the_root_of_kl(kl: float) -> None:
     assert value(at_kl(sweep(), [kl], ["reward"]), "even", kl) == pytest.approx(2 * kl**0.5)
 
 
-def test_only_a_family_that_goes_back_to_sft_has_numbers_before_a_run() -> None:
+def test_before_the_first_run_only_a_family_with_eta_has_numbers() -> None:
     assert np.isnan(value(at_kl(sweep(), [0.25], ["reward"]), "short", 0.25))
     for eta, expected in ((0.5, 0.5), (1.0, np.nan)):
         table = sweep().assign(eta=eta)
@@ -145,7 +145,7 @@ def test_each_seed_is_interpolated_alone_without_diverged_runs() -> None:
     pd.testing.assert_frame_equal(at_kl(pd.concat([both, broken]), [2.25], ["reward"]), found)
 
 
-def test_matched_differences_are_at_one_kl_and_adjusted_over_all() -> None:
+def test_matched_differences_are_adjusted_over_all_kls() -> None:
     noise = [0.0, 0.3, -0.2]
     table = pd.concat([sweep(seed).assign(seed=seed) for seed in range(3)])
     table.loc[table.family == "short", "reward"] += table.seed[table.family == "short"].map(dict(enumerate(noise)))
@@ -193,7 +193,7 @@ def test_quantiles_are_what_a_box_plot_draws() -> None:
     assert found.loc["b", ["q50", "mean"]].tolist() == [3, 3]
 
 
-def test_a_mean_and_its_interval_are_one_text_or_nothing() -> None:
+def test_a_mean_and_its_interval_are_one_text() -> None:
     table = results(a=[1.0, 2.0, 3.0], b=[4.0, 5.0, 6.0])
     table.loc[table.method == "b", "reward"] = np.nan
     shown = readable(summary(table, ["reward"]), ["reward"], digits=1)
@@ -221,7 +221,7 @@ def test_gains_are_over_the_same_seeds_own_start() -> None:
     assert gains(table).reward.tolist() == [0, 2, 0, 4]
 
 
-def test_more_points_on_a_line_leave_the_hypervolume() -> None:
+def test_the_hypervolume_does_not_hang_on_the_number_of_points() -> None:
     def volume(kls: list[float]) -> float:
         line = [(kl, 3 * kl**0.5) for kl in kls]
         rows = pd.DataFrame([(0.0, 0.0), *line], columns=["kl", "reward"]).assign(method="a", seed=0, status="ok")
@@ -232,7 +232,7 @@ def test_more_points_on_a_line_leave_the_hypervolume() -> None:
     assert volume([5.0]) == pytest.approx(3 * 2 / 3 * 4**1.5, rel=0.01)
 
 
-def test_a_front_is_level_beyond_its_end_and_void_with_a_diverged_policy() -> None:
+def test_a_front_is_level_beyond_its_last_policy() -> None:
     rows = pd.DataFrame({"method": ["sft", "a", "b"], "kl": [0.0, 1, 1], "reward": [0.0, 2, 2], "seed": 0,
                          "tokens_generated": 7, "status": ["ok", "ok", "diverged"]})  # fmt: skip
     found = volumes(rows, ["reward"]).set_index("method")

@@ -48,7 +48,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_warp_of_one_run_and_iteration_is_reinforce_to_the_bit(sft: Run, shared, tmp_path: Path):
+def test_one_run_and_one_iteration_is_plain_reinforce_to_the_bit(sft: Run, shared, tmp_path: Path):
     [done] = warp(sft, LOOP, shared, iterations=1, runs=1, eta=1.0)
     plain = {**shared, "reward": shared["reward"].path, "policy": sft.path, "reference": sft.path, "stream": [0, 0]}
     train_policy_gradient(tmp_path, LOOP, **plain)
@@ -85,7 +85,7 @@ def test_a_run_that_another_process_trained_has_the_same_weights(sft: Run, share
     assert same(weights(tmp_path), weights(done.thetas[1]))
 
 
-def test_an_iteration_starts_part_of_the_way_to_the_merge_before(sft: Run, shared):
+def test_each_iteration_starts_part_of_the_way_to_the_last_merge(sft: Run, shared):
     first, second = warp(sft, LOOP, shared, iterations=2, runs=2, eta=0.25)
     start, ends = state_of(sft.path), [state_of(theta.path) for theta in first.thetas]
     expected = liti(start, slerp(start, ends), 0.25)
@@ -178,7 +178,7 @@ def test_what_is_interpolated_back_is_joined_to_no_earlier_point(small: schema.W
     assert families == [""] * n + ["WARP, T=2"] * n + ["REINFORCE, EMA anchor"] * n + [""]
 
 
-def test_variations_have_own_names_and_the_tasks_setting_is_main(small: schema.Warp):
+def test_variations_have_own_names_and_the_task_setting_is_main(small: schema.Warp):
     names = [variation.name for variation in variations(small)]
     assert len(set(names)) == len(names)
     first = variations(small)[0]
