@@ -50,7 +50,7 @@ test-fast: environment
 
 ## the report in figures/$(PROFILE) against the committed one, and whether its statements hold
 verify: environment
-	@python -m alignkit verify "$$PROFILE" $(if $(AGAINST),--against '$(AGAINST)')
+	@python -m alignkit verify "$$PROFILE" $${AGAINST:+--against "$$AGAINST"}
 
 clean:
 	rm -rf build .snakemake

@@ -96,7 +96,7 @@ def lively_policy() -> Callable[..., Any]:
     from alignkit.world.models import new_policy
 
     def build_policy(tokenizer: Any, seed: int) -> Any:
-        model = new_policy(tokenizer, width=16, layers=2, heads=2, positions=64).eval()
+        model = new_policy(tokenizer, width=16, layers=2, heads=2, positions=128).eval()
         noise = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for weight in model.parameters():

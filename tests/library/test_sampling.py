@@ -20,22 +20,11 @@ from alignkit.pocket import generate_reviews
 from alignkit.sampling import full_texts, pad_left, sample, sequence_log_probs
 from alignkit.sampling import logits_of as logits_after
 from alignkit.training.evaluate import sample_completions
-from alignkit.world.models import new_policy, train_tokenizer
+from alignkit.world.models import train_tokenizer
 
 TOLERANCE = 1e-5
 TEXTS = generate_reviews(3000, seed=0).text.tolist()
 SHORT, LONG = "a", "b a c c b a a"
-
-
-def lively_policy(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
-    """A policy whose log-probs depend strongly on every token and its place; a fresh GPT-2 is near uniform."""
-    torch.manual_seed(0)
-    model = new_policy(tokenizer, width=16, layers=2, heads=2, positions=128).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.3)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +33,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def policy(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
-    return lively_policy(tokenizer)
+def policy(tokenizer: PreTrainedTokenizerBase, lively_policy) -> GPT2LMHeadModel:
+    return lively_policy(tokenizer, 0)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +50,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def tiny_policy(tiny_tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
-    return lively_policy(tiny_tokenizer)
+def tiny_policy(tiny_tokenizer: PreTrainedTokenizerBase, lively_policy) -> GPT2LMHeadModel:
+    return lively_policy(tiny_tokenizer, 0)
 
 
 @torch.no_grad()
@@ -190,7 +179,8 @@ def test_rows_stand_in_prompt_order_with_the_ids_of_their_prompt(tiny_policy, ti
     samples = sample(tiny_policy, tiny_tokenizer, [SHORT, LONG, "c c"], k=2, max_new_tokens=3, seed=0, batch=4)
     assert samples.prompt.tolist() == [SHORT, SHORT, LONG, LONG, "c c", "c c"]
     assert samples.prompt_ids.tolist() == tiny_tokenizer(samples.prompt.tolist())["input_ids"]
-    shown = [[i for i in ids if i != tiny_tokenizer.eos_token_id] for ids in samples.completion_ids]
+    hidden = {tiny_tokenizer.eos_token_id, tiny_tokenizer.pad_token_id}
+    shown = [[i for i in ids if i not in hidden] for ids in samples.completion_ids]
     assert samples.completion.tolist() == tiny_tokenizer.batch_decode(shown)
 
 

@@ -19,7 +19,7 @@ from alignkit.training.evaluate import FEW, evaluate, measures, with_rewards
 from alignkit.training.reward import score_with, zero_of
 from alignkit.training.sft import cross_entropy
 from alignkit.world.known import truth_of
-from alignkit.world.models import load_policy, new_policy, train_tokenizer
+from alignkit.world.models import load_policy, train_tokenizer
 from alignkit.world.reviews import Reviews, prompts
 
 TOLERANCE = 1e-5
@@ -34,18 +34,8 @@ def codec() -> PreTrainedTokenizerBase:
     return train_tokenizer("word", ["a b c"], 10)
 
 
-def lively_policy(codec: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    model = new_policy(codec, width=16, layers=1, heads=2, positions=32).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.3)
-    return model
-
-
 @pytest.fixture(scope="module")
-def two(codec) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
+def two(codec, lively_policy) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
     """A policy and its reference."""
     return lively_policy(codec, 0), lively_policy(codec, 1)
 
