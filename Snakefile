@@ -7,11 +7,12 @@
 import os
 import sys
 
-from alignkit import paths
+from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import batch
 
 PROFILE = config.get("profile", "pocket")
+PINNED = numerics.chosen() == "portable"
 # By the environment, so that no shell reads it as part of a command.
 DATA = os.environ["DATA"] = paths.absolute(os.environ.get("DATA", ""))
 NOTEBOOKS = batch.notebooks(PROFILE)
@@ -58,7 +59,8 @@ rule all:
 
 rule train:
     input:
-        lambda w: start(w.notebook, w.seed),
+        # Only their order matters: runs that others start from count by the checksums of their files.
+        lambda w: [ancient(file) for file in start(w.notebook, w.seed)],
     output:
         touch(f"{BUILD}/trained/{{notebook}}-{{key}}-seed-{{seed}}"),
     params:
@@ -66,8 +68,8 @@ rule train:
         log=lambda w: f"{BUILD}/logs/{w.notebook}-seed-{w.seed}.log",
     # The first seed trains the side rows as well.
     priority: lambda w: int(int(w.seed) == VALUES[w.notebook].seeds[0] and w.notebook in LONGEST)
-    # Few seeds: each job gets several cores.
-    threads: lambda w: max(1, workflow.cores // len(VALUES[w.notebook].training_seeds()))
+    # With all kernels and few seeds, each job gets several cores.
+    threads: lambda w: 1 if PINNED else max(1, workflow.cores // len(VALUES[w.notebook].training_seeds()))
     shell:
         "echo 'train {wildcards.notebook}, seed {wildcards.seed}'; "
         'python -m alignkit train {params.file:q} --seed {wildcards.seed} ${{DATA:+--data "$DATA"}}'
