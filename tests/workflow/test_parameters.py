@@ -200,7 +200,8 @@ def test_a_fault_is_one_line_with_file_key_value_and_what_is_allowed(
         assert part in lines[0]
 
 
-@pytest.mark.parametrize("make", [lambda f: None, lambda f: f.write_bytes(b"\xff\xfe\x00\x80"), os.mkfifo], ids=str)
+@pytest.mark.parametrize("make", [lambda f: None, lambda f: f.write_bytes(b"\xff\xfe\x00\x80"), os.mkfifo],
+                         ids=["missing", "not UTF-8", "pipe"])  # fmt: skip
 def test_what_is_no_text_file_is_one_line(make: Any, file: Path, capsys: pytest.CaptureFixture):
     make(file)
     assert [line.startswith(f"{file}: cannot be read") for line in check(file, capsys)] == [True]
