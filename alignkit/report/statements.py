@@ -116,14 +116,6 @@ def dpo_raises_gold(tables: Tables) -> Answer:
     return clear_of_zero(rows_of(tables("2_gain"), method="sigmoid", measure="gold"))
 
 
-def words_narrow_with_drift(tables: Tables) -> Answer:
-    """The entropy of the words falls on average where reverse KL drifts farthest (its smallest β)."""
-    table = tables("3_f_divergences")
-    swept = table[table.method.str.startswith("reverse_kl β=")]
-    change = rows_of(swept, beta=swept.beta.min()).unigram_entropy.mean() - mean(table, "sft", "unigram_entropy")
-    return Answer(bool(change < 0), f"{change:+.3f} nats")
-
-
 # Notebook 4
 
 
@@ -200,7 +192,6 @@ STATEMENTS: dict[str, dict[str, list[Statement]]] = {
             reward_model_orders, reward_model_is_calibrated, sft_is_near_the_grammar, all_pairs_are_not_worse,
         ],
         "2_dpo_losses": [dpo_raises_reward, dpo_raises_gold],
-        "3_f_divergences": [words_narrow_with_drift],
         "4_warp": [warp_raises_reward, warps_time_is_accounted_for],
         "5_improvements": [anchored_beats_warp, confirmation_is_at_equal_tokens],
         "6_one_front": [
