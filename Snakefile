@@ -78,8 +78,9 @@ rule train:
 
 rule notebook:
     input:
-        lambda w: own_runs(w.notebook),
-        lambda w: [sealed(name) for name in VALUES[w.notebook].reads if name in VALUES],
+        # What they are stands in their names, by key; how old they are does not matter.
+        lambda w: [ancient(file) for file in own_runs(w.notebook)],
+        lambda w: [ancient(sealed(name)) for name in VALUES[w.notebook].reads if name in VALUES],
     output:
         f"{BUILD}/executed/{{notebook}}-{{key}}.json",
     params:

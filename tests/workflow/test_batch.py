@@ -491,7 +491,7 @@ def test_executed_notebooks_give_the_same_outputs_under_nbval(smoke: Batch):
     notebooks = [smoke.executed(name) for name in NOTEBOOKS]
     side_by_side = ("-n", "2", "--dist", "loadfile")
     done = smoke.run(
-        "pytest", "-q", *side_by_side, "--nbval", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg",
+        "pytest", *side_by_side, "--nbval", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg",
         "-p", "no:cacheprovider", *notebooks,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
