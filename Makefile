@@ -32,7 +32,7 @@ report: environment
 smoke: environment
 	@python -m alignkit check params/smoke
 	@DATA= $(SNAKEMAKE) --config profile=smoke
-	@$(PYTEST) --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$(or $(ALIGNKIT_BUILD),build)"/smoke/*.ipynb
+	@pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$(or $(ALIGNKIT_BUILD),build)"/smoke/*.ipynb
 
 ## everything that needs no training: parameters, style, notebook lint
 check: environment
