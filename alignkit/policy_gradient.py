@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn.functional import pad
 
 from alignkit.faults import UserFault
 from alignkit.kl import picked, step_kl
-from alignkit.sampling import completion_logits, decode, pad_left
+from alignkit.sampling import by_length, completion_logits, decode, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,39 +79,28 @@ def token_terms(
     (batch,), that of the next token, averaged over the completion.  In nats.  The end of a text is one of its tokens;
     the prompt does not count, and left padding gets no position.
     """
-    samples = samples.reset_index(drop=True)
-    longest = int(samples.completion_ids.map(len).max())
-    by_length = samples.completion_ids.map(len).sort_values(kind="stable").index
-    parts = []
-    # Short completions apart from long ones: less padding.
-    for some in np.array_split(by_length, min(PARTS, len(by_length))):
-        prompt_ids, completion_ids = samples.prompt_ids[some].tolist(), samples.completion_ids[some].tolist()
-        tokens, mask = (t.to(model.device) for t in pad_left(completion_ids, 0))
-        log_pi = torch.log_softmax(completion_logits(model, prompt_ids, completion_ids), dim=-1)
+    prompt_ids, completion_ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
+    # Short completions apart from long ones: less padding.  A GPU waits for launches, not for sums.
+    size = -(-len(samples) // (1 if model.device.type == "cuda" else PARTS))
+    parts = list(by_length(completion_ids, size))
+    longest = max(map(len, completion_ids))
+    given = []
+    logits = completion_logits(model, prompt_ids, completion_ids, parts)
+    with torch.no_grad():
+        anchors = [torch.log_softmax(part, dim=-1) for part in completion_logits(anchored, prompt_ids, completion_ids, parts)]
+    for part, log_anchor, of_part in zip(parts, anchors, logits, strict=True):
+        tokens, mask = (t.to(model.device) for t in pad_right([completion_ids[i] for i in part], 0))
+        log_pi = torch.log_softmax(of_part, dim=-1)
         with torch.no_grad():
-            log_anchor = torch.log_softmax(completion_logits(anchored, prompt_ids, completion_ids), dim=-1)
             entropy = -(log_pi.exp() * log_pi).sum(dim=-1)
         with torch.set_grad_enabled(differentiable_kl):
             against = step_kl(log_pi, log_anchor, tokens)
-        terms = {
-            "own": picked(log_pi, tokens),
-            **against,
-            "entropy": entropy,
-            "mask": torch.ones_like(mask),
-        }
-        parts.append({name: _from_the_left(values, mask, longest) for name, values in terms.items()})
-    back = torch.tensor(np.argsort(by_length), device=model.device)
-    whole = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+        terms = {"own": picked(log_pi, tokens), **against, "entropy": entropy, "mask": torch.ones_like(mask)}
+        given.append({name: pad(values * mask, (0, longest - mask.shape[1])) for name, values in terms.items()})
+    back = torch.tensor(np.argsort(np.concatenate(parts)), device=model.device)
+    whole = {name: torch.cat([terms[name] for terms in given])[back] for name in given[0]}
     whole["entropy"] = whole["entropy"].sum(dim=1) / whole["mask"].sum(dim=1)
     return whole
-
-
-def _from_the_left(values: torch.Tensor, mask: torch.Tensor, longest: int) -> torch.Tensor:
-    """Rows that were padded on the left, padded on the right with zeros instead, up to `longest`."""
-    lengths = mask.sum(dim=1)
-    places = torch.arange(longest, device=values.device)
-    source = (places + (values.shape[1] - lengths)[:, None]).clamp(max=values.shape[1] - 1)
-    return values.gather(1, source) * (places < lengths[:, None])
 
 
 SENTENCE_ENDS = (".", "!", "?")

@@ -7,26 +7,36 @@ temperature, no minimal length; any of them would bias the KL.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
+from alignkit.decoding import decode_gpt2, is_known
 from alignkit.kl import kl_estimates, token_log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BLOCK = 512
+"""Rows whose prompts are read together."""
+
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask (1 real, 0 padding), each (rows, longest), padded on the left."""
-    ids = [torch.tensor(list(row), dtype=torch.long) for row in rows]
-    padded = {"batch_first": True, "padding_side": "left"}
-    mask = pad_sequence([torch.ones_like(row) for row in ids], **padded)
-    return pad_sequence(ids, padding_value=pad_id, **padded), mask
+    ids, mask = pad_right([row[::-1] for row in map(list, rows)], pad_id)
+    return ids.flip(1), mask.flip(1)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `pad_left`, with the padding on the right."""
+    longest = max(map(len, rows))
+    ids, mask = np.full((len(rows), longest), pad_id), np.zeros((len(rows), longest), dtype=int)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def by_length(rows: Sequence[Sequence[int]], batch: int) -> Iterator[list[int]]:
@@ -36,30 +46,65 @@ def by_length(rows: Sequence[Sequence[int]], batch: int) -> Iterator[list[int]]:
         yield order[start : start + batch]
 
 
-def logits_of(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, keep: int = 0) -> torch.Tensor:
-    """Logits after each token, or after the last `keep` ones, (batch, length or keep, vocabulary); float32.
+def logits_of(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Logits after each token of texts padded on the left, (batch, length, vocabulary), float32.
 
-    ids and mask are (batch, length).  Positions count real tokens only: GPT-2 would take padding on the left for words.
+    ids and mask are (batch, length).  Positions count real tokens only: GPT-2 would take padding for words.
     """
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep).logits.float()
+    return model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.float()
+
+
+def distinct(prompt_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Ids and mask of the prompts without repetition, (prompts, longest), padded on the left; which of them each row
+    has, (rows,)."""
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
+    which = torch.tensor([places[tuple(prompt)] for prompt in prompt_ids])
+    return tuple(t.to(device) for t in (*pad_left(list(places), 0), which))  # the mask hides the padding's id
 
 
 def completion_logits(
-    model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
-) -> torch.Tensor:
-    """Logits that predict each completion token, (rows, longest completion, vocabulary), aligned on the right."""
-    rows = [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    ids, mask = (t.to(model.device) for t in pad_left(rows, 0))  # the padding id is masked out, so any serves
-    return logits_of(model, ids, mask, keep=max(map(len, completion_ids)) + 1)[:, :-1]
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    parts: Iterable[Sequence[int]],
+) -> Iterator[torch.Tensor]:
+    """Of each part of the rows the logits that predict its completion tokens, (rows, longest, vocabulary), float32.
+
+    They begin with the first token; what stands behind a completion's end is not defined.  A prompt is read once,
+    however many rows and parts it has.
+    """
+    ids, mask, which = distinct(prompt_ids, model.device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    read = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=True)
+    for part in parts:
+        own = which[part]
+        tokens = pad_right([completion_ids[i][:-1] for i in part], 0)[0].to(model.device)
+        first = read.logits[own].float()
+        if not tokens.shape[1]:
+            yield first
+            continue
+        layers = [(layer.keys[own], layer.values[own]) for layer in read.past_key_values.layers]
+        later = model(
+            tokens,
+            attention_mask=torch.cat([mask[own], torch.ones_like(tokens)], dim=1),
+            position_ids=positions[own, -1:] + 1 + torch.arange(tokens.shape[1], device=model.device),
+            past_key_values=type(read.past_key_values)(layers, model.config),
+        )
+        yield torch.cat([first, later.logits.float()], dim=1)
+
+
+def blocks(model: PreTrainedModel, completion_ids: Sequence[Sequence[int]]) -> Iterator[tuple[slice, list[list[int]]]]:
+    """Rows in blocks, and each block's parts, of completions of like length: logits of half a gigabyte at most."""
+    at_once = max(4, min(128, 2**26 // (64 * model.config.vocab_size)))
+    for start in range(0, len(completion_ids), BLOCK):
+        block = slice(start, start + BLOCK)
+        yield block, list(by_length(completion_ids[block], at_once))
 
 
 @torch.no_grad()
 def sequence_log_probs(
-    model: PreTrainedModel,
-    prompt_ids: Sequence[Sequence[int]],
-    completion_ids: Sequence[Sequence[int]],
-    batch: int = 128,
+    model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """log p(completion | prompt), the sum over the completion's tokens in nats, float64, shape (rows,).
 
@@ -68,11 +113,11 @@ def sequence_log_probs(
     if not all(map(len, prompt_ids)):
         raise ValueError("a prompt needs at least one token")
     out = np.zeros(len(completion_ids))
-    for some in by_length([[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)], batch):
-        completions = [completion_ids[i] for i in some]
-        tokens, mask = (t.to(model.device) for t in pad_left(completions, 0))
-        log_probs = token_log_probs(completion_logits(model, [prompt_ids[i] for i in some], completions), tokens)
-        out[some] = (log_probs.double() * mask).sum(dim=1).cpu().numpy()
+    for block, parts in blocks(model, completion_ids):
+        completions = completion_ids[block]
+        for part, logits in zip(parts, completion_logits(model, prompt_ids[block], completions, parts), strict=True):
+            tokens, mask = (t.to(model.device) for t in pad_right([completions[i] for i in part], 0))
+            out[block][part] = (token_log_probs(logits, tokens).double() * mask).sum(dim=1).cpu().numpy()
     return out
 
 
@@ -85,7 +130,7 @@ def sample(
     k: int,
     max_new_tokens: int,
     seed: int,
-    batch: int = 256,
+    batch: int = 512,
     bias: dict[int, float] | None = None,
 ) -> pd.DataFrame:
     """k completions of each prompt (a text or token ids) by plain sampling at temperature 1, rows in prompt order.
@@ -95,32 +140,50 @@ def sample(
     """
     each = tokenizer(texts)["input_ids"] if isinstance(texts[0], str) else texts
     prompt_ids = [list(ids) for ids in each for _ in range(k)]
-    biased = {"sequence_bias": {(token,): value for token, value in bias.items()}} if bias else {}
+    draw = _draw_fast if is_known(model) else _draw_by_generate
     rows = []
     # The global stream is left as it was, so that sampling in a cell changes nothing after it.
-    with torch.random.fork_rng(), plain_generation(model):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(prompt_ids), batch):
             some = prompt_ids[start : start + batch]
-            ids, mask = (t.to(model.device) for t in pad_left(some, tokenizer.pad_token_id))
-            drawn = model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                **biased,
-            )
-            for prompt, completion in zip(some, drawn[:, ids.shape[1] :].tolist(), strict=True):
+            drawn = draw(model, tokenizer, some, max_new_tokens, bias or {})
+            for prompt, completion in zip(some, drawn.tolist(), strict=True):
                 rows.append((prompt, *_until_end(completion, tokenizer.eos_token_id)))
     out = pd.DataFrame(rows, columns=["prompt_ids", "completion_ids", "finished"])
     out.insert(0, "completion", decode(out.completion_ids.tolist(), tokenizer))
     out.insert(0, "prompt", [text for text in texts for _ in range(k)])
     return out
+
+
+def _draw_fast(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[list[int]],
+    new: int,
+    bias: dict[int, float],
+) -> torch.Tensor:
+    """Completions by `decoding.decode_gpt2`; a prompt that occurs several times is read once."""
+    ids, mask, which = distinct(prompt_ids, model.device)
+    end = tokenizer.eos_token_id
+    return decode_gpt2(model, ids, mask, which, new=new, end=end, bias=bias_of(model, bias))
+
+
+def _draw_by_generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[list[int]],
+    new: int,
+    bias: dict[int, float],
+) -> torch.Tensor:
+    """Completions by transformers' own loop, for every architecture."""
+    ids, mask = (t.to(model.device) for t in pad_left(prompt_ids, tokenizer.pad_token_id))
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    biased = {"sequence_bias": {(token,): value for token, value in bias.items()}} if bias else {}
+    plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    with plain_generation(model):
+        drawn = model.generate(ids, attention_mask=mask, max_new_tokens=new, **plain, **ends, **biased)
+    return drawn[:, ids.shape[1] :]
 
 
 @contextlib.contextmanager
@@ -163,18 +226,20 @@ def sequence_kl(
     The two may see different prompts; bias (id -> nats) is added to the policy's logits.
     """
     out = np.zeros((2, len(completion_ids)))
-    added = torch.zeros(policy.config.vocab_size, device=policy.device)
-    added[list(bias or {})] = torch.tensor(list((bias or {}).values()), device=policy.device)
-    # The logits of a batch of two models: at most about half a gigabyte.
-    batch = max(4, min(256, 2**26 // (64 * policy.config.vocab_size)))
-    for some in by_length(completion_ids, batch):
-        completions = [completion_ids[i] for i in some]
-        tokens, mask = (t.to(policy.device) for t in pad_left(completions, 0))
-        estimates = kl_estimates(
-            completion_logits(policy, [policy_prompt_ids[i] for i in some], completions) + added,
-            completion_logits(reference, [ref_prompt_ids[i] for i in some], completions),
-            tokens,
-            mask,
-        )
-        out[:, some] = torch.stack([estimates["exact"], estimates["k1"]]).double().cpu().numpy()
+    added = bias_of(policy, bias)
+    for block, parts in blocks(policy, completion_ids):
+        completions = completion_ids[block]
+        policys = completion_logits(policy, policy_prompt_ids[block], completions, parts)
+        references = completion_logits(reference, ref_prompt_ids[block], completions, parts)
+        for part, of_policy, of_reference in zip(parts, policys, references, strict=True):
+            tokens, mask = (t.to(policy.device) for t in pad_right([completions[i] for i in part], 0))
+            estimates = kl_estimates(of_policy + added, of_reference, tokens, mask)
+            out[:, block][:, part] = torch.stack([estimates["exact"], estimates["k1"]]).double().cpu().numpy()
     return out[0], out[1]
+
+
+def bias_of(model: PreTrainedModel, bias: dict[int, float] | None) -> torch.Tensor:
+    """What is added to the logits of each token, (vocabulary,)."""
+    added = torch.zeros(model.config.vocab_size, device=model.device)
+    added[list(bias or {})] = torch.tensor(list((bias or {}).values()), device=model.device)
+    return added

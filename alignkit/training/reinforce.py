@@ -37,7 +37,7 @@ from alignkit.world.reviews import Reviews, prompts
 SENTENCE = "sentence"
 """The baseline that gives each sentence what it adds (`policy_gradient.token_advantages`)."""
 ANCHORS = ("ema", "reference", "none")
-KL_EVERY = 5
+KL_EVERY = 10
 """Steps between two measurements of the KL to the SFT policy, each of which takes one more forward pass."""
 CLIP = 1.0
 """Largest gradient norm."""
@@ -130,7 +130,7 @@ def policy_gradient_loop(
     anchored = load_policy(policy)[0] if s.anchor == "ema" else sft
     read = _reader(reward, s.reward_tokens)
     beta = 0.0 if s.anchor == "none" else s.beta
-    optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.0, fused=True)
     schedule = LambdaLR(optimizer, lambda done: _rate(done, s))
     asked = train_prompts(data, reference, seed, rng, s.batch // s.k)
     ends = sentence_ends(tokenizer) if s.baseline == SENTENCE else set()

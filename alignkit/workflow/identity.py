@@ -32,7 +32,8 @@ def source(function: Callable[..., Any]) -> str:
 
     Raises ValueError for a function that is not defined at the top of a file, such as one of a notebook's cell.
     """
-    if (function.__module__, function.__name__) not in reached(function.__module__, function.__name__):
+    where = _read(function.__module__)
+    if where is None or function.__name__ not in where.definitions:
         raise ValueError(f"{function.__qualname__}: a training function must stand at the top of a module")
     return _digest(_module_file(function.__module__), function.__module__, function.__name__)
 

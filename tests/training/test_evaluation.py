@@ -134,11 +134,11 @@ def test_the_two_policies_may_see_different_prompts(two, codec) -> None:
 @torch.no_grad()
 def test_completion_logits_stand_before_each_token_without_padding(two, codec) -> None:
     prompt_ids, completions = codec([SHORT, LONG])["input_ids"], [[4, 5, 3], [3]]
-    found = completion_logits(two[0], prompt_ids, completions)
+    (found,) = completion_logits(two[0], prompt_ids, completions, [[1, 0]])
     assert found.shape == (2, 3, len(codec))
     for i, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True)):
         expected = two[0](torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-        torch.testing.assert_close(found[i, 3 - len(completion) :], expected, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(found[1 - i, : len(completion)], expected, rtol=0, atol=TOLERANCE)
 
 
 # Measures
