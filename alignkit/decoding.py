@@ -7,6 +7,7 @@ once, rows that have ended are dropped, and a token costs the model's own produc
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,28 +16,55 @@ from torch.nn.functional import gelu, layer_norm
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Choose = Callable[[torch.Tensor], torch.Tensor]
-"""Logits (rows, vocabulary), float32 -> the next token of each row, (rows,)."""
 STILL = 0.75
 """Rows that have ended are dropped when no more than this share is still open: copying the cache costs too."""
+GPT2_PARTS = set(
+    "GPT2LMHeadModel GPT2Model GPT2Block GPT2Attention GPT2MLP Conv1D LayerNorm Embedding Linear Dropout ModuleList"
+    " NewGELUActivation GELUTanh".split()
+)
+"""The modules of a GPT-2 without adapters."""
 
 
 def is_known(model: PreTrainedModel) -> bool:
     """Whether `decode_gpt2` computes what the model does: GPT-2 as published, without adapters."""
-    own = type(model).__name__ == "GPT2LMHeadModel" and {type(m).__name__ for m in model.modules()} <= GPT2_PARTS
     c = model.config
     return (
-        own
+        {type(part).__name__ for part in model.modules()} <= GPT2_PARTS
         and c.activation_function in ("gelu_new", "gelu_pytorch_tanh")
         and c.scale_attn_weights
         and not (c.scale_attn_by_inverse_layer_idx or c.add_cross_attention or model.training)
     )
 
 
-GPT2_PARTS = set(
-    "GPT2LMHeadModel GPT2Model GPT2Block GPT2Attention GPT2MLP Conv1D LayerNorm Embedding Linear Dropout ModuleList"
-    " NewGELUActivation GELUTanh".split()
-)
+def decode_tokens(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    which: torch.Tensor,
+    *,
+    new: int,
+    end: int,
+    bias: torch.Tensor,
+    greedy: bool = False,
+) -> torch.Tensor:
+    """Completions, (rows, at most new), filled up with `end` behind their first one, drawn at temperature 1.
+
+    ids, mask: (prompts, length), padded on the left.  which: the prompt of each row, (rows,).  bias: added to all
+    logits, (vocabulary,).  greedy: the likeliest token instead of a draw.
+    """
+    if is_known(model):
+        choose = partial(torch.argmax, dim=-1) if greedy else draw_token
+        return decode_gpt2(model, ids, mask, which, new=new, end=end, bias=bias, choose=choose)
+    settings = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    settings |= {"attention_mask": mask[which], "max_new_tokens": new, "pad_token_id": end, "eos_token_id": end}
+    own = model.generation_config
+    # A checkpoint's own settings (a repetition penalty, say) would draw from another distribution.
+    model.generation_config = type(own)()
+    try:
+        drawn = model.generate(ids[which], logits_processor=[lambda _, logits: logits + bias], **settings)
+    finally:
+        model.generation_config = own
+    return drawn[:, ids.shape[1] :]
 
 
 def draw_token(logits: torch.Tensor) -> torch.Tensor:
@@ -55,13 +83,10 @@ def decode_gpt2(
     *,
     new: int,
     end: int,
-    bias: torch.Tensor | float = 0.0,
-    choose: Choose = draw_token,
+    bias: torch.Tensor,
+    choose: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Completions, (rows, at most new), each filled up with `end` behind its first one.
-
-    ids, mask: (prompts, length), padded on the left.  which: the prompt of each row, (rows,).  bias: added to all logits.
-    """
+    """`decode_tokens` for GPT-2; choose: logits (rows, vocabulary), float32 -> the next token of each row, (rows,)."""
     body, heads = model.transformer, model.config.n_head
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     read = model(ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)

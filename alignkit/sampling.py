@@ -6,7 +6,6 @@ temperature, no minimal length; any of them would bias the KL.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from alignkit.decoding import decode_gpt2, is_known
+from alignkit.decoding import decode_tokens
 from alignkit.kl import kl_estimates, token_log_probs
 
 if TYPE_CHECKING:
@@ -132,69 +131,30 @@ def sample(
     seed: int,
     batch: int = 512,
     bias: dict[int, float] | None = None,
+    greedy: bool = False,
 ) -> pd.DataFrame:
     """k completions of each prompt (a text or token ids) by plain sampling at temperature 1, rows in prompt order.
 
-    `bias` adds to the logits of single tokens, id -> nats.  Columns prompt, completion, prompt_ids, completion_ids
-    (with the first end-of-text token, if one was drawn) and finished.
+    `bias` adds to the logits of single tokens, id -> nats; `greedy` takes the likeliest token at each step, which is no
+    sample.  Columns prompt, completion, prompt_ids, completion_ids (with the first end-of-text token, if one was
+    drawn) and finished.
     """
     each = tokenizer(texts)["input_ids"] if isinstance(texts[0], str) else texts
     prompt_ids = [list(ids) for ids in each for _ in range(k)]
-    draw = _draw_fast if is_known(model) else _draw_by_generate
+    how = {"new": max_new_tokens, "end": tokenizer.eos_token_id, "bias": bias_of(model, bias), "greedy": greedy}
     rows = []
     # The global stream is left as it was, so that sampling in a cell changes nothing after it.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(prompt_ids), batch):
             some = prompt_ids[start : start + batch]
-            drawn = draw(model, tokenizer, some, max_new_tokens, bias or {})
-            for prompt, completion in zip(some, drawn.tolist(), strict=True):
+            drawn = decode_tokens(model, *distinct(some, model.device), **how).tolist()
+            for prompt, completion in zip(some, drawn, strict=True):
                 rows.append((prompt, *_until_end(completion, tokenizer.eos_token_id)))
     out = pd.DataFrame(rows, columns=["prompt_ids", "completion_ids", "finished"])
     out.insert(0, "completion", decode(out.completion_ids.tolist(), tokenizer))
     out.insert(0, "prompt", [text for text in texts for _ in range(k)])
     return out
-
-
-def _draw_fast(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: list[list[int]],
-    new: int,
-    bias: dict[int, float],
-) -> torch.Tensor:
-    """Completions by `decoding.decode_gpt2`; a prompt that occurs several times is read once."""
-    ids, mask, which = distinct(prompt_ids, model.device)
-    end = tokenizer.eos_token_id
-    return decode_gpt2(model, ids, mask, which, new=new, end=end, bias=bias_of(model, bias))
-
-
-def _draw_by_generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: list[list[int]],
-    new: int,
-    bias: dict[int, float],
-) -> torch.Tensor:
-    """Completions by transformers' own loop, for every architecture."""
-    ids, mask = (t.to(model.device) for t in pad_left(prompt_ids, tokenizer.pad_token_id))
-    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    biased = {"sequence_bias": {(token,): value for token, value in bias.items()}} if bias else {}
-    plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    with plain_generation(model):
-        drawn = model.generate(ids, attention_mask=mask, max_new_tokens=new, **plain, **ends, **biased)
-    return drawn[:, ids.shape[1] :]
-
-
-@contextlib.contextmanager
-def plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """A checkpoint's own generation settings (a repetition penalty, say) would draw from another distribution."""
-    own = model.generation_config
-    model.generation_config = type(own)()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _until_end(ids: list[int], end: int) -> tuple[list[int], bool]:

@@ -15,7 +15,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from alignkit.decoding import decode_gpt2, draw_token, is_known
+from alignkit.decoding import decode_gpt2, decode_tokens, draw_token, is_known
 from alignkit.sampling import distinct, logits_of, sample, sequence_log_probs
 from alignkit.world.models import train_tokenizer
 
@@ -37,7 +37,8 @@ def model() -> GPT2LMHeadModel:
 
 
 def decoded(model: GPT2LMHeadModel, prompts: list[list[int]], **settings: object) -> torch.Tensor:
-    return decode_gpt2(model, *distinct(prompts, model.device), **{"new": NEW, "end": END} | settings)
+    usual = {"new": NEW, "end": END, "bias": torch.zeros(30), "choose": draw_token}
+    return decode_gpt2(model, *distinct(prompts, model.device), **usual | settings)
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -84,6 +85,18 @@ def test_a_bias_is_added_to_the_logits(model: GPT2LMHeadModel) -> None:
     bias = torch.zeros(30)
     bias[11] = 1000.0
     assert (decoded(model, PROMPTS, bias=bias) == 11).all()
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama"])
+def test_greedy_samples_are_the_likeliest_tokens(name: str) -> None:
+    torch.manual_seed(0)
+    model = CONFIGURATIONS[name]().eval()
+    usual = {"new": NEW, "end": END, "bias": torch.zeros(30)}
+    first, again = (decode_tokens(model, *distinct(PROMPTS, model.device), **usual, greedy=True) for _ in range(2))
+    assert torch.equal(first, again)
+    for prompt, row in zip(PROMPTS, first.tolist(), strict=True):
+        expected = by_generate(model, prompt)
+        assert row[: len(expected)] == expected
 
 
 def test_tokens_without_probability_are_never_drawn() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from alignkit import sampling
+from alignkit import decoding, sampling
 from alignkit.kl import token_log_probs
 from alignkit.pocket import generate_reviews
 from alignkit.sampling import full_texts, pad_left, sample, sequence_log_probs
@@ -153,7 +153,7 @@ def draws(request, tiny_policy, tiny_tokenizer) -> pd.DataFrame:
         tokenizer.pad_token = tokenizer.eos_token
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "by generate":
-            patch.setattr(sampling, "is_known", lambda model: False)
+            patch.setattr(decoding, "is_known", lambda model: False)
         return sample(tiny_policy, tokenizer, [SHORT, LONG] * 100, k=40, max_new_tokens=2, seed=0, batch=400)
 
 
