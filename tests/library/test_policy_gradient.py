@@ -353,15 +353,15 @@ def test_greedy_ends_with_the_first_end_token(lively_policy) -> None:
 
 @torch.no_grad()
 def test_mean_with_prompt_is_the_mean_over_prompt_and_completion_by_hand(policy, anchor, samples) -> None:
-    own, ratio = mean_with_prompt(policy, anchor, samples)
+    terms = mean_with_prompt(policy, anchor, samples, {})
+    assert terms["mask"].tolist() == [[1]] * len(samples)
     for i, (prompt, completion) in samples.iterrows():
         row = prompt + completion
         by_hand, other = (log_probs_alone(m, row[:1], row[1:]).item() / (len(row) - 1) for m in (policy, anchor))
-        assert own[i].item() == pytest.approx(by_hand, abs=TOLERANCE)
-        assert ratio[i].item() == pytest.approx(by_hand - other, abs=TOLERANCE)
+        assert terms["own"][i].item() == pytest.approx(by_hand, abs=TOLERANCE)
+        assert terms["k1"][i].item() == pytest.approx(by_hand - other, abs=TOLERANCE)
 
 
 def test_only_the_log_probs_of_mean_with_prompt_can_be_differentiated(policy, anchor, samples) -> None:
-    own, ratio = mean_with_prompt(policy, anchor, samples)
-    assert own.requires_grad
-    assert not ratio.requires_grad
+    terms = mean_with_prompt(policy, anchor, samples, {})
+    assert {name: values.requires_grad for name, values in terms.items()} == {"own": True, "k1": False, "mask": False}
