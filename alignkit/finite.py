@@ -1,8 +1,7 @@
 """Preference learning on a finite set of responses, where population losses and their optima can be computed.
 
-Two questions that no language model can answer exactly are answered here: does minimising a preference loss end in the
-policy that the theory promises, and what does each divergence do when the policy cannot be everything (mode-seeking
-and mass-covering)?
+Does minimising a preference loss end in the policy that the theory promises, and what does each divergence do when the
+policy cannot be everything (mode-seeking and mass-covering)?
 """
 
 import numpy as np

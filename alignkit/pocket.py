@@ -1,13 +1,13 @@
 """The pocket world: a grammar of short film reviews whose true reward is known exactly.
 
-A review has a hidden label (positive or negative), a hidden genre and 3-6 different sentences.
-Each sentence comes from a family (opinion, negation, contrast, ...) and carries a valence, which
-agrees with the label with a probability that grows with the strength of the wording.  Families are
-equally likely under both labels, and every sentence is possible under both, so no single sentence
-decides, and negation, contrast, hearsay and genre make sentiment more than a bag of words.
+A review has a hidden label (positive or negative), a hidden genre and 3-6 different sentences.  Each sentence is of a
+family (opinion, negation, contrast, ...) and carries a valence, which agrees with the label with a probability that
+grows with the strength of the wording.  Families are equally likely under both labels, and every sentence is possible
+under both, so no single sentence decides, and negation, contrast, hearsay and genre make sentiment more than a bag of
+words.  All sentences can be listed, so every probability below is a finite sum, not an estimate.
 
-All sentences can be listed, so every probability below is a finite sum, not an estimate.
-Texts are lower-case words separated by blanks; every sentence ends with " .".
+Texts are lower-case words separated by blanks; every sentence ends with " .".  The words, and how likely each is, stand
+in pocket.yaml.
 """
 
 from bisect import bisect_left
@@ -64,11 +64,10 @@ def build_grammar(
     genres: Sequence[str],
     lengths: Mapping[int, float],
 ) -> Grammar:
-    """Turn derivations into sentence probabilities.
+    """Turn derivations into sentence probabilities; derivations of the same words add up.
 
-    Within a family, a derivation weighs AGREEMENT (or 1 - AGREEMENT, or 1 if its valence is 0) times
-    GENRE_SLIP if it names another genre; weights are normalised within each (family, label, genre).
-    Derivations of the same words add up.
+    Within a family, a derivation weighs AGREEMENT (or 1 - AGREEMENT, or 1 if its valence is 0) times GENRE_SLIP if it
+    names another genre; weights are normalised within each (family, label, genre).
     """
     rows = list(derivations)
     weight = np.array([[[_weight(d, label, g) for g in genres] for label in (-1, +1)] for d in rows])
@@ -146,8 +145,8 @@ def _sentences_of_adjectives() -> Iterator[Derivation]:
 def generate_reviews(n: int, seed: int, grammar: Grammar | None = None) -> pd.DataFrame:
     """Draw n reviews, half of them positive; columns text, label (1 positive, 0 negative).
 
-    A sentence that stands in the review already is drawn again, so each one has probability
-    p(s) / (1 - sum of the p of the earlier ones), the normaliser that `gold_reward` uses.
+    A sentence that stands in the review already is drawn again, so each one has probability p(s) / (1 - sum of the p of
+    the earlier ones), the normaliser that `gold_reward` uses.
     """
     grammar = grammar or pocket_grammar()
     rng = np.random.default_rng(seed)
@@ -228,9 +227,9 @@ def _read_all(texts: Iterable[str], grammar: Grammar | None) -> list[_Reading]:
 def gold_reward(texts: Iterable[str], grammar: Grammar | None = None) -> np.ndarray:
     """The true reward in nats, shape (texts,): log p(positive | text) - log p(negative | text).
 
-    Exact: both labels a priori 1/2, genres summed out, an unfinished last sentence counted by the
-    probability of its prefix.  Each sentence that the grammar cannot derive at its place (unknown,
-    repeated, or beyond the longest review) gives no evidence and costs FAULT_COST.
+    Exact: both labels a priori 1/2, genres summed out, an unfinished last sentence counted by the probability of its
+    prefix.  Each sentence that the grammar cannot derive at its place (unknown, repeated, or beyond the longest review)
+    gives no evidence and costs FAULT_COST.
     """
     readings = _read_all(texts, grammar)
     if not readings:
@@ -254,11 +253,10 @@ def log_probability(texts: Iterable[str], *, prefix: bool = False, grammar: Gram
     prior = -np.log(2 * grammar.probability.shape[2])
     out = []
     for reading in _read_all(texts, grammar):
-        possible = [
-            p for n, p in grammar.lengths.items() if (n >= reading.sentences if prefix else n == reading.sentences)
-        ]
-        if reading.faults or not possible or not (prefix or reading.finished):
+        n = reading.sentences
+        fits = sum(p for length, p in grammar.lengths.items() if length == n or (prefix and length > n))
+        if reading.faults or not fits or not (prefix or reading.finished):
             out.append(-np.inf)
         else:
-            out.append(np.logaddexp.reduce(reading.log_likelihood, axis=None) + prior + np.log(sum(possible)))
+            out.append(np.logaddexp.reduce(reading.log_likelihood, axis=None) + prior + np.log(fits))
     return np.array(out)
