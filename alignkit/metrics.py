@@ -105,23 +105,6 @@ def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     return mean, mean - half, mean + half
 
 
-def bootstrap_interval(
-    statistic, *columns: np.ndarray, draws: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of statistic(*columns) when whole rows (reviews, prompts) are drawn again."""
-    result = stats.bootstrap(
-        columns,
-        lambda *c: statistic(*c),
-        paired=True,
-        vectorized=False,
-        n_resamples=draws,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
 def paired_p_value(differences: np.ndarray) -> float:
     """Two-sided p-value of a one-sample t test that the differences, shape (seeds,), have mean zero.
 
