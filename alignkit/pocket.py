@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,17 +174,6 @@ def generate_reviews(n: int, seed: int, grammar: Grammar | None = None) -> pd.Da
     return pd.DataFrame({"text": texts, "label": label})
 
 
-def split_sentences(text: str) -> tuple[list[str], str]:
-    """Finished sentences (each ends with " .") and the unfinished rest ("" if there is none)."""
-    finished, words = [], []
-    for word in text.split():
-        words.append(word)
-        if word == ".":
-            finished.append(" ".join(words))
-            words = []
-    return finished, " ".join(words)
-
-
 class _Reading(NamedTuple):
     log_likelihood: np.ndarray
     """log P(the sentences that the grammar derives | label, genre), shape (2, G)."""
@@ -195,7 +184,9 @@ class _Reading(NamedTuple):
 
 def _read(text: str, grammar: Grammar) -> _Reading:
     """Walk through a text once, sentence by sentence; what cannot be derived is counted and skipped."""
-    finished, rest = split_sentences(text)
+    words = text.split()
+    ends = [0, *(i + 1 for i, word in enumerate(words) if word == ".")]
+    finished, rest = [" ".join(words[a:b]) for a, b in pairwise(ends)], " ".join(words[ends[-1] :])
     log_likelihood = np.zeros(grammar.probability.shape[1:])
     used: list[int] = []
     faults = 0
