@@ -87,15 +87,18 @@ def sample(
     seed: int,
     batch: int = 256,
     bias: dict[int, float] | None = None,
+    greedy: bool = False,
 ) -> pd.DataFrame:
     """k completions of each prompt (a text or token ids) by plain sampling at temperature 1, rows in prompt order.
 
-    `bias` adds to the logits of single tokens, id -> nats.  Columns prompt, completion, prompt_ids, completion_ids
-    (with the first end-of-text token, if one was drawn) and finished.
+    `bias` adds to the logits of single tokens, id -> nats; `greedy` takes the likeliest token at each step, which is no
+    sample.  Columns prompt, completion, prompt_ids, completion_ids (with the first end-of-text token, if one was
+    drawn) and finished.
     """
     each = tokenizer(texts)["input_ids"] if isinstance(texts[0], str) else texts
     prompt_ids = [list(ids) for ids in each for _ in range(k)]
     biased = {"sequence_bias": {(token,): value for token, value in bias.items()}} if bias else {}
+    plain = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     rows = []
     # The global stream is left as it was, so that sampling in a cell changes nothing after it.
     with torch.random.fork_rng(), plain_generation(model):
@@ -107,12 +110,9 @@ def sample(
                 ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
+                **plain,
                 **biased,
             )
             for prompt, completion in zip(some, drawn[:, ids.shape[1] :].tolist(), strict=True):
