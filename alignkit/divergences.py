@@ -40,9 +40,9 @@ class Divergence:
     """f'(exp(log_u)) - f'(1), written in log_u."""
     log_slope: Function
     """u f''(u), written in log_u."""
-    inverse: Function | None
+    inverse: Function | None = None
     """u with f'(u) = x, on float64 arrays, 0 below f'(0+); None where f' has no inverse."""
-    supports_dpo: bool
+    supports_dpo: bool = True
     """Whether f'(0+) = -inf, so that the optimum gives mass to every response, as f-DPO's change of variables needs."""
     powers: tuple[float, ...] = ()
     """The powers of u in f', which can overflow."""
@@ -142,7 +142,7 @@ def _power(log_u: torch.Tensor, power: float) -> torch.Tensor:
 
 
 def _power_minus_one(log_u: torch.Tensor, power: float) -> torch.Tensor:
-    """u^power - 1, accurate near u = 1, clamped before it overflows."""
+    """u^power - 1, accurate near u = 1, clamped likewise."""
     return torch.expm1((power * log_u).clamp(max=_largest_exponent(log_u.dtype)))
 
 
@@ -160,7 +160,6 @@ def _alpha(alpha: float) -> Divergence:
         centred=lambda v: -_power_minus_one(v, -alpha) / alpha,
         log_slope=lambda v: _power(v, -alpha),
         inverse=lambda x: (1 - alpha * x) ** (-1 / alpha),
-        supports_dpo=True,
         powers=(-alpha,),
         alpha=alpha,
     )
@@ -220,7 +219,6 @@ FIXED: dict[str, Divergence] = {
             uncentred=lambda v: v + 1,
             log_slope=torch.ones_like,
             inverse=lambda x: np.exp(x - 1),
-            supports_dpo=True,
         ),
         Divergence(
             name="forward_kl",
@@ -232,7 +230,6 @@ FIXED: dict[str, Divergence] = {
             uncentred=lambda v: -_power(v, -1),
             log_slope=lambda v: _power(v, -1),
             inverse=lambda x: -1 / x,
-            supports_dpo=True,
             powers=(-1,),
         ),
         Divergence(
@@ -244,7 +241,6 @@ FIXED: dict[str, Divergence] = {
             centred=lambda v: log(2) + logsigmoid(v),
             log_slope=lambda v: torch.sigmoid(-v),
             inverse=_inverse_of_jensen_shannon,
-            supports_dpo=True,
         ),
         Divergence(
             name="pearson_chi2",
@@ -267,7 +263,6 @@ FIXED: dict[str, Divergence] = {
             centred=lambda v: -_power_minus_one(v, -2),
             log_slope=lambda v: 2 * _power(v, -2),
             inverse=lambda x: (1 - x) ** -0.5,
-            supports_dpo=True,
             powers=(-2,),
         ),
         Divergence(
@@ -279,7 +274,6 @@ FIXED: dict[str, Divergence] = {
             centred=lambda v: (4 * _power_minus_one(v, 1) - _power_minus_one(v, -2)) / 3,
             log_slope=lambda v: (4 * _power(v, 1) + 2 * _power(v, -2)) / 3,
             inverse=_inverse_of_cnp,
-            supports_dpo=True,
             powers=(1, -2),
         ),
         Divergence(
@@ -291,7 +285,6 @@ FIXED: dict[str, Divergence] = {
             centred=lambda v: -_power_minus_one(v, -0.5),
             log_slope=lambda v: 0.5 * _power(v, -0.5),
             inverse=lambda x: (1 - x) ** -2.0,
-            supports_dpo=True,
             powers=(-0.5,),
         ),
         Divergence(
@@ -304,7 +297,6 @@ FIXED: dict[str, Divergence] = {
             log_slope=lambda v: 1 + _power(v, -1),
             # With v = 1/u it reads v + log v = 1 - x, which is what the Wright omega function solves.
             inverse=lambda x: 1 / wrightomega(1 - np.asarray(x)),
-            supports_dpo=True,
             powers=(-1,),
         ),
         Divergence(
@@ -317,7 +309,6 @@ FIXED: dict[str, Divergence] = {
             uncentred=logsigmoid,
             log_slope=lambda v: torch.sigmoid(-v),
             inverse=lambda x: 1 / np.expm1(-np.asarray(x)),
-            supports_dpo=True,
         ),
         Divergence(
             name="total_variation",
@@ -329,7 +320,6 @@ FIXED: dict[str, Divergence] = {
             centred=lambda v: (v > 0).to(v.dtype) + 0 * v,
             uncentred=lambda v: (v > 0).to(v.dtype) - 0.5 + 0 * v,
             log_slope=torch.zeros_like,
-            inverse=None,
             supports_dpo=False,
         ),
         Divergence(
@@ -342,7 +332,6 @@ FIXED: dict[str, Divergence] = {
             uncentred=lambda v: _power(v, 1) + v,
             log_slope=lambda v: _power(v, 1) + 1,
             inverse=lambda x: wrightomega(np.asarray(x)),
-            supports_dpo=True,
             powers=(1,),
         ),
     )

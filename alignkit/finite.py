@@ -1,9 +1,10 @@
 """Preference learning on a finite set of responses, where population losses and their optima can be computed.
 
-Two questions that no language model can answer exactly are answered here: does minimising a preference loss end in the
-policy that the theory promises, and what does each divergence do when the policy cannot be everything (mode-seeking
-and mass-covering)?
+Does minimising a preference loss end in the policy that the theory promises, and what does each divergence do when the
+policy cannot be everything (mode-seeking and mass-covering)?
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from scipy.optimize import OptimizeResult, minimize
 from scipy.special import expit, log_expit, log_softmax
 
 from alignkit.divergences import Divergence
+
+Derivatives = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Gradient and curvature at these logits."""
 
 
 def population_loss(div: Divergence, log_policy: np.ndarray, ref: np.ndarray, reward: np.ndarray, beta: float) -> float:
@@ -34,8 +38,7 @@ def minimise_population_loss(
 ) -> tuple[np.ndarray, OptimizeResult]:
     """The policy (responses,) that minimises `population_loss` over the logits, starting at the reference.
 
-    A trust-region Newton method (scipy "trust-exact") with the Fisher matrix as curvature.  Returns the policy and
-    scipy's report.
+    A trust-region Newton method with the Fisher matrix as curvature; returns the policy and scipy's report.
     """
 
     def value(logits: np.ndarray) -> float:
@@ -51,10 +54,13 @@ def minimise_population_loss(
         by_score_twice = np.diag(spread.sum(axis=1)) - spread
         return by_score @ score_by_logit, score_by_logit.T @ by_score_twice @ score_by_logit
 
-    return _newton(value, derivatives, ref, maxiter=steps, max_trust_radius=10.0)
+    return newton(value, derivatives, ref, maxiter=steps, max_trust_radius=10.0)
 
 
-def _newton(value, derivatives, ref, **options):
+def newton(
+    value: Callable[[np.ndarray], float], derivatives: Derivatives, ref: np.ndarray, **options: float
+) -> tuple[np.ndarray, OptimizeResult]:
+    """The policy (responses,) at a minimum over the logits, from the reference on, and scipy's report (trust-exact)."""
     # Plain BFGS stalls where a score is steep (Jeffrey at beta 0.1) and on the plateau of a vanished response.
     found = minimize(
         value,
@@ -91,48 +97,6 @@ def fit_unimodal(div: Divergence, target: np.ndarray, grid: np.ndarray) -> tuple
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     """Half the sum of |p - q|: the largest difference in probability that p and q give to any event."""
     return float(np.abs(p - q).sum() / 2)
-
-
-# Finite sets of responses
-
-
-def comparisons(reward: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
-    """How often i beats j when every two responses are compared `each` times; (responses, responses), zero diagonal."""
-    wins = np.triu(rng.binomial(each, expit(reward[:, None] - reward[None, :])), k=1)
-    return wins + np.tril(each - wins.T, k=-1)
-
-
-def fit_bradley_terry(wins: np.ndarray) -> np.ndarray:
-    """The rewards (responses,) that make these comparisons most likely; their mean, which is free, is zero."""
-
-    def loss(reward: np.ndarray) -> tuple[float, np.ndarray]:
-        gap = reward[:, None] - reward[None, :]
-        surprise = wins * expit(-gap)
-        return -(wins * log_expit(gap)).sum() / wins.sum(), (surprise.sum(axis=0) - surprise.sum(axis=1)) / wins.sum()
-
-    found = minimize(loss, np.zeros(len(wins)), jac=True, method="BFGS", options={"gtol": 1e-10})
-    return found.x - found.x.mean()
-
-
-def objective(pi: np.ndarray, ref: np.ndarray, reward: np.ndarray, beta: float) -> float:
-    """E_π[r] - β KL(π ‖ ref) on a finite set; nats."""
-    return float(pi @ (reward - beta * (np.log(pi) - np.log(ref))))
-
-
-def maximise_objective(ref: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
-    """The policy (responses,) that maximises `objective`, found from the reference on by Newton steps in its logits."""
-
-    def gains(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        log_pi = log_softmax(logits)
-        return np.exp(log_pi), reward - beta * (log_pi - np.log(ref))
-
-    def derivatives(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pi, gain = gains(logits)
-        above, both = gain - pi @ gain, np.outer(pi, pi)
-        curvature = both * (above[:, None] + above[None, :]) - np.diag(pi * above) + beta * (np.diag(pi) - both)
-        return -pi * above, curvature
-
-    return _newton(lambda logits: -float(np.dot(*gains(logits))), derivatives, ref, maxiter=2000)[0]
 
 
 def random_policy(vocabulary: int, length: int, seed: int) -> torch.Tensor:

@@ -51,17 +51,15 @@ def optimal_frontier(
     return pd.DataFrame(rows)
 
 
-def balance_log_weights(log_probs: np.ndarray, counts: Sequence[int], reference: int = 0) -> np.ndarray:
+def balance_log_weights(log_probs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     """log(π_ref / mixture) for samples of several policies pooled, the balance heuristic (Veach and Guibas 1995).
 
-    log_probs is (policies, prompts, n): every pooled sample under every policy, in nats.  counts says how many of the n
-    samples of a prompt each policy drew; the mixture has these shares.  `reference` is the position of π_ref.
-    Returns (prompts, n).
+    log_probs is (policies, prompts, n): every pooled sample under every policy, π_ref first, in nats.  counts says how
+    many of the n samples of a prompt each policy drew; the mixture has these shares.  Returns (prompts, n).
     """
     with np.errstate(divide="ignore"):  # a policy that drew nothing
         shares = np.log(np.asarray(counts, dtype=float) / np.sum(counts))
-    mixture = logsumexp(log_probs + shares[:, None, None], axis=0)
-    return log_probs[reference] - mixture
+    return log_probs[0] - logsumexp(log_probs + shares[:, None, None], axis=0)
 
 
 def best_of_n(rewards: np.ndarray, ns: Sequence[int]) -> pd.DataFrame:

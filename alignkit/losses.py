@@ -60,8 +60,7 @@ def kto_pair(chosen: Scores, rejected: Scores, *, beta: float) -> torch.Tensor:
     """KTO on pairs (Ethayarajh et al. 2024, equation 8): each response is valued against the other side's batch mean.
 
     The mean of 1 - σ(β(s_w - z_l)) and 1 - σ(β(z_w - s_l)); z is the batch mean of that side's scores, at least 0,
-    and carries no gradient.  Scores must be zero at π = π_ref: here their level counts, not
-    only their difference.
+    and carries no gradient.  Scores must be zero at π = π_ref, as their level counts, not only their difference.
     """
     z_chosen, z_rejected = (side.mean().clamp(min=0).detach() for side in (chosen, rejected))
     desirable = 1 - torch.sigmoid(beta * (chosen - z_rejected))
@@ -75,8 +74,17 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def needs(name: str) -> tuple[str, ...]:
-    """What a loss needs beside the scores and β: names among label_smoothing, chosen_tokens, rejected_tokens."""
-    return tuple(inspect.signature(LOSSES[name]).parameters)[3:]
+    """What a loss needs beside the scores and β: names among label_smoothing, chosen_tokens, rejected_tokens.
+
+    Raises UserFault for an unknown name.
+    """
+    return tuple(inspect.signature(_named(name)).parameters)[3:]
+
+
+def _named(name: str) -> Callable[..., torch.Tensor]:
+    if name not in LOSSES:
+        raise UserFault(f"loss: {name!r}; allowed: {', '.join(LOSSES)}")
+    return LOSSES[name]
 
 
 def preference_loss(name: str, chosen: Scores, rejected: Scores, *, beta: float, **settings) -> torch.Tensor:
@@ -85,10 +93,9 @@ def preference_loss(name: str, chosen: Scores, rejected: Scores, *, beta: float,
     `cdpo` and `robust` need label_smoothing in [0, 0.5), `ipo_per_token` needs chosen_tokens and rejected_tokens.
     Raises UserFault for an unknown name, beta <= 0, or label_smoothing out of range.
     """
-    if name not in LOSSES:
-        raise UserFault(f"loss: {name!r}; allowed: {', '.join(LOSSES)}")
+    loss = _named(name)
     if not beta > 0:
         raise UserFault(f"beta: {beta}; allowed: a number > 0")
     if not 0 <= settings.get("label_smoothing", 0) < 0.5:
         raise UserFault(f"label_smoothing: {settings['label_smoothing']}; allowed: a number >= 0, < 0.5")
-    return LOSSES[name](chosen, rejected, beta=beta, **settings)
+    return loss(chosen, rejected, beta=beta, **settings)

@@ -94,13 +94,9 @@ def _first_of_tied(states: Sequence[State]) -> dict[str, str]:
     first: dict[str, str] = {}
     for name, tensor in states[0].items():
         alike = (n for n in first if first[n] == n and tensor.ndim > 1 and tensor.shape == states[0][n].shape)
-        same = (n for n in alike if all(_one_tensor(state[n], state[name]) for state in states))
+        same = (n for n in alike if all(torch.equal(state[n], state[name]) for state in states))
         first[name] = next(same, name)
     return first
-
-
-def _one_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
 
 
 def _groups(init: State, thetas: Sequence[State], per: Per) -> dict[str, list[str]]:

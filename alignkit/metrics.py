@@ -21,10 +21,9 @@ def sign_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def reliability(probability: np.ndarray, outcome: np.ndarray, bins: int = 15) -> pd.DataFrame:
-    """Reliability diagram: equal-width bins of predicted probability.
+    """Reliability diagram: equal-width bins of predicted probability; empty ones are left out.
 
-    Columns predicted (mean), observed (share of outcome 1), low and high (95 % Wilson interval of
-    observed) and count; empty bins are left out.
+    Columns predicted (mean), observed (share of outcome 1), low and high (95 % Wilson interval of observed), count.
     """
     which = np.minimum((np.asarray(probability) * bins).astype(int), bins - 1)
     rows = []
@@ -42,22 +41,16 @@ def expected_calibration_error(probability: np.ndarray, outcome: np.ndarray, bin
 
 
 def unigram_entropy(texts: Sequence[str]) -> float:
-    """Entropy in nats of the words (parted by blanks) of all texts together (Shannon 1948).
-
-    0 for a single word, at most the log of the number of distinct words; NaN where no text holds a word (a policy that
-    ends at once).
-    """
+    """Entropy in nats of the words of all texts together (Shannon 1948); NaN where no text holds a word."""
     counts = Counter(word for text in texts for word in text.split())
-    if not counts:
-        return float("nan")
-    return float(stats.entropy(sorted(counts.values())))  # sorted, so that the order of texts moves no last digit
+    # Sorted, so that the order of texts moves no last digit.
+    return float(stats.entropy(sorted(counts.values()))) if counts else float("nan")
 
 
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
-    """Distinct n-grams over all n-grams of all texts together, in [0, 1] (Li et al. 2016).
+    """Distinct n-grams over all n-grams of all texts together, in [0, 1] (Li et al. 2016); 0 where no text has n words.
 
-    No n-gram crosses from one text to the next; 0 where no text has n words. It falls as texts are
-    added, so compare equal numbers of texts of equal length.
+    It falls as texts are added, so compare equal numbers of texts of equal length.
     """
     grams = [gram for text in texts for gram in _ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
@@ -80,10 +73,9 @@ def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
 def self_bleu(groups: Sequence[Sequence[str]], order: int = 4) -> float:
     """Mean BLEU of each text against the others of its group, in [0, 1]; high means alike (Zhu et al. 2018, Texygen).
 
-    A group holds the completions of one prompt, two at least; the mean is over texts, so groups of
-    equal size weigh the same. Smoothed as in Texygen: an n-gram order without a match counts 0.1
-    matches (method 1 of Chen and Cherry 2014). A text shorter than `order` words is compared on
-    the orders that it has; a text without words scores 0.
+    A group holds the completions of one prompt, two at least.  Smoothed as in Texygen: an n-gram order without a match
+    counts 0.1 matches (method 1 of Chen and Cherry 2014).  A text shorter than `order` words is compared on the orders
+    that it has; a text without words scores 0.
     """
     if not groups or min(len(group) for group in groups) < 2:
         raise ValueError("self_bleu: each group needs two texts at least, and there must be a group")
@@ -113,28 +105,11 @@ def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     return mean, mean - half, mean + half
 
 
-def bootstrap_interval(
-    statistic, *columns: np.ndarray, draws: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of statistic(*columns) when whole rows (reviews, prompts) are drawn again."""
-    result = stats.bootstrap(
-        columns,
-        lambda *c: statistic(*c),
-        paired=True,
-        vectorized=False,
-        n_resamples=draws,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
 def paired_p_value(differences: np.ndarray) -> float:
     """Two-sided p-value of a one-sample t test that the differences, shape (seeds,), have mean zero.
 
-    NaN for a single seed. Where all differences are equal the t statistic is 0 / 0 or infinite: 1 if
-    they are zero, 0 if not. The latter is a sign that the seeds moved nothing, more than evidence.
+    NaN for a single seed.  Where all differences are equal it is 1 if they are zero, else 0, which is a sign that the
+    seeds moved nothing, more than evidence.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
@@ -148,8 +123,8 @@ def paired_p_value(differences: np.ndarray) -> float:
 def holm(p_values: np.ndarray) -> np.ndarray:
     """p-values adjusted so that the chance of any false claim among them stays below the level (Holm 1979).
 
-    Same shape (tests,) and order as given, each at least its p-value and at most 1. NaN stays NaN and
-    counts as no test, as in R's p.adjust. Written out as scipy adjusts for false discovery rate only.
+    (tests,) in the order given.  NaN stays NaN and counts as no test, as in R's p.adjust.  Written out since scipy
+    adjusts for false discovery rate only.
     """
     p = np.asarray(p_values, dtype=float)
     rank = np.argsort(p)  # NaN last

@@ -75,8 +75,6 @@ def in_force() -> dict[str, str | int]:
 
 
 def _maker() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return os.uname().machine
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), os.uname().machine)

@@ -1,110 +1,37 @@
 """The pocket world: a grammar of short film reviews whose true reward is known exactly.
 
-A review has a hidden label (positive or negative), a hidden genre and 3-6 different sentences.
-Each sentence comes from a family (opinion, negation, contrast, ...) and carries a valence, which
-agrees with the label with a probability that grows with the strength of the wording.  Families are
-equally likely under both labels, and every sentence is possible under both, so no single sentence
-decides, and negation, contrast, hearsay and genre make sentiment more than a bag of words.
+A review has a hidden label (positive or negative), a hidden genre and 3-6 different sentences.  Each sentence is of a
+family (opinion, negation, contrast, ...) and carries a valence, which agrees with the label with a probability that
+grows with the strength of the wording.  Families are equally likely under both labels, and every sentence is possible
+under both, so no single sentence decides, and negation, contrast, hearsay and genre make sentiment more than a bag of
+words.  All sentences can be listed, so every probability below is a finite sum, not an estimate.
 
-All sentences can be listed, so every probability below is a finite sum, not an estimate.
-Texts are lower-case words separated by blanks; every sentence ends with " .".
+Texts are lower-case words separated by blanks; every sentence ends with " .".  The words, and how likely each is, stand
+in pocket.yaml.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise, permutations, product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 
-AGREEMENT = {1: 0.66, 2: 0.82, 3: 0.94}
-"""P(a sentence's valence agrees with the review's label), by strength of the wording."""
-
+_WORLD = yaml.safe_load(Path(__file__).with_name("pocket.yaml").read_text(encoding="utf-8"))
+AGREEMENT: dict[int, float] = _WORLD["agreement"]
+GENRE_SLIP: float = _WORLD["genre_slip"]
+LENGTHS: dict[int, float] = _WORLD["lengths"]
+FAMILIES: dict[str, float] = _WORLD["families"]
+GENRES = tuple(_WORLD["genres"])
+ADJECTIVES = {word: (valence, strength) for valence, strength, words in _WORLD["adjectives"] for word in words}
+VERDICTS: dict[str, tuple[int, int]] = _WORLD["verdicts"]
 FAULT_COST = 5.0
 """Nats that a sentence costs when the grammar cannot derive it at its place; more than any sentence earns."""
-
-GENRES = ("horror", "comedy", "drama", "romance", "thriller")
-GENRE_SLIP = 0.01
-"""Weight of naming a genre (or its topics) that is not the review's own; the own genre weighs 1."""
-
-LENGTHS = {3: 0.2, 4: 0.3, 5: 0.3, 6: 0.2}
-"""P(number of sentences), the same for both labels."""
-
-FAMILIES = {
-    "opinion": 0.34,
-    "negation": 0.12,
-    "moment": 0.05,
-    "contrast": 0.10,
-    "hearsay": 0.06,
-    "expectation": 0.05,
-    "verdict": 0.10,
-    "setting": 0.12,
-    "genre": 0.06,
-}
-"""P(sentence family), the same for both labels."""
-
-ASPECTS = (
-    "acting plot music script photography ending dialogue direction cast "
-    "pacing story editing soundtrack camera lighting humour".split()
-)
-CONTRAST_ASPECTS = ASPECTS[:6]
-MOMENTS = "moment scene minute line joke".split()
-RELATIVES = "sister brother mother father friend neighbour".split()
-PLACES = "paris london rome chicago berlin tokyo madrid vienna dublin prague lisbon boston".split()
-DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-SEASONS = "spring summer autumn winter".split()
-DECADES = "sixties seventies eighties nineties".split()
-MINUTES = ["eighty", "ninety", "a hundred", "ninety-five"]
-TOPICS = {
-    "horror": "ghosts vampires witches zombies curses".split(),
-    "comedy": "roommates weddings tourists cooks salesmen".split(),
-    "drama": "farmers lawyers teachers soldiers orphans".split(),
-    "romance": "lovers dancers pianists sweethearts letters".split(),
-    "thriller": "spies thieves hostages hackers detectives".split(),
-}
-
-# word -> (valence, strength)
-ADJECTIVES = {
-    **dict.fromkeys("decent pleasant likable watchable agreeable tidy".split(), (+1, 1)),
-    **dict.fromkeys("good charming clever moving fresh elegant".split(), (+1, 2)),
-    **dict.fromkeys("superb brilliant masterful stunning wonderful flawless magnificent".split(), (+1, 3)),
-    **dict.fromkeys("uneven flat ordinary forgettable shallow messy".split(), (-1, 1)),
-    **dict.fromkeys("bad dull clumsy boring stale lazy".split(), (-1, 2)),
-    **dict.fromkeys("awful dreadful horrible terrible unbearable atrocious abysmal".split(), (-1, 3)),
-}
-# word -> genres in which it is praise; elsewhere it is a complaint.  Strength 2.
-GENRE_ADJECTIVES = {
-    "scary": {"horror", "thriller"},
-    "silly": {"comedy"},
-    "slow": {"drama", "romance"},
-    "loud": {"thriller", "horror"},
-    "sad": {"drama", "romance"},
-    "sweet": {"romance", "comedy"},
-}
-INTENSIFIERS = {"really": +1, "truly": +1, "very": 0, "quite": 0, "rather": -1, "somewhat": -1}
-"""Change in strength."""
-
-# sentence -> (valence, strength)
-VERDICTS = {
-    "i would watch it again .": (+1, 2),
-    "you will not regret it .": (+1, 3),
-    "it stayed with me .": (+1, 2),
-    "do not miss this one .": (+1, 3),
-    "it was worth the ticket .": (+1, 2),
-    "i could not stop smiling .": (+1, 3),
-    "we left the cinema happy .": (+1, 2),
-    "i loved every second of it .": (+1, 3),
-    "i want my money back .": (-1, 3),
-    "you will regret it .": (-1, 3),
-    "do not waste your time .": (-1, 3),
-    "i nearly fell asleep .": (-1, 2),
-    "we left before the end .": (-1, 3),
-    "it was not worth it .": (-1, 2),
-    "i could not stop yawning .": (-1, 2),
-    "we left the cinema early .": (-1, 2),
-}
 
 
 class Derivation(NamedTuple):
@@ -137,11 +64,10 @@ def build_grammar(
     genres: Sequence[str],
     lengths: Mapping[int, float],
 ) -> Grammar:
-    """Turn derivations into sentence probabilities.
+    """Turn derivations into sentence probabilities; derivations of the same words add up.
 
-    Within a family, a derivation weighs AGREEMENT (or 1 - AGREEMENT, or 1 if its valence is 0) times
-    GENRE_SLIP if it names another genre; weights are normalised within each (family, label, genre).
-    Derivations of the same words add up.
+    Within a family, a derivation weighs AGREEMENT (or 1 - AGREEMENT, or 1 if its valence is 0) times GENRE_SLIP if it
+    names another genre; weights are normalised within each (family, label, genre).
     """
     rows = list(derivations)
     weight = np.array([[[_weight(d, label, g) for g in genres] for label in (-1, +1)] for d in rows])
@@ -169,72 +95,58 @@ def pocket_grammar() -> Grammar:
 
 
 def _pocket_derivations() -> Iterator[Derivation]:
-    adjectives = dict(ADJECTIVES)
-    for word, praised in GENRE_ADJECTIVES.items():
-        adjectives[word] = ({g: +1 if g in praised else -1 for g in GENRES}, 2)
+    yield from _sentences_of_adjectives()
+    for last in (+1, -1):
+        # What comes after "but" is what the reviewer means.
+        before, after = (
+            [word for word, kind in ADJECTIVES.items() if kind == (valence, 2)] for valence in (-last, last)
+        )
+        aspects = permutations(_WORLD["aspects"][:6], 2)
+        for first_word, last_word, (a, b) in product(before, after, aspects):
+            yield Derivation("contrast", f"{first_word} {a} but {last_word} {b} .", last, 2)
+    for sentence, (valence, strength) in VERDICTS.items():
+        yield Derivation("verdict", sentence, valence, strength)
+    for sentence, fillings in _WORLD["settings"].items():
+        for filling in fillings:
+            yield Derivation("setting", sentence.format(filling))
+    for genre, topics in _WORLD["genres"].items():
+        yield Derivation("genre", f"it is a {genre} film .", genre=genre)
+        for topic in topics:
+            yield Derivation("genre", f"it is a film about {topic} .", genre=genre)
+            yield Derivation("genre", f"this {genre} is about {topic} .", genre=genre)
 
-    for word, (valence, strength) in adjectives.items():
+
+def _sentences_of_adjectives() -> Iterator[Derivation]:
+    by_genre = {
+        word: ({genre: +1 if genre in praised else -1 for genre in GENRES}, 2)
+        for word, praised in _WORLD["genre_adjectives"].items()
+    }
+    for word, (valence, strength) in (ADJECTIVES | by_genre).items():
         opposite = {g: -v for g, v in valence.items()} if isinstance(valence, dict) else -valence
-        for aspect in ASPECTS:
+        for aspect in _WORLD["aspects"]:
             yield Derivation("opinion", f"the {aspect} was {word} .", valence, strength)
-            for adverb, change in INTENSIFIERS.items():
+            for adverb, change in _WORLD["intensifiers"].items():
                 level = min(3, max(1, strength + change))
                 yield Derivation("opinion", f"the {aspect} was {adverb} {word} .", valence, level)
             yield Derivation("negation", f"the {aspect} was not {word} .", opposite, max(1, strength - 1))
             yield Derivation("negation", f"the {aspect} was not very {word} .", opposite, 1)
             yield Derivation("negation", f"the {aspect} was never {word} .", opposite, strength)
         article = "an" if word[0] in "aeiou" else "a"
-        for moment in MOMENTS:
+        for moment in _WORLD["moments"]:
             yield Derivation("moment", f"there was not {article} {word} {moment} .", opposite, 3)
-        for relative in RELATIVES:
+        for relative in _WORLD["relatives"]:
             # Relatives have other tastes: their praise speaks, weakly, against the film.
             yield Derivation("hearsay", f"my {relative} called it {word} .", opposite, 1)
         yield Derivation("hearsay", f"the critics called it {word} .", valence, 1)
         yield Derivation("expectation", f"i expected {article} {word} film .", opposite, 2)
         yield Derivation("expectation", f"i expected something {word} here .", opposite, 2)
 
-    medium = {+1: [], -1: []}
-    for word, (valence, strength) in ADJECTIVES.items():
-        if strength == 2:
-            medium[valence].append(word)
-    for last in (+1, -1):
-        # What comes after "but" is what the reviewer means.
-        for first_word in medium[-last]:
-            for last_word in medium[last]:
-                for a in CONTRAST_ASPECTS:
-                    for b in CONTRAST_ASPECTS:
-                        if a != b:
-                            yield Derivation("contrast", f"{first_word} {a} but {last_word} {b} .", last, 2)
-
-    for sentence, (valence, strength) in VERDICTS.items():
-        yield Derivation("verdict", sentence, valence, strength)
-
-    for place in PLACES:
-        yield Derivation("setting", f"the film was set in {place} .")
-        yield Derivation("setting", f"the story begins in {place} .")
-    for day in DAYS:
-        yield Derivation("setting", f"i saw it on a {day} .")
-    for relative in RELATIVES:
-        yield Derivation("setting", f"i saw it with my {relative} .")
-    for decade in DECADES:
-        yield Derivation("setting", f"it takes place in the {decade} .")
-    for season in SEASONS:
-        yield Derivation("setting", f"they filmed it in {season} .")
-    for minutes in MINUTES:
-        yield Derivation("setting", f"it runs for {minutes} minutes .")
-
-    for genre in GENRES:
-        yield Derivation("genre", f"it is a {genre} film .", genre=genre)
-        for topic in TOPICS[genre]:
-            yield Derivation("genre", f"it is a film about {topic} .", genre=genre)
-            yield Derivation("genre", f"this {genre} is about {topic} .", genre=genre)
-
 
 def generate_reviews(n: int, seed: int, grammar: Grammar | None = None) -> pd.DataFrame:
     """Draw n reviews, half of them positive; columns text, label (1 positive, 0 negative).
 
-    A sentence that stands in the review already is drawn again, so each one has probability
-    p(s) / (1 - sum of the p of the earlier ones), the normaliser that `gold_reward` uses.
+    A sentence that stands in the review already is drawn again, so each one has probability p(s) / (1 - sum of the p of
+    the earlier ones), the normaliser that `gold_reward` uses.
     """
     grammar = grammar or pocket_grammar()
     rng = np.random.default_rng(seed)
@@ -262,17 +174,6 @@ def generate_reviews(n: int, seed: int, grammar: Grammar | None = None) -> pd.Da
     return pd.DataFrame({"text": texts, "label": label})
 
 
-def split_sentences(text: str) -> tuple[list[str], str]:
-    """Finished sentences (each ends with " .") and the unfinished rest ("" if there is none)."""
-    finished, words = [], []
-    for word in text.split():
-        words.append(word)
-        if word == ".":
-            finished.append(" ".join(words))
-            words = []
-    return finished, " ".join(words)
-
-
 class _Reading(NamedTuple):
     log_likelihood: np.ndarray
     """log P(the sentences that the grammar derives | label, genre), shape (2, G)."""
@@ -283,7 +184,9 @@ class _Reading(NamedTuple):
 
 def _read(text: str, grammar: Grammar) -> _Reading:
     """Walk through a text once, sentence by sentence; what cannot be derived is counted and skipped."""
-    finished, rest = split_sentences(text)
+    words = text.split()
+    ends = [0, *(i + 1 for i, word in enumerate(words) if word == ".")]
+    finished, rest = [" ".join(words[a:b]) for a, b in pairwise(ends)], " ".join(words[ends[-1] :])
     log_likelihood = np.zeros(grammar.probability.shape[1:])
     used: list[int] = []
     faults = 0
@@ -315,9 +218,9 @@ def _read_all(texts: Iterable[str], grammar: Grammar | None) -> list[_Reading]:
 def gold_reward(texts: Iterable[str], grammar: Grammar | None = None) -> np.ndarray:
     """The true reward in nats, shape (texts,): log p(positive | text) - log p(negative | text).
 
-    Exact: both labels a priori 1/2, genres summed out, an unfinished last sentence counted by the
-    probability of its prefix.  Each sentence that the grammar cannot derive at its place (unknown,
-    repeated, or beyond the longest review) gives no evidence and costs FAULT_COST.
+    Exact: both labels a priori 1/2, genres summed out, an unfinished last sentence counted by the probability of its
+    prefix.  Each sentence that the grammar cannot derive at its place (unknown, repeated, or beyond the longest review)
+    gives no evidence and costs FAULT_COST.
     """
     readings = _read_all(texts, grammar)
     if not readings:
@@ -341,11 +244,10 @@ def log_probability(texts: Iterable[str], *, prefix: bool = False, grammar: Gram
     prior = -np.log(2 * grammar.probability.shape[2])
     out = []
     for reading in _read_all(texts, grammar):
-        possible = [
-            p for n, p in grammar.lengths.items() if (n >= reading.sentences if prefix else n == reading.sentences)
-        ]
-        if reading.faults or not possible or not (prefix or reading.finished):
+        n = reading.sentences
+        fits = sum(p for length, p in grammar.lengths.items() if length == n or (prefix and length > n))
+        if reading.faults or not fits or not (prefix or reading.finished):
             out.append(-np.inf)
         else:
-            out.append(np.logaddexp.reduce(reading.log_likelihood, axis=None) + prior + np.log(sum(possible)))
+            out.append(np.logaddexp.reduce(reading.log_likelihood, axis=None) + prior + np.log(fits))
     return np.array(out)

@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit, log_softmax
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.divergences import examples
+from alignkit.finite import newton
 from alignkit.losses import LOSSES, needs, preference_loss
 from alignkit.report.looks import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
 from alignkit.report.policies import Method, Runs, aligned, dpo, prepared
@@ -361,3 +364,34 @@ def training(log: pd.DataFrame) -> Figure:
     axes[0].legend(fontsize="small", loc="upper right", bbox_to_anchor=(1, 0.95))
     axes[1].legend(fontsize="small")
     return figure
+
+
+# Finite sets of responses
+
+
+def fit_bradley_terry(wins: np.ndarray) -> np.ndarray:
+    """The rewards (responses,) that make these comparisons most likely; their mean, which is free, is zero."""
+
+    def loss(reward: np.ndarray) -> tuple[float, np.ndarray]:
+        gap = reward[:, None] - reward[None, :]
+        surprise = wins * expit(-gap)
+        return -(wins * log_expit(gap)).sum() / wins.sum(), (surprise.sum(axis=0) - surprise.sum(axis=1)) / wins.sum()
+
+    found = minimize(loss, np.zeros(len(wins)), jac=True, method="BFGS", options={"gtol": 1e-10})
+    return found.x - found.x.mean()
+
+
+def maximise_objective(ref: np.ndarray, reward: np.ndarray, beta: float) -> np.ndarray:
+    """The policy (responses,) that maximises E_π[r] - β KL(π ‖ ref), by Newton steps in its logits from ref on."""
+
+    def gains(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        log_pi = log_softmax(logits)
+        return np.exp(log_pi), reward - beta * (log_pi - np.log(ref))
+
+    def derivatives(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pi, gain = gains(logits)
+        above, both = gain - pi @ gain, np.outer(pi, pi)
+        curvature = both * (above[:, None] + above[None, :]) - np.diag(pi * above) + beta * (np.diag(pi) - both)
+        return -pi * above, curvature
+
+    return newton(lambda logits: -float(np.dot(*gains(logits))), derivatives, ref, maxiter=2000)[0]

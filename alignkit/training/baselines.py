@@ -9,7 +9,7 @@ import pandas as pd
 import transformers
 
 from alignkit.faults import UserFault
-from alignkit.sampling import full_texts, sample
+from alignkit.sampling import decode, full_texts, sample
 from alignkit.training.evaluate import evaluation_prompts, measures, with_rewards
 from alignkit.training.sft import fine_tune
 from alignkit.world.known import truth_of
@@ -102,9 +102,8 @@ def guided_search(
         open_ids = state[~state.finished]
         if open_ids.empty:
             break
-        length = min(s.chunk, s.max_new_tokens - step * s.chunk)
-        more = {"k": s.tries, "max_new_tokens": length, "seed": seed + 1000 * step}
-        drawn = sample(model, tokenizer, open_ids.ids.tolist(), **more)
+        more = {"k": s.tries, "max_new_tokens": min(s.chunk, s.max_new_tokens - step * s.chunk)}
+        drawn = sample(model, tokenizer, open_ids.ids.tolist(), **more, seed=seed + 1000 * step)
         generated += int(drawn.completion_ids.map(len).sum())
         drawn["which"] = np.repeat(open_ids.which.to_numpy(), s.tries)
         drawn["ids"] = [list(p) + list(c) for p, c in zip(drawn.prompt_ids, drawn.completion_ids, strict=True)]
@@ -113,11 +112,8 @@ def guided_search(
         state = both.sort_values("reward", ascending=False, kind="stable").groupby("which").head(s.beams)
     best = state.groupby("which").head(1).sort_values("which").reset_index(drop=True)
     best["prompt"] = texts
-    ends = [tokenizer.eos_token_id]
-    best["completion"] = [
-        tokenizer.decode([i for i in ids[len(first) :] if i not in ends])
-        for ids, first in zip(best.ids, start, strict=True)
-    ]
+    said = [ids[len(first) :] for ids, first in zip(best.ids, start, strict=True)]
+    best["completion"] = decode(said, tokenizer)
     keep = ["prompt", "completion", "text", "finished", "reward", *(("gold", "well_formed") if truth else ())]
     best[keep].to_parquet(out / "completions.parquet", index=False)
     return {"status": "ok", **measures(best), "completions": 1, "tokens_generated": generated}

@@ -5,18 +5,19 @@ each, and return the two scores, in place of f'(π_w/ρ_w) and f'(π_l/ρ_l).  T
 Notebooks 2 to 4 train with them; nothing else should.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from alignkit.divergences import Divergence
 from alignkit.faults import UserFault
 from alignkit.kl import token_log_probs
 from alignkit.policy_gradient import Terms
-from alignkit.sampling import logits_of, pad_left, plain_generation, sample
+from alignkit.sampling import logits_of, pad_left, sample
 from alignkit.training.reinforce import SENTENCE, LoopSettings, all_terms, policy_gradient_loop
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -46,35 +47,12 @@ def detached(div: Divergence, policy: Pair, reference: Pair) -> Pair:
 SCORES = {function.__name__: function for function in (policy_to_reference, chosen_to_rejected, one_object, detached)}
 
 
-def greedy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
-    *,
-    k: int,
-    max_new_tokens: int,
-    seed: int,
-) -> pd.DataFrame:
-    """The most likely next token at each step in place of a draw, so all k completions of a prompt are one.
-
-    Columns completion, prompt_ids and completion_ids of `sampling.sample`.  REINFORCE's gradient is a mean over draws
-    from the policy; this is none.
-    """
-    prompt_ids = [list(ids) for ids in tokenizer(texts)["input_ids"] for _ in range(k)]
-    ids, mask = (t.to(model.device) for t in pad_left(prompt_ids, tokenizer.pad_token_id))
-    end = tokenizer.eos_token_id
-    pad = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": end}
-    with plain_generation(model):
-        drawn = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **pad)
-    completions = drawn[:, ids.shape[1] :].tolist()
-    completion_ids = [row[: row.index(end) + 1] if end in row else row for row in completions]
-    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    return pd.DataFrame({"completion": texts, "prompt_ids": prompt_ids, "completion_ids": completion_ids})
-
-
 def train_greedily(out: Path, settings: LoopSettings, **inputs: Any) -> dict[str, Any]:
-    """`reinforce.train_policy_gradient` with greedy decoding in place of draws."""
-    return policy_gradient_loop(out, settings, **inputs, draw=greedy, credited=all_terms)
+    """`reinforce.train_policy_gradient` with greedy decoding: all k completions of a prompt are one.
+
+    REINFORCE's gradient is a mean over draws from the policy; this is none.
+    """
+    return policy_gradient_loop(out, settings, **inputs, draw=partial(sample, greedy=True), credited=all_terms)
 
 
 def train_on_token_means(out: Path, settings: LoopSettings, **inputs: Any) -> dict[str, Any]:
@@ -84,30 +62,23 @@ def train_on_token_means(out: Path, settings: LoopSettings, **inputs: Any) -> di
     """
     if settings.exact_kl or settings.baseline == SENTENCE:
         raise UserFault(f"token means: with exact_kl or the baseline {SENTENCE!r}; allowed: neither of them")
-    return policy_gradient_loop(out, settings, **inputs, draw=sample, credited=_means_as_terms)
+    return policy_gradient_loop(out, settings, **inputs, draw=sample, credited=mean_with_prompt)
 
 
-def _means_as_terms(model: PreTrainedModel, anchored: PreTrainedModel, samples: pd.DataFrame, _: Terms) -> Terms:
-    own, k1 = mean_with_prompt(model, anchored, samples)
-    return {"own": own[:, None], "k1": k1[:, None], "mask": torch.ones_like(k1[:, None])}
+def mean_with_prompt(model: PreTrainedModel, anchored: PreTrainedModel, samples: pd.DataFrame, _: Terms) -> Terms:
+    """The mean log-prob of a token, those of the prompt among them, in place of the completion's sum.
 
-
-def mean_with_prompt(
-    model: PreTrainedModel, anchored: PreTrainedModel, samples: pd.DataFrame
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean log-prob of a token, those of the prompt among them, in place of the completion's sum; and its log-ratio.
-
-    Both (batch,), nats a token; only the first is differentiable.
+    Terms of one token a completion, (batch, 1), nats a token; only `own` is differentiable.
     """
     rows = [[*p, *c] for p, c in zip(samples.prompt_ids, samples.completion_ids, strict=True)]
     ids, mask = (t.to(model.device) for t in pad_left(rows, 0))
-    own = _mean(model, ids, mask)
-    with torch.no_grad():
-        return own, own - _mean(anchored, ids, mask)
-
-
-def _mean(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    log_probs = token_log_probs(logits_of(model, ids, mask)[:, :-1], ids[:, 1:])
     # A token counts if the one before it is real: the first of a text has nothing to be predicted from.
     counted = mask[:, :-1] * mask[:, 1:]
-    return (log_probs * counted).sum(dim=1) / counted.sum(dim=1)
+
+    def mean(of: PreTrainedModel) -> torch.Tensor:
+        log_probs = token_log_probs(logits_of(of, ids, mask)[:, :-1], ids[:, 1:])
+        return (log_probs * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True)
+
+    own = mean(model)
+    with torch.no_grad():
+        return {"own": own, "k1": own - mean(anchored), "mask": torch.ones_like(own)}

@@ -5,13 +5,12 @@ preference format (prompt, chosen, rejected), their token ids, and the reference
 for every run: here they are computed once, when the completions are drawn.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,11 +80,8 @@ def threshold(rewards: np.ndarray, rng: np.random.Generator, *, winner: float, l
 
 def bernoulli(rewards: np.ndarray, rng: np.random.Generator) -> Rows:
     """Every two completions; i is chosen with probability σ(r_i - r_j), the labels that DPO's theory assumes."""
-    out = []
-    for i, j in combinations(range(len(rewards)), 2):
-        first = rng.random() < expit(rewards[i] - rewards[j])
-        out.append((i, j) if first else (j, i))
-    return out
+    wins = expit(rewards[:, None] - rewards)
+    return [(i, j) if rng.random() < wins[i, j] else (j, i) for i, j in combinations(range(len(rewards)), 2)]
 
 
 CONSTRUCTIONS: dict[str, Callable[..., Rows]] = {
@@ -124,37 +120,34 @@ def build_pairs(out: Path, settings: PairSettings, *, seed: int, generations: Pa
         compare = partial(threshold, winner=s.winner, loser=s.loser)
     rng = np.random.default_rng(seed)
     table = pd.read_parquet(generations / "generations.parquet")
-    groups = [group.reset_index(drop=True) for _, group in table.groupby("prompt", sort=False)]
+    groups = table.groupby("prompt", sort=False)
     held_out = set(rng.permutation(len(groups))[: round(s.test_share * len(groups))].tolist())
-    kept: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    for i, group in enumerate(groups):
-        rows = compare(group.reward.to_numpy(), rng)
-        kept["test" if i in held_out else "train"] += list(_compared(group, rows, s.max_similarity))
+    kept: dict[str, Rows] = {"train": [], "test": []}
+    for i, (_, group) in enumerate(groups):
+        texts, rows = group.completion.tolist(), group.index
+        pairs = compare(group.reward.to_numpy(), rng)
+        kept["test" if i in held_out else "train"] += [
+            (rows[j], rows[k]) for j, k in pairs if not _too_alike(texts[j], texts[k], s.max_similarity)
+        ]
     (out / "pairs").mkdir()
-    for name, rows in kept.items():
-        if not rows:
+    gaps = {}
+    for name, pairs in kept.items():
+        if not pairs:
             raise UserFault(f"pairs: {s.construction!r} leaves no pair in {name}; allowed: settings that leave some")
-        order = rng.permutation(len(rows))
-        pd.DataFrame([rows[i] for i in order]).to_parquet(out / "pairs" / f"{name}.parquet", index=False)
-    gap = np.mean([row["chosen_reward"] - row["rejected_reward"] for row in kept["train"]])
-    return {"train_pairs": len(kept["train"]), "test_pairs": len(kept["test"]), "reward_gap": float(gap)}
+        order = rng.permutation(len(pairs))
+        paired = _side_by_side(*(table.loc[rows] for rows in np.array(pairs)[order].T))
+        paired.to_parquet(out / "pairs" / f"{name}.parquet", index=False)
+        gaps[name] = (paired.chosen_reward - paired.rejected_reward).mean()
+    return {"train_pairs": len(kept["train"]), "test_pairs": len(kept["test"]), "reward_gap": float(gaps["train"])}
 
 
-def _compared(group: pd.DataFrame, rows: Rows, max_similarity: float) -> Iterator[dict[str, Any]]:
-    for i, j in rows:
-        chosen, rejected = group.loc[i], group.loc[j]
-        if chosen.completion == rejected.completion or _too_alike(
-            chosen.completion, rejected.completion, max_similarity
-        ):
-            continue
-        yield {
-            "prompt": chosen.prompt,
-            "prompt_ids": chosen.prompt_ids,
-            **{f"{side}{suffix}": row[column] for side, row in (("chosen", chosen), ("rejected", rejected))
-               for suffix, column in (("", "completion"), ("_ids", "completion_ids"), ("_reward", "reward"))},
-            "ref_chosen_logps": chosen.ref_logps,
-            "ref_rejected_logps": rejected.ref_logps,
-        }  # fmt: skip
+def _side_by_side(chosen: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
+    names = {"completion": "{}", "completion_ids": "{}_ids", "reward": "{}_reward", "ref_logps": "ref_{}_logps"}
+    sides = [
+        table[list(names)].rename(columns={old: new.format(side) for old, new in names.items()}).reset_index(drop=True)
+        for side, table in (("chosen", chosen), ("rejected", rejected))
+    ]
+    return pd.concat([chosen[["prompt", "prompt_ids"]].reset_index(drop=True), *sides], axis=1)
 
 
 def _too_alike(a: str, b: str, limit: float) -> bool:

@@ -28,8 +28,7 @@ class Pool(NamedTuple):
 
     def log_weights(self) -> np.ndarray:
         """log(π_ref / what drew the pool), (prompts, n)."""
-        counts = np.bincount(self.policy[0], minlength=len(self.log_probs))
-        return balance_log_weights(self.log_probs, counts)
+        return balance_log_weights(self.log_probs, np.bincount(self.policy[0], minlength=len(self.log_probs)))
 
     def of(self, policy: int) -> "Pool":
         """What one policy drew."""
@@ -37,8 +36,7 @@ class Pool(NamedTuple):
 
     def without(self, group: int, groups: int) -> "Pool":
         """What is left when the draws of each policy are dealt to so many groups and one of them is taken away."""
-        counts = np.bincount(self.policy[0], minlength=len(self.log_probs))
-        place = np.concatenate([np.arange(count) for count in counts])  # those of a policy stand side by side
+        place = pd.Series(self.policy[0]).groupby(self.policy[0]).cumcount().to_numpy()
         return self._only(place % groups != group)
 
     def _only(self, kept: np.ndarray) -> "Pool":
@@ -72,15 +70,13 @@ def draw_pool(
     drawn = []
     for i, (model, k) in enumerate(zip(models, s.counts, strict=True)):
         chance = int(np.random.SeedSequence(seed, spawn_key=(i, 1)).generate_state(1)[0] >> 1)
-        drawn.append(
-            sample(model, tokenizer, texts, k=k, max_new_tokens=s.max_new_tokens, seed=chance).assign(policy=i)
-        )
+        own = sample(model, tokenizer, texts, k=k, max_new_tokens=s.max_new_tokens, seed=chance)
+        drawn.append(own.assign(policy=i, place=np.repeat(np.arange(s.n_prompts), k)))
     samples = pd.concat(drawn, ignore_index=True)
-    samples.insert(0, "place", np.concatenate([np.repeat(np.arange(s.n_prompts), k) for k in s.counts]))
     samples["text"] = full_texts(samples, tokenizer)
     samples = with_rewards(samples, reward, s.reward_tokens, truth_of(data.source))
+    ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
     for i, model in enumerate(models):
-        ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
         samples[f"log_prob_{i}"] = sequence_log_probs(model, *ids)
     samples["tokens"] = samples.completion_ids.map(len)
     samples.drop(columns=["prompt_ids", "completion_ids", "text"]).to_parquet(out / "pool.parquet", index=False)

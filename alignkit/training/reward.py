@@ -44,8 +44,7 @@ ANCHORS = 2000
 def all_pairs_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
     """-log sigma(r_w - r_l), averaged over all P x N differences of a batch; scalar, nats.
 
-    chosen is (P,), rejected is (N,).  Bradley & Terry (1952); every pair of the two halves is a
-    comparison, so P + N forwards give P * N of them.
+    chosen is (P,), rejected is (N,).  Bradley & Terry (1952); P + N forwards give P * N comparisons.
     """
     return -logsigmoid(chosen[:, None] - rejected[None, :]).mean()
 
@@ -147,39 +146,33 @@ def train_reward(
 def _split(train: pd.DataFrame, s: RewardSettings) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     """Texts to train on and texts kept apart, each by label."""
     parts = {label: train[train.label == label].text.tolist() for label in (1, 0)}
-    fewest = min(map(len, parts.values()))
-    if s.held_out // 2 >= fewest:
+    fewest, held_out = min(map(len, parts.values())), s.held_out // 2
+    if held_out >= fewest:
         raise UserFault(f"held_out: {s.held_out} asked for, half of each label; allowed: less than {2 * fewest}")
-    kept = {label: texts[: len(texts) - s.held_out // 2] for label, texts in parts.items()}
-    apart = {label: texts[len(texts) - s.held_out // 2 :] for label, texts in parts.items()}
-    if s.n_train is not None:
-        if s.n_train // 2 > min(map(len, kept.values())):
-            left = sum(map(len, kept.values()))
-            raise UserFault(f"curve_reviews or weak_reviews: {s.n_train} asked for, but {left} are left to train")
-        kept = {label: texts[: s.n_train // 2] for label, texts in kept.items()}
-    return kept, apart
+    kept = {label: texts[: len(texts) - held_out] for label, texts in parts.items()}
+    apart = {label: texts[len(texts) - held_out :] for label, texts in parts.items()}
+    if s.n_train is None:
+        return kept, apart
+    if s.n_train // 2 > fewest - held_out:
+        left = sum(map(len, kept.values()))
+        raise UserFault(f"curve_reviews or weak_reviews: {s.n_train} asked for, but {left} are left to train")
+    return {label: texts[: s.n_train // 2] for label, texts in kept.items()}, apart
 
 
 def pair_count(rows: int, batch: int, pairs: str) -> dict[str, int]:
     """Text forwards and compared pairs in an epoch over `rows` positives and `rows` negatives, `batch` texts a step."""
-    forwards = 2 * rows
-    each = batch // 2
-    full, rest = divmod(rows, each)
-    compared = full * each**2 + rest**2 if pairs == "all" else rows
-    return {"forwards_per_epoch": forwards, "pairs_per_epoch": compared}
+    full, rest = divmod(rows, batch // 2)
+    compared = full * (batch // 2) ** 2 + rest**2 if pairs == "all" else rows
+    return {"forwards_per_epoch": 2 * rows, "pairs_per_epoch": compared}
 
 
 def _pair_up(positive: list[str], negative: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> Dataset:
     """One row for each positive and its partner; the shorter side is used again from its start."""
     n = max(len(positive), len(negative))
     sides = {"chosen_ids": positive, "rejected_ids": negative}
-    return Dataset.from_dict(
-        {
-            # Encoded here: RewardTrainer would drop what is longer than max_length, and append an eos.
-            name: encode(tokenizer, [texts[i % len(texts)] for i in range(n)], tokens)
-            for name, texts in sides.items()
-        }
-    )
+    again = {name: [texts[i % len(texts)] for i in range(n)] for name, texts in sides.items()}
+    # Encoded here: RewardTrainer would drop what is longer than max_length, and append an eos.
+    return Dataset.from_dict({name: encode(tokenizer, texts, tokens) for name, texts in again.items()})
 
 
 def _drop_words(rate: float, batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
@@ -212,16 +205,12 @@ def write_scores(
     tokenizer: PreTrainedTokenizerBase,
     tokens: int,
 ) -> pd.DataFrame:
-    """Score texts and keep them in scores.parquet: columns split, label, reward, one row for each text.
-
-    texts maps a split to its texts and labels.
-    """
-    # Labels of no text are integers as well.
-    parts = [
-        pd.DataFrame({"split": split, "label": np.array(labels, dtype=int),
-                      "reward": score(model, tokenizer, here, tokens=tokens)})
-        for split, (here, labels) in texts.items()
-    ]  # fmt: skip
+    """Score texts and keep them in scores.parquet: columns split, label, reward; `texts`: split -> texts and labels."""
+    parts = []
+    for split, (here, labels) in texts.items():
+        rewards = score(model, tokenizer, here, tokens=tokens)
+        # Labels of no text are integers as well.
+        parts.append(pd.DataFrame({"split": split, "label": np.array(labels, dtype=int), "reward": rewards}))
     scores = pd.concat(parts)
     scores.to_parquet(out / "scores.parquet", index=False)
     return scores
@@ -257,10 +246,9 @@ def score_with(folder: Path, texts: list[str], *, tokens: int) -> np.ndarray:
 
 
 def sign_boundary(rewards: np.ndarray, labels: np.ndarray) -> float:
-    """The b that makes P(positive) = sigma(r - b) right on average: sum of sigma(r - b) = number of positives.
+    """The maximum-likelihood b of P(positive) = sigma(r - b): sum of sigma(r - b) = number of positives.
 
-    It is the maximum-likelihood offset of a logistic model with slope 1.  Raises ValueError if only one
-    label is present.
+    Raises ValueError if only one label is present.
     """
     if len(np.unique(labels)) != 2:
         raise ValueError("a boundary needs both labels")

@@ -56,19 +56,15 @@ def precision() -> dict[str, bool]:
 @contextlib.contextmanager
 def quiet_training() -> Iterator[Path]:
     """A scratch folder for a trainer, with the libraries' bars and notices off while it runs."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    trl_logger = logging.getLogger("trl")
-    trl_level = trl_logger.level
-    trl_logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield Path(folder)
     finally:
-        trl_logger.setLevel(trl_level)
-        transformers.logging.set_verbosity(level)
+        logging.disable(before)
 
 
 def trainer_arguments(folder: Path, *, seed: int, epochs: float, batch: int, lr: float, reports: int) -> dict[str, Any]:
@@ -91,7 +87,6 @@ def trainer_arguments(folder: Path, *, seed: int, epochs: float, batch: int, lr:
         gradient_checkpointing=False,
         report_to="none",
         disable_tqdm=True,
-        dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         **precision(),
     )
@@ -120,40 +115,30 @@ def train_tokenizer(kind: str, texts: list[str], vocab_size: int) -> PreTrainedT
         special = {"eos_token": END, "bos_token": END, "pad_token": PAD, "unk_token": UNKNOWN}
     else:
         special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    unknown = special["unk_token"]
-    tokens = list(dict.fromkeys(special.values()))
+    shared = {"vocab_size": vocab_size, "special_tokens": list(dict.fromkeys(special.values())), "show_progress": False}
     if kind in ("word", "encoder_word"):
-        tokenizer = Tokenizer(subword.WordLevel(unk_token=unknown))
+        tokenizer = Tokenizer(subword.WordLevel(unk_token=special["unk_token"]))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=tokens, show_progress=False)
+        trainer = trainers.WordLevelTrainer(**shared)
     elif kind == "bpe":
         tokenizer = Tokenizer(subword.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=tokens,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
+        trainer = trainers.BpeTrainer(**shared, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     elif kind == "wordpiece":
-        tokenizer = Tokenizer(subword.WordPiece(unk_token=unknown))
+        tokenizer = Tokenizer(subword.WordPiece(unk_token=special["unk_token"]))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=tokens, show_progress=False)
+        trainer = trainers.WordPieceTrainer(**shared)
     else:
         raise ValueError(f"unknown tokenizer kind {kind!r}")
     tokenizer.train_from_iterator(texts, trainer)
     if "cls_token" in special:
         ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
         tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-        **special,
-    )
+    plain = {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **plain, **special)
 
 
 # Models
@@ -258,11 +243,8 @@ def _load(kind: Any, name: str | Path, **settings: Any) -> tuple[PreTrainedModel
         if len(tokenizer) == len(set(tokenizer.all_special_ids)):
             # What transformers makes up where the files of the tokenizer are missing.
             raise OSError("it has no tokenizer, or one without words")
-        if settings:
-            settings = {"config": AutoConfig.from_pretrained(name, **safe, **settings)}
-        model = kind.from_pretrained(
-            name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, **settings
-        )
+        config = {"config": AutoConfig.from_pretrained(name, **safe, **settings)} if settings else {}
+        model = kind.from_pretrained(name, **safe, use_safetensors=True, dtype=torch.float32, **config)
     except Exception as error:  # whatever a broken or foreign checkpoint makes the libraries raise
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         if "ignore_mismatched_sizes" in first:

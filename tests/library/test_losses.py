@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.faults import UserFault
-from alignkit.losses import LOSSES, preference_loss
+from alignkit.losses import LOSSES, needs, preference_loss
 
 SCORE = st.floats(-20, 20)
 W = torch.tensor([0.5, -1.0, 3.0], dtype=torch.float64)
@@ -120,4 +120,10 @@ def test_only_differences_of_scores_count(name: str):
 def test_a_wrong_name_or_setting_is_told_in_one_line(name: str, settings: dict, told: str):
     with pytest.raises(UserFault, match=told) as fault:
         preference_loss(name, W, L, **settings)
+    assert "\n" not in str(fault.value)
+
+
+def test_what_an_unknown_loss_needs_is_told_like_the_loss_itself():
+    with pytest.raises(UserFault, match=r"^loss: 'dpo'; allowed: sigmoid, ") as fault:
+        needs("dpo")
     assert "\n" not in str(fault.value)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from alignkit.metrics import (
-    bootstrap_interval,
     distinct_n,
     expected_calibration_error,
     holm,
@@ -208,30 +207,6 @@ def test_one_seed_gives_a_mean_and_no_interval() -> None:
     assert mean == 0.9
     assert math.isnan(low)
     assert math.isnan(high)
-
-
-def test_bootstrap_interval_of_a_mean_is_close_to_the_normal_one() -> None:
-    values = np.random.default_rng(0).normal(3, 2, size=400)
-    half = 1.96 * values.std() / 20
-    assert bootstrap_interval(np.mean, values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
-
-
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    samples = np.random.default_rng(1).normal(size=(100, 40))
-    intervals = [bootstrap_interval(np.mean, sample, draws=200, confidence=0.8) for sample in samples]
-    covered = sum(low <= 0 <= high for low, high in intervals)
-    assert 68 <= covered <= 90  # within three standard errors of 80
-
-
-def test_bootstrap_draws_whole_rows() -> None:
-    x = np.arange(30.0)
-    assert bootstrap_interval(lambda a, b: np.abs(a + b).max(), x, -x, draws=20) == (0, 0)
-
-
-def test_bootstrap_is_the_same_for_the_same_seed() -> None:
-    x = np.random.default_rng(2).normal(size=50)
-    first, again, other = (bootstrap_interval(np.mean, x, draws=100, seed=seed) for seed in (3, 3, 4))
-    assert first == again != other
 
 
 def test_paired_p_value_of_two_and_of_three_seeds_in_closed_form() -> None:

@@ -17,8 +17,8 @@ from trl import RLOOConfig, RLOOTrainer
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
 from alignkit.policy_gradient import advantages, completion_sums, reinforce_loss
-from alignkit.sampling import sequence_log_probs
-from alignkit.training.deviations import greedy, mean_with_prompt
+from alignkit.sampling import sample, sequence_log_probs
+from alignkit.training.deviations import mean_with_prompt
 from alignkit.world.models import train_tokenizer, trainer_arguments
 
 TOLERANCE = 1e-5
@@ -329,7 +329,7 @@ def test_gradient_flows_through_the_log_probs_only_and_only_to_the_policy(policy
 def test_greedy_gives_k_times_the_most_likely_tokens_and_draws_nothing(policy, tokenizer) -> None:
     texts = [" ".join(text.split()[:n]) for text, n in zip(TEXTS, (3, 6, 1), strict=False)]
     before = torch.get_rng_state()
-    found, other = (greedy(policy, tokenizer, texts, k=3, max_new_tokens=5, seed=seed) for seed in (0, 1))
+    found, other = (sample(policy, tokenizer, texts, k=3, max_new_tokens=5, seed=seed, greedy=True) for seed in (0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     pd.testing.assert_frame_equal(found, other)
     assert found.prompt_ids.tolist() == [ids for ids in tokenizer(texts)["input_ids"] for _ in range(3)]
@@ -347,21 +347,21 @@ def test_greedy_ends_with_the_first_end_token(lively_policy) -> None:
     with torch.no_grad():  # whatever was said, the end comes next
         model.transformer.ln_f.weight.zero_()
         model.transformer.ln_f.bias.copy_(model.lm_head.weight[codec.eos_token_id])
-    completions = greedy(model, codec, ["a", "a a a"], k=2, max_new_tokens=4, seed=0).completion_ids.tolist()
-    assert completions == [[codec.eos_token_id]] * 4
+    found = sample(model, codec, ["a", "a a a"], k=2, max_new_tokens=4, seed=0, greedy=True)
+    assert found.completion_ids.tolist() == [[codec.eos_token_id]] * 4
 
 
 @torch.no_grad()
 def test_mean_with_prompt_is_the_mean_over_prompt_and_completion_by_hand(policy, anchor, samples) -> None:
-    own, ratio = mean_with_prompt(policy, anchor, samples)
+    terms = mean_with_prompt(policy, anchor, samples, {})
+    assert terms["mask"].tolist() == [[1]] * len(samples)
     for i, (prompt, completion) in samples.iterrows():
         row = prompt + completion
         by_hand, other = (log_probs_alone(m, row[:1], row[1:]).item() / (len(row) - 1) for m in (policy, anchor))
-        assert own[i].item() == pytest.approx(by_hand, abs=TOLERANCE)
-        assert ratio[i].item() == pytest.approx(by_hand - other, abs=TOLERANCE)
+        assert terms["own"][i].item() == pytest.approx(by_hand, abs=TOLERANCE)
+        assert terms["k1"][i].item() == pytest.approx(by_hand - other, abs=TOLERANCE)
 
 
 def test_only_the_log_probs_of_mean_with_prompt_can_be_differentiated(policy, anchor, samples) -> None:
-    own, ratio = mean_with_prompt(policy, anchor, samples)
-    assert own.requires_grad
-    assert not ratio.requires_grad
+    terms = mean_with_prompt(policy, anchor, samples, {})
+    assert {name: values.requires_grad for name, values in terms.items()} == {"own": True, "k1": False, "mask": False}
