@@ -85,13 +85,12 @@ def token_terms(
     parts = list(by_length(completion_ids, size))
     longest = max(map(len, completion_ids))
     given = []
-    logits = completion_logits(model, prompt_ids, completion_ids, parts)
-    with torch.no_grad():
-        anchors = [torch.log_softmax(part, dim=-1) for part in completion_logits(anchored, prompt_ids, completion_ids, parts)]
-    for part, log_anchor, of_part in zip(parts, anchors, logits, strict=True):
+    of_policy, of_anchor = (completion_logits(m, prompt_ids, completion_ids, parts) for m in (model, anchored))
+    for part, logits in zip(parts, of_policy, strict=True):
         tokens, mask = (t.to(model.device) for t in pad_right([completion_ids[i] for i in part], 0))
-        log_pi = torch.log_softmax(of_part, dim=-1)
+        log_pi = torch.log_softmax(logits, dim=-1)
         with torch.no_grad():
+            log_anchor = torch.log_softmax(next(of_anchor), dim=-1)
             entropy = -(log_pi.exp() * log_pi).sum(dim=-1)
         with torch.set_grad_enabled(differentiable_kl):
             against = step_kl(log_pi, log_anchor, tokens)

@@ -17,7 +17,7 @@ NEVER = {
     "workflow": {"training", "report"},
 }
 """What each part must not import; the command line, `__main__`, starts all of them."""
-LIBRARY = "divergences finite frontier kl losses merging metrics pocket policy_gradient sampling".split()
+LIBRARY = "decoding divergences finite frontier kl losses merging metrics pocket policy_gradient sampling".split()
 TRAINERS = "trl datasets sklearn transformers".split()
 
 
