@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from alignkit.divergences import NAMES, WITH_ALPHA, divergence
+from alignkit.divergences import FIXED, WITH_ALPHA, divergence
 from alignkit.metrics import holm
 from alignkit.report.policies import (
     EVALUATION,
@@ -37,23 +37,16 @@ from alignkit.workflow.store import Run, get
 
 ONCE = ("total_variation", "gan")
 """Total variation does not move and GAN is Jensen-Shannon (notebook 3): one β is enough to show it again."""
-NEW_DIVERGENCES = (*(n for n in NAMES if n not in ("reverse_kl", "forward_kl", "js", "alpha", *ONCE)), *ONCE)
+NEW_DIVERGENCES = (*(n for n in FIXED if n not in ("reverse_kl", "forward_kl", "js", *ONCE)), "chi_alpha", *ONCE)
 """All that notebook 3 does not sweep."""
-PROMISING = ("chi_po", "pearson_chi2")
-"""Those that looked best on the first seed, and are trained for every seed."""
-OTHER_LOSSES = ("ipo", "kto_pair")
-"""Losses that are combined with several divergences."""
-ANCHORED = "anchored RLOO"
-"""A fixed anchor, a rate that falls, one run, no merge."""
-CHOSEN = "anchored, sentence credit"
-"""The same with credit by sentence: the method that was best on the first seed."""
+PROMISING = ("chi_po", "pearson_chi2")  # looked best on the first seed, and are trained for every seed
+OTHER_LOSSES = ("ipo", "kto_pair")  # are combined with several divergences
+ANCHORED = "anchored RLOO"  # a fixed anchor, a rate that falls, one run, no merge
+CHOSEN = "anchored, sentence credit"  # the same with credit by sentence: the best method on the first seed
 WITH_RLOO = "WARP + RLOO"
-TUNED = "WARP + RLOO, higher rate"
-"""WARP + RLOO at the learning rate of the anchored methods."""
-COMPARED = ("WARP", WITH_RLOO, CHOSEN)
-"""What is confirmed on other seeds."""
-FULL = "all reviews"
-"""The proxy of all other notebooks."""
+TUNED = "WARP + RLOO, higher rate"  # at the learning rate of the anchored methods
+COMPARED = ("WARP", WITH_RLOO, CHOSEN)  # what is confirmed on other seeds
+FULL = "all reviews"  # the proxy of all other notebooks
 MEMBERS = ((0.1, 0.0), (0.2, 0.2), (0.4, 0.4))
 """How the members of an averaged reward model differ as they are trained on: share of the learning rate, word dropout.
 Small rates keep them near their common start, where the mean of their weights is a reward model as well."""

@@ -22,21 +22,19 @@ from alignkit.metrics import seed_interval
 from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
 from alignkit.report.looks import NEUTRAL, looks
 from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs, loop_settings, measured, shared, started
-from alignkit.report.tables import at_kl, fit
+from alignkit.report.tables import at_kl
 from alignkit.training.evaluate import evaluate
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.workflow.schema import OneFront
 from alignkit.workflow.store import get
 
-SWEPT = "anchored RLOO, over β"
-"""The method that is notebook 6's own."""
+SWEPT = "anchored RLOO, over β"  # the method that is notebook 6's own
 FOLLOWED = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")
 """Notebooks whose policies are put on the front."""
 SETTING = ("beta", "eta", "steps", "n")
 """What tells the policies of one family apart."""
-Frontiers = Mapping[int, pd.DataFrame]
-"""The optimal frontier of each seed."""
+Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
 
 
 def recipe(p: OneFront, seed: int) -> Runs:
@@ -224,16 +222,6 @@ def best_of_pool(pools: Mapping[int, Pool], ns: Sequence[int]) -> pd.DataFrame:
             rows = rows.assign(gold=[gold @ chance_of_best(len(gold), n) for n in ns])
         out.append(rows.assign(seed=seed, family="best of n", draws=max(ns), status="ok"))
     return pd.concat(out, ignore_index=True)
-
-
-def best_of_fit(best_of: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
-    """Gao et al.'s form for best-of-n fitted to the gain in gold of `best_of_pool`, for each seed."""
-    out = []
-    for seed, rows in best_of.groupby("seed"):
-        start = frontiers[seed].gold.iloc[0]
-        found = fit(rows.kl.to_numpy(), rows.gold.to_numpy() - start, "bon")
-        out.append({"family": "best of n", "seed": seed, **found._asdict(), "status": "ok"})
-    return pd.DataFrame(out)
 
 
 def setting_means(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

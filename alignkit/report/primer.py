@@ -188,20 +188,6 @@ def tilting(policies: pd.DataFrame, optima: pd.DataFrame) -> Figure:
     return figure
 
 
-def implicit(table: pd.DataFrame) -> Figure:
-    """`implicit_rewards` response by response, and pair by pair: accuracy is the share of pairs above zero there."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.6))
-    for side, colour in (("rejected", NEGATIVE), ("chosen", POSITIVE)):
-        left.scatter(table[side], table[f"implicit_{side}"], s=10, alpha=0.4, color=colour, linewidths=0, label=side)
-    right.scatter(table.gap, table.implicit_gap, s=10, alpha=0.4, color=NEUTRAL, linewidths=0)
-    for axis in (left, right):
-        axis.axhline(0, color="black", linewidth=1, linestyle=":")
-    left.set(xlabel="reward model (nats)", ylabel="implicit reward (nats)")
-    right.set(xlabel="reward model, chosen − rejected (nats)", ylabel="implicit, the same (nats)")
-    left.legend(markerscale=3)
-    return figure
-
-
 AXES = {
     "u": "ratio u = π/π_ref",
     "log_u": "log-ratio log u (nats)",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +16,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import Pipeline
 
 from alignkit.metrics import expected_calibration_error, pairwise_accuracy, sign_accuracy
-from alignkit.report.looks import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
+from alignkit.report.looks import COLOURS, NEGATIVE, POSITIVE
 from alignkit.report.policies import Runs, rewarding, shared, supervised
 from alignkit.training.evaluate import SamplingSettings, sample_completions
 from alignkit.training.reward import RewardSettings, pair_count, score_with, sign_boundary, train_reward, zero_of
@@ -190,20 +189,6 @@ def reliability_diagram(bins: pd.DataFrame) -> Figure:
     return figure
 
 
-def learning_curve(points: pd.DataFrame, each: pd.DataFrame, others: pd.DataFrame) -> Figure:
-    """Pairwise accuracy against reviews: interval over seeds, each seed, and lines for what it is compared with."""
-    figure, axis = plt.subplots()
-    mean = points.pairwise_accuracy
-    bars = [mean - points.pairwise_accuracy_low, points.pairwise_accuracy_high - mean]
-    axis.errorbar(points.reviews, mean, yerr=bars, color=POSITIVE, fmt="-", capsize=4, label="mean over seeds")
-    axis.plot(each.reviews, each.pairwise_accuracy, "o", color=POSITIVE, alpha=0.5, label="each seed")
-    for style, (_, other) in zip(cycle(("--", "-.", ":")), others.iterrows(), strict=False):
-        axis.axhline(other.pairwise_accuracy, color="black", linewidth=1, linestyle=style, label=other.method)
-    axis.set(xscale="log", xlabel="labelled reviews (log scale)", ylabel="pairwise accuracy on test")
-    axis.legend(fontsize="small")
-    return figure
-
-
 def distributions(rewards: np.ndarray, labels: np.ndarray, generated: np.ndarray) -> Figure:
     """Reward of test reviews by label, and of generated texts."""
     figure, axis = plt.subplots()
@@ -215,17 +200,4 @@ def distributions(rewards: np.ndarray, labels: np.ndarray, generated: np.ndarray
     axis.axvline(0, color="black", linewidth=1, linestyle=":")
     axis.set(xlabel="reward (nats from its zero; mean over the seeds' models)", ylabel="density")
     axis.legend()
-    return figure
-
-
-def second_opinion(reviews: pd.DataFrame, generated: pd.DataFrame, attacks: pd.DataFrame, against: str) -> Figure:
-    """The reward against a second opinion: column reward against column `against` of three tables."""
-    figure, axis = plt.subplots(figsize=(5.6, 4.8))
-    small = {"s": 5, "alpha": 0.3, "rasterized": True}
-    axis.scatter(reviews[against], reviews.reward, color=NEUTRAL, label="test reviews", **small)
-    axis.scatter(generated[against], generated.reward, color=POSITIVE, label="SFT generations", **small)
-    axis.scatter(attacks[against], attacks.reward, s=60, marker="X", color=NEGATIVE, label="constructed texts")
-    axis.axline((0, 0), slope=1, color="black", linewidth=1, linestyle=":")
-    axis.set(xlabel=f"{against} (nats)", ylabel="reward model (nats)")
-    axis.legend(fontsize="small")
     return figure

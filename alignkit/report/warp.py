@@ -12,11 +12,9 @@ from trl import RLOOConfig, RLOOTrainer
 from alignkit.kl import kl_estimates
 from alignkit.policy_gradient import BASELINES, advantages, completion_sums
 from alignkit.report.policies import Policy, Runs, Variation, each_once, parts, points, started
-from alignkit.report.tables import completions
 from alignkit.sampling import pad_left
 from alignkit.training.deviations import train_greedily, train_on_token_means
 from alignkit.workflow.schema import Warp
-from alignkit.workflow.store import Run
 from alignkit.world.models import load_policy, quiet_training
 
 
@@ -73,10 +71,9 @@ def step_log_probs(policy: torch.Tensor) -> torch.Tensor:
     length, vocabulary = policy.ndim, policy.shape[0]
     steps = []
     for t in range(length):
-        prefixes = policy.flatten(start_dim=t + 1).sum(dim=-1) if t + 1 < length else policy
+        prefixes = policy.reshape(-1, vocabulary, vocabulary ** (length - 1 - t)).sum(dim=-1)
         following = (prefixes / prefixes.sum(dim=-1, keepdim=True)).log()
-        here = following.view(*[vocabulary] * t, *[1] * (length - t), vocabulary)
-        steps.append(here.expand(*[vocabulary] * length, vocabulary).reshape(-1, vocabulary))
+        steps.append(following.repeat_interleave(vocabulary ** (length - t), dim=0))
     return torch.stack(steps, dim=1)
 
 
@@ -162,15 +159,7 @@ def seconds_of(found: Mapping[int, Sequence[Policy]], method: str) -> pd.DataFra
     out = []
     for seed, here in found.items():
         thetas = max((policy.trained for policy in here if policy.method == method), key=len)
-        parts = ("generation", "scoring", "update")
-        spent = {part: sum(run.metrics[f"{part}_seconds"] for run in thetas) for part in parts}
+        steps = ("generation", "scoring", "update")
+        spent = {step: sum(run.metrics[f"{step}_seconds"] for run in thetas) for step in steps}
         out.append({"seed": seed, "runs": len(thetas), **spent, "total": sum(run.record["seconds"] for run in thetas)})
     return pd.DataFrame(out)
-
-
-def texts(found: Sequence[Policy], sft: Run, method: str, etas: Sequence[float], n: int) -> pd.DataFrame:
-    """The first completion of each of the first n test prompts: prompt, SFT, and the last front at each η."""
-    last = {policy.where["eta"]: policy.evaluation for policy in found if policy.method == method}
-    shown = {"SFT": sft} | {f"{method}, η={eta:g}": last[eta] for eta in etas}
-    firsts = {name: completions(run).groupby("prompt", sort=False).completion.first() for name, run in shown.items()}
-    return pd.DataFrame(firsts).head(n).reset_index()
