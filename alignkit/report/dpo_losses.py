@@ -1,15 +1,10 @@
-"""Notebook 2: preference losses, other pairs, and what one would try before; its runs, tables and figures."""
+"""Notebook 2: preference losses, other pairs, and what one would try before; its runs."""
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from transformers import AutoTokenizer
 
-from alignkit.report.figures import AXES, legend_below
-from alignkit.report.looks import NEUTRAL, POSITIVE, looks
 from alignkit.report.policies import (
     EVALUATION,
     Method,
@@ -23,13 +18,7 @@ from alignkit.report.policies import (
     prepared,
     shared,
 )
-from alignkit.training.baselines import (
-    FineTuning,
-    SearchSettings,
-    guided_search,
-    positive_words,
-    train_on_positive,
-)
+from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
 from alignkit.training.pairs import CONSTRUCTIONS
 from alignkit.workflow.schema import DpoLosses
 from alignkit.workflow.store import get
@@ -98,10 +87,10 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     search = SearchSettings(n_prompts=p.prompts, max_new_tokens=p.new_tokens, reward_tokens=p.reward_tokens)
     models = {"policy": runs["sft"], "reward": runs["reward"]}
     gently = FineTuning(p.sft_tokens, p.sft_held_out, epochs=1.0, batch=p.sft_batch, lr=p.sft_lr / 4)
-    tuned = get(train_on_positive, gently, **shared(p, seed), policy=runs["sft"])
-    runs = runs | {"positive reviews": tuned}
+    tuned = {"positive reviews": get(train_on_positive, gently, **shared(p, seed), policy=runs["sft"])}
+    runs = runs | tuned
     return {
-        "positive reviews": tuned,
+        **tuned,
         **evaluated(p, seed, runs, "positive reviews", main=False),
         **evaluated(p, seed, runs, "positive prefix", main=False, policy="sft", prefix=p.positive_prefix),
         **evaluated(p, seed, runs, "keyword bias", main=False, policy="sft", bias=words),
@@ -112,10 +101,10 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
 def policies(p: DpoLosses, runs: Mapping[int, Runs]) -> list[Policy]:
     """Every evaluated policy of the notebook."""
     found = on_pairs(runs, methods(p))
-    seed, first = p.seeds[0], runs[p.seeds[0]]
+    first = runs[p.seeds[0]]
     for name, family in BASELINES.items():
         trained = (first[name],) if name in first else ()
-        found.append(Policy(name, seed, first[name + EVALUATION], family=family, trained=trained))
+        found.append(Policy(name, p.seeds[0], first[name + EVALUATION], family=family, trained=trained))
     return found
 
 
@@ -125,28 +114,3 @@ def chosen_texts(by_name: Runs) -> pd.DataFrame:
     drawn = pd.read_parquet(by_name["generations"].path / "generations.parquet")
     chosen = pairs[["prompt", "chosen"]].drop_duplicates().rename(columns={"chosen": "completion"})
     return chosen.merge(drawn.drop_duplicates(["prompt", "completion"]), on=["prompt", "completion"])
-
-
-def boxes(samples: Mapping[str, pd.Series], measure: str = "reward") -> Figure:
-    """Box plot of a measure of single completions, one box for each method (whiskers: 5th and 95th percentile)."""
-    figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(samples) + 1.2))
-    axis.boxplot(
-        list(samples.values()), orientation="horizontal", whis=(5, 95), showfliers=False, tick_labels=list(samples),
-        patch_artist=True, boxprops={"facecolor": (*POSITIVE, 0.25)}, medianprops={"color": "black"},
-    )  # fmt: skip
-    axis.axvline(0, color=NEUTRAL, linewidth=1, linestyle=":")
-    axis.invert_yaxis()
-    axis.set(xlabel=f"{AXES[measure]}, single completions")
-    return figure
-
-
-def histograms(samples: Mapping[str, pd.Series], families: Mapping[str, str], measure: str = "reward") -> Figure:
-    """Histogram of a measure of single completions, one outline for each method on common bins."""
-    figure, axis = plt.subplots()
-    edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins=40)
-    seen = looks([families.get(name, name) for name in samples])
-    for (name, values), one in zip(samples.items(), seen.values(), strict=True):
-        axis.hist(values, edges, density=True, label=name, histtype="step", linewidth=1.6, color=one.color)
-    axis.set(xlabel=f"{AXES[measure]}, single completions", ylabel="density")
-    legend_below(figure)
-    return figure

@@ -1,22 +1,12 @@
-"""Notebook 3: DPO under other divergences than reverse KL; its runs, tables and figures."""
+"""Notebook 3: DPO under other divergences than reverse KL; its runs, and how they are read by length of the prompt."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 
-from alignkit.report.figures import legend_below
-from alignkit.report.looks import COLOURS, NEGATIVE, POSITIVE
 from alignkit.report.policies import EVALUATION, Method, Runs, aligned, common_sweeps, f_dpo, prepared
 from alignkit.report.tables import at_kl, completions
 from alignkit.workflow.schema import FDivergences
-
-STYLES = ("-", "--", "-.", ":", (0, (6, 3)), (0, (1, 3)))
-FLOOR = 1e-12
-"""Distances below it are drawn there."""
 
 
 def methods(p: FDivergences) -> list[Method]:
@@ -61,33 +51,3 @@ def at_kl_by_prompt_length(
             found.append({"prompts": half, "family": row.family, "seed": row.seed, "status": "ok", **means})
     halves = pd.DataFrame(found).groupby("prompts", sort=False)
     return pd.concat(at_kl(part, kls, columns).assign(prompts=half) for half, part in halves)
-
-
-def bells(grid: np.ndarray, target: np.ndarray, fits: Mapping[str, np.ndarray]) -> Figure:
-    """A target with two modes and the closest single bell under each divergence."""
-    figure, axis = plt.subplots()
-    step = grid[1] - grid[0]
-    axis.fill_between(grid, target / step, color="0.85", label="target")
-    for i, (name, bell) in enumerate(fits.items()):
-        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
-        axis.plot(grid, bell / step, linewidth=2, label=name, **style)
-    axis.set(xlabel="response (a point on a line)", ylabel="probability density")
-    legend_below(figure)
-    return figure
-
-
-def missed_optima(table: pd.DataFrame, bound: float) -> Figure:
-    """Total variation between DPO's minimum and the closed-form optimum, and a line at `bound`.
-
-    Columns divergence, beta, gap.
-    """
-    figure, axis = plt.subplots(figsize=(7.2, 4.6))
-    order = table.groupby("divergence").gap.max().sort_values().index
-    sns.stripplot(
-        table.assign(gap=table.gap.clip(lower=FLOOR)), y="divergence", x="gap", hue="beta", order=order, size=3,
-        jitter=False, dodge=True,
-        palette=[POSITIVE, NEGATIVE], ax=axis,
-    )  # fmt: skip
-    axis.axvline(bound, color="black", linewidth=1, linestyle=":")
-    axis.set(xscale="log", xlabel="total variation from the closed-form optimum (log scale)", ylabel="")
-    return figure

@@ -303,3 +303,9 @@ def joined(axis: Axes, rows: pd.DataFrame, y: str, name: str, seen: Look) -> Non
     axis.plot(between, along_root_kl(between, kls, values, beyond=True), color=seen.color, linewidth=1.1)
     axis.vlines(ordered.kl, ordered[f"{y}_low"], ordered[f"{y}_high"], color=seen.color, linewidth=1, alpha=0.4)
     axis.plot(ordered.kl, ordered[y], seen.marker, color=seen.color, markersize=5, label=name)
+
+
+def seed_lines(axis: Axes, log: pd.DataFrame, x: str, y: str, *, label: str, **style: Any) -> None:
+    """A line for each seed of a log, in matplotlib's `style`; the first of them carries the label."""
+    for i, (_, one) in enumerate(log.dropna(subset=y).groupby("seed")):
+        axis.plot(one[x], one[y], label=None if i else label, **style)

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import pandas as pd
 
-from alignkit.divergences import divergence
-from alignkit.metrics import holm, pairwise_accuracy
+from alignkit.divergences import FIXED, WITH_ALPHA, divergence
+from alignkit.metrics import holm
 from alignkit.report.policies import (
     EVALUATION,
     Method,
@@ -17,6 +16,7 @@ from alignkit.report.policies import (
     aligned,
     common_sweeps,
     each_once,
+    evaluated,
     f_dpo,
     loop_settings,
     measured,
@@ -35,23 +35,18 @@ from alignkit.training.reward import RewardSettings, average_rewards, train_rewa
 from alignkit.workflow.schema import Improvements
 from alignkit.workflow.store import Run, get
 
-NEW_DIVERGENCES = ("pearson_chi2", "neyman_chi2", "cnp_chi2", "hellinger", "jeffrey", "chi_po", "chi_alpha",
-                   "total_variation", "gan")  # fmt: skip
-PROMISING = ("chi_po", "pearson_chi2")
-"""Those that looked best on the first seed, and are trained for every seed."""
-OTHER_LOSSES = ("ipo", "kto_pair")
-"""Losses that are combined with several divergences."""
-ANCHORED = "anchored RLOO"
-"""A fixed anchor, a rate that falls, one run, no merge."""
-CHOSEN = "anchored, sentence credit"
-"""The same with credit by sentence: the method that was best on the first seed."""
+ONCE = ("total_variation", "gan")
+"""Total variation does not move and GAN is Jensen-Shannon (notebook 3): one β is enough to show it again."""
+NEW_DIVERGENCES = (*(n for n in FIXED if n not in ("reverse_kl", "forward_kl", "js", *ONCE)), "chi_alpha", *ONCE)
+"""All that notebook 3 does not sweep."""
+PROMISING = ("chi_po", "pearson_chi2")  # looked best on the first seed, and are trained for every seed
+OTHER_LOSSES = ("ipo", "kto_pair")  # are combined with several divergences
+ANCHORED = "anchored RLOO"  # a fixed anchor, a rate that falls, one run, no merge
+CHOSEN = "anchored, sentence credit"  # the same with credit by sentence: the best method on the first seed
 WITH_RLOO = "WARP + RLOO"
-TUNED = "WARP + RLOO, higher rate"
-"""WARP + RLOO at the learning rate of the anchored methods."""
-COMPARED = ("WARP", WITH_RLOO, CHOSEN)
-"""What is confirmed on other seeds."""
-FULL = "all reviews"
-"""The proxy of all other notebooks."""
+TUNED = "WARP + RLOO, higher rate"  # at the learning rate of the anchored methods
+COMPARED = ("WARP", WITH_RLOO, CHOSEN)  # what is confirmed on other seeds
+FULL = "all reviews"  # the proxy of all other notebooks
 MEMBERS = ((0.1, 0.0), (0.2, 0.2), (0.4, 0.4))
 """How the members of an averaged reward model differ as they are trained on: share of the learning rate, word dropout.
 Small rates keep them near their common start, where the mean of their weights is a reward model as well."""
@@ -63,20 +58,18 @@ Small rates keep them near their common start, where the mean of their weights i
 def strength_to_beta(name: str, strength: float) -> float:
     """The β with which a divergence's score has the slope `strength` at the reference, where reverse KL has β.
 
-    Total variation and χ^α have no such slope and take the strength itself.
+    The strength itself for one that is flat there (total variation) or whose slope there hangs on an α (χ^α: a kink).
     """
-    return strength if name in ("total_variation", "chi_alpha") else strength / float(divergence(name).slope(0.0))
+    slope = 0.0 if name in WITH_ALPHA else divergence(name).slope(0.0).item()
+    return strength / slope if slope else strength
 
 
 def methods(p: Improvements) -> list[Method]:
-    """The common sweeps, new divergences over β, and two other losses under several divergences.
-
-    Total variation does not move and GAN is Jensen-Shannon (notebook 3): one β is enough to show it again.
-    """
+    """The common sweeps, new divergences over β, and two other losses under several divergences."""
     found = common_sweeps(p)
     for name in NEW_DIVERGENCES:
         alpha = {"alpha": p.chi_alpha} if name == "chi_alpha" else {}
-        strengths = p.strengths[:1] if name in ("total_variation", "gan") else p.strengths
+        strengths = p.strengths[:1] if name in ONCE else p.strengths
         for b in (strength_to_beta(name, s) for s in strengths):
             usual = {"main": name in PROMISING, "family": f"DPO, {name}"}
             found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha), **usual))
@@ -128,29 +121,20 @@ def idea_points(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Polic
     return [point for variation in wanted for point in points(p, seed, sft, reward, variation)]
 
 
-class Confirmed(NamedTuple):
-    """One seed of the confirmation."""
-
-    runs: Runs
-    """Where it started."""
-    points: list[Policy]
-
-
 def unused_seeds(p: Improvements) -> list[int]:
     """Those of the confirmation: all but the profile's first seed, on which rates and methods were chosen."""
     return [*p.seeds[1:], *p.confirm_seeds]
 
 
-def confirmed(p: Improvements, seed: int) -> Confirmed:
-    """A seed from its start: own SFT policy, own reward model, then the compared methods.
+def confirmed(p: Improvements, seed: int) -> tuple[Runs, list[Policy]]:
+    """A seed from its start: own SFT policy and reward model, evaluated; and the fronts of the compared methods.
 
     `side_completions` a prompt are enough: the interval is over seeds, which differ by far more than draws do.
     """
     runs = {"sft": supervised(p, seed), "reward": rewarding(p, seed)}
-    models = {"policy": runs["sft"], "reference": runs["sft"], "reward": runs["reward"]}
-    runs["sft" + EVALUATION] = get(evaluate, measured(p, main=False), **shared(p, seed), **models)
+    runs |= evaluated(p, seed, runs, "sft", main=False)
     compared = [v._replace(main=False, every=False) for v in ideas(p) if v.name in COMPARED]
-    return Confirmed(runs, [x for v in compared for x in points(p, seed, runs["sft"], runs["reward"], v)])
+    return runs, [x for v in compared for x in points(p, seed, runs["sft"], runs["reward"], v)]
 
 
 def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Sequence[Policy]) -> dict[float, Run]:
@@ -214,13 +198,6 @@ def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
     return found
 
 
-def accuracy(reward: Run) -> float:
-    """Pairwise accuracy of a reward model on the test reviews."""
-    scores = pd.read_parquet(reward.path / "scores.parquet")
-    test = scores[scores.split == "test"]
-    return pairwise_accuracy(test.reward.to_numpy(), test.label.to_numpy())
-
-
 # All runs
 
 
@@ -232,9 +209,9 @@ def recipe(p: Improvements, seed: int) -> Runs:
         runs = on_pairs(p, seed)
         named += beyond_pairs(p, seed, runs["sft"], runs["reward"])
     if seed in unused_seeds(p):
-        new = confirmed(p, seed)
-        named += [(f"confirmation: {name}", run) for name, run in new.runs.items()]
-        named += [(f"confirmation: {name}", run) for policy in new.points for name, run in parts(policy)]
+        start, fronts = confirmed(p, seed)
+        new = [*start.items(), *(pair for policy in fronts for pair in parts(policy))]
+        named += [(f"confirmation: {name}", run) for name, run in new]
     return each_once(runs, named)
 
 
@@ -250,9 +227,3 @@ def beyond_pairs(p: Improvements, seed: int, sft: Run, reward: Run) -> list[tupl
         named += [(f"{place}, RLOO", policy.trained[0])]
         named += [(f"{place}, {policy.where['steps']} steps{EVALUATION}", policy.evaluation)]
     return named
-
-
-def slopes_apart(name: str, alpha: float) -> float:
-    """How much harder a divergence pushes at a ratio of 1/4 than at 4; NaN for one without a slope."""
-    slope = divergence(name, alpha if name == "chi_alpha" else None).slope([-1.3862943611198906, 1.3862943611198906])
-    return float(slope[0] / slope[1]) if slope[1] else float("nan")

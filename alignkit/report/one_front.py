@@ -21,69 +21,47 @@ from alignkit.frontier import (
 from alignkit.metrics import seed_interval
 from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
 from alignkit.report.looks import NEUTRAL, looks
-from alignkit.report.policies import (
-    EVALUATION,
-    LOOPED,
-    Policy,
-    Runs,
-    loop_settings,
-    measured,
-    sft_policies,
-    shared,
-    started,
-)
-from alignkit.report.tables import at_kl, fit
+from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs, loop_settings, measured, shared, started
+from alignkit.report.tables import at_kl
 from alignkit.training.evaluate import evaluate
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.workflow.schema import OneFront
-from alignkit.workflow.store import Run, get
+from alignkit.workflow.store import get
 
-SWEPT = "anchored RLOO, over β"
-"""The method that is notebook 6's own."""
+SWEPT = "anchored RLOO, over β"  # the method that is notebook 6's own
 FOLLOWED = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")
 """Notebooks whose policies are put on the front."""
 SETTING = ("beta", "eta", "steps", "n")
 """What tells the policies of one family apart."""
-Frontiers = Mapping[int, pd.DataFrame]
-"""The optimal frontier of each seed."""
+Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
 
 
 def recipe(p: OneFront, seed: int) -> Runs:
     """Its own sweep and the pool; the other policies come from the tables of the other notebooks."""
     runs = started(p, seed)
-    for policy in sweep(p, seed, runs):
+    swept = sweep(p, seed, runs)
+    drawing = [runs["sft"], *(policy.trained[0] for policy in swept)]
+    for policy in swept:
         name = f"β={policy.settings['beta']:g}"
         runs |= {name: policy.trained[0], name + EVALUATION: policy.evaluation}
-    return runs | {"pool": pool(p, seed, runs)}
+    counts = (p.pool_reference, *[p.pool_trained] * len(p.front_betas))
+    settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)
+    return runs | {"pool": get(draw_pool, settings, **shared(p, seed), policies=drawing, reward=runs["reward"])}
 
 
 def sweep(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
     """Anchored RLOO for each β, in the order of `front_betas`."""
     anchored = {"steps": p.front_steps, "baseline": "rloo", "k": p.main_samples, "anchor": "reference", "decay": True}
+    common = {**shared(p, seed), "reference": runs["sft"], "reward": runs["reward"]}
     found = []
     for beta in p.front_betas:
         settings = loop_settings(p, **anchored, lr=p.anchored_lr, beta=beta)
-        models = {"reference": runs["sft"], "reward": runs["reward"]}
-        start = {"policy": runs["sft"], "stream": [0, 0]}
-        trained = get(train_policy_gradient, settings, **shared(p, seed), **models, **start)
-        record = get(evaluate, measured(p, main=True), **shared(p, seed), **models, policy=trained)
+        trained = get(train_policy_gradient, settings, **common, policy=runs["sft"], stream=[0, 0])
+        record = get(evaluate, measured(p, main=True), **common, policy=trained)
         shown = {name: vars(settings)[name] for name in LOOPED}
         found.append(Policy(SWEPT, seed, record, True, SWEPT, (trained,), None, shown, {"steps": p.front_steps}))
     return found
-
-
-def policies(p: OneFront, runs: Mapping[int, Runs]) -> list[Policy]:
-    """SFT and the sweep of each seed."""
-    return [*sft_policies(runs), *(policy for seed, by_name in runs.items() for policy in sweep(p, seed, by_name))]
-
-
-def pool(p: OneFront, seed: int, runs: Runs) -> Run:
-    """Completions of the SFT policy and of the sweep's policies, in the order of `front_betas`."""
-    drawing = [runs["sft"], *(policy.trained[0] for policy in sweep(p, seed, runs))]
-    counts = (p.pool_reference, *[p.pool_trained] * len(p.front_betas))
-    settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)
-    return get(draw_pool, settings, **shared(p, seed), policies=drawing, reward=runs["reward"])
 
 
 # The frontier
@@ -97,14 +75,10 @@ def optimum(pool: Pool, betas: Sequence[float]) -> pd.DataFrame:
 def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> dict[float, float]:
     """Standard error of the frontier's reward at given KLs, by the delete-a-group jackknife over the pool's draws.
 
-    The frontier is computed `groups` times, each time without one of the groups.  A KL that one of these frontiers does
-    not reach has no entry.
+    A KL that the frontier does not reach without one of the groups has no entry.
     """
-    found = []
-    for group in range(groups):
-        part = pool.without(group, groups)
-        table = optimal_frontier(part.reward, betas, part.log_weights())
-        found.append([optimal_reward(kl, table) for kl in kls])
+    parts = [optimum(pool.without(group, groups), betas) for group in range(groups)]
+    found = [[optimal_reward(kl, table) for kl in kls] for table in parts]
     errors = np.sqrt((groups - 1) * np.var(found, axis=0))
     return {kl: float(error) for kl, error in zip(kls, errors, strict=True) if np.isfinite(error)}
 
@@ -114,8 +88,7 @@ def ceiling(frontier: pd.DataFrame, kl: float) -> float:
 
     max_π E[r] - β KL is reached by π*_β, so E_π[r] <= r_β + β (KL(π) - KL_β) for every policy and every β.
     """
-    known = frontier.dropna(subset=["kl", "reward"])
-    known = known[np.isfinite(known.beta)]
+    known = frontier[np.isfinite(frontier.beta)].dropna(subset=["kl", "reward"])
     return float((known.reward + known.beta * (kl - known.kl)).min())
 
 
@@ -138,8 +111,8 @@ def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
     Raises UserFault if one is missing, or has no families (an older version wrote it).
     """
     found = []
+    places = [paths.figures(profile), (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile]
     for name in notebooks:
-        places = [paths.figures(profile), (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile]
         files = [place / f"{name}.csv" for place in places]
         file = next((f for f in files if f.is_file()), None)
         if file is None:
@@ -183,15 +156,14 @@ def above(
 ) -> pd.DataFrame:
     """Each row's excess over the frontier, its standard error, and the simultaneous 95 % bound (Bonferroni).
 
-    `table` is one of `efficiencies` with columns completions and prompts; `spreads` are those of `spread`, `errors` the
-    frontier's own standard error by KL, each for a seed; beyond their last KL the error there counts.  Column above:
-    whether the excess is beyond the bound.  The KL's own noise is left out: near the optimum it makes reward and KL err
-    together along the frontier.
+    `table` is one of `efficiencies` with columns completions and prompts; `spreads` (of `spread`) and `errors` (of
+    `frontier_error`, level beyond their last KL) are by seed.  The KL's own noise is left out: near the optimum it
+    makes reward and KL err together along the frontier.
     """
-    known_error = table.seed.map(lambda seed: bool(errors.get(seed)))
-    known = table[table.optimal.notna() & (table.kl >= LEAST_KL) & known_error].copy()
+    seeds = [seed for seed, error in errors.items() if error]
+    known = table[table.optimal.notna() & (table.kl >= LEAST_KL) & table.seed.isin(seeds)]
     z = norm.ppf(1 - 0.05 / max(1, len(known)))
-    own = [spreads[r.seed] / np.sqrt(r.completions * r.prompts) for r in known.itertuples()]
+    own = known.seed.map(spreads) / np.sqrt(known.completions * known.prompts)
     other = [np.interp(r.kl, list(errors[r.seed]), list(errors[r.seed].values())) for r in known.itertuples()]
     error = np.hypot(own, other)
     excess = known.reward - known.optimal
@@ -227,18 +199,16 @@ def held_out_shares(
 ) -> list[float]:
     """Efficiency at one KL of keeping one of n, with method and frontier from different halves of the pool's draws.
 
-    One for each seed, the mean of both ways round; both are computed from the same draws elsewhere.  `betas` are those
-    of the method, `grid` those of the frontier.
+    One for each seed, the mean of both ways round; elsewhere both come from the same draws.  `betas` are those of the
+    method, `grid` those of the frontier.
     """
-    out = []
-    for drawn in pools.values():
-        shares = []
-        for half in (0, 1):
-            own, other = drawn.without(half, 2), drawn.without(1 - half, 2)
-            rows = resampling_rows({0: own}, {position: ""}, [n], betas)
-            shares.append(at_matched_kl(rows, {0: optimum(other, grid)}, [kl]).efficiency.item())
-        out.append(float(np.mean(shares)))
-    return out
+
+    def share(own: Pool, other: Pool) -> float:
+        rows = resampling_rows({0: own}, {position: ""}, [n], betas)
+        return at_matched_kl(rows, {0: optimum(other, grid)}, [kl]).efficiency.item()
+
+    halves = [(drawn.without(0, 2), drawn.without(1, 2)) for drawn in pools.values()]
+    return [(share(one, two) + share(two, one)) / 2 for one, two in halves]
 
 
 def best_of_pool(pools: Mapping[int, Pool], ns: Sequence[int]) -> pd.DataFrame:
@@ -252,16 +222,6 @@ def best_of_pool(pools: Mapping[int, Pool], ns: Sequence[int]) -> pd.DataFrame:
             rows = rows.assign(gold=[gold @ chance_of_best(len(gold), n) for n in ns])
         out.append(rows.assign(seed=seed, family="best of n", draws=max(ns), status="ok"))
     return pd.concat(out, ignore_index=True)
-
-
-def best_of_fit(best_of: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
-    """Gao et al.'s form for best-of-n fitted to the gain in gold of `best_of_pool`, for each seed."""
-    out = []
-    for seed, rows in best_of.groupby("seed"):
-        start = frontiers[seed].gold.iloc[0]
-        found = fit(rows.kl.to_numpy(), rows.gold.to_numpy() - start, "bon")
-        out.append({"family": "best of n", "seed": seed, **found._asdict(), "status": "ok"})
-    return pd.DataFrame(out)
 
 
 def setting_means(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -282,8 +242,7 @@ def one_front(
 ) -> Figure:
     """Families on the planes of KL and gain in reward, and in gold, below the optimal frontier.
 
-    `means` has columns family, kl, reward, gold: means over seeds of each setting, as gains over SFT, with the ends of
-    their intervals (<measure>_low, <measure>_high).  `optimum` and `best_of` have kl and the same gains.
+    `means` are `setting_means` of gains over SFT, `optimum` and `best_of` have columns kl and the same gains.
     """
     ys = [y for y in GAINS if y in optimum and y in means and means[y].notna().any()]
     figure, axes = panels(len(ys), 5.4)
@@ -296,16 +255,5 @@ def one_front(
             joined(axis, means[means.family == name], y, name, seen)
         most = means[(means.kl <= most_kl) & means.family.isin(families)][y].max()
         axis.set(xlabel=AXES["kl"], ylabel=GAINS[y], xlim=(0, most_kl), ylim=(0, 1.05 * max(most, optimum[y].max())))
-    legend_below(figure)
-    return figure
-
-
-def diversity(table: pd.DataFrame, measure: str) -> Figure:
-    """A measure of diversity against the gain in reward: one marker for each policy; columns family, seed, reward."""
-    figure, (axis,) = panels(1, 5.2)
-    seen = looks(list(table.family.unique()))
-    for name, rows in table.groupby("family", sort=False):
-        axis.plot(rows.reward, rows[measure], seen[name].marker, color=seen[name].color, markersize=4, label=name)
-    axis.set(xlabel=GAINS["reward"], ylabel=AXES[measure])
     legend_below(figure)
     return figure

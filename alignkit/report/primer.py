@@ -1,9 +1,7 @@
 """What notebook 0 shows on small examples: a climb up the reward, finite sets of responses, formulas to be checked."""
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,18 +11,16 @@ import torch
 from matplotlib.figure import Figure
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignkit.divergences import examples
+from alignkit.divergences import Divergence, examples
 from alignkit.finite import newton
 from alignkit.losses import LOSSES, needs, preference_loss
+from alignkit.report.figures import seed_lines
 from alignkit.report.looks import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
 from alignkit.report.policies import Method, Runs, aligned, dpo, prepared
 from alignkit.sampling import sequence_log_probs
 from alignkit.workflow.schema import Primer
-
-# Its runs
 
 
 def methods(p: Primer) -> list[Method]:
@@ -56,20 +52,19 @@ def hill_climb(
     tries: int,
     most_words: int,
     seed: int,
-    fixed: Collection[str] = (".",),
 ) -> pd.DataFrame:
     """Change one word of a text at a time so that its score rises; columns step, score, words, text.
 
     Each step tries `tries` random edits (a word swapped for another of the vocabulary, or one put in while there are
-    less than `most_words`) and keeps the best of them if it scores higher than the text so far.  `fixed` words are
-    neither swapped nor put in, so that a text keeps its sentences.
+    less than `most_words`) and keeps the best of them if it scores higher than the text so far.  Full stops are neither
+    swapped nor put in, so that a text keeps its sentences.
     """
     rng = np.random.default_rng(seed)
-    vocabulary = [word for word in vocabulary if word not in fixed]
+    vocabulary = [word for word in vocabulary if word != "."]
     words, best = text.split(), float(score([text])[0])
     trail = [(0, best, len(words), text)]
     for step in range(1, steps + 1):
-        edits = [_edited(words, vocabulary, rng, most_words, fixed) for _ in range(tries)]
+        edits = [_edited(words, vocabulary, rng, most_words) for _ in range(tries)]
         scores = score([" ".join(edit) for edit in edits])
         if scores.max() > best:
             words, best = edits[int(scores.argmax())], float(scores.max())
@@ -77,17 +72,15 @@ def hill_climb(
     return pd.DataFrame(trail, columns=["step", "score", "words", "text"])
 
 
-def _edited(
-    words: list[str], vocabulary: Sequence[str], rng: np.random.Generator, most_words: int, fixed: Collection[str]
-) -> list[str]:
+def _edited(words: list[str], vocabulary: Sequence[str], rng: np.random.Generator, most_words: int) -> list[str]:
     word = vocabulary[rng.integers(len(vocabulary))]
     insert = len(words) < most_words and rng.random() < 0.5
-    places = [i for i in range(len(words)) if insert or words[i] not in fixed]
+    places = [i for i in range(len(words)) if insert or words[i] != "."]
     place = places[rng.integers(len(places))]
     return [*words[:place], word, *words[place + (not insert) :]]
 
 
-# Implicit rewards, and batches by hand
+# Implicit rewards
 
 
 def implicit_rewards(model: PreTrainedModel, rows: pd.DataFrame, beta: float) -> pd.DataFrame:
@@ -96,59 +89,21 @@ def implicit_rewards(model: PreTrainedModel, rows: pd.DataFrame, beta: float) ->
     Columns chosen, rejected (reward model), implicit_chosen, implicit_rejected (β log π/π_ref), gap and implicit_gap
     (chosen minus rejected: here the part that all responses to a prompt share has cancelled).
     """
-    out = pd.DataFrame({side: rows[f"{side}_reward"].to_numpy() for side in ("chosen", "rejected")})
-    prompt_ids = rows.prompt_ids.map(list).tolist()
+    out = {side: rows[f"{side}_reward"].to_numpy() for side in ("chosen", "rejected")}
     for side in ("chosen", "rejected"):
-        logps = sequence_log_probs(model, prompt_ids, rows[f"{side}_ids"].map(list).tolist())
+        logps = sequence_log_probs(model, *(rows[name].map(list).tolist() for name in ("prompt_ids", f"{side}_ids")))
         out[f"implicit_{side}"] = beta * (logps - rows[f"ref_{side}_logps"].to_numpy())
-    gaps = {"gap": out.chosen - out.rejected, "implicit_gap": out.implicit_chosen - out.implicit_rejected}
-    return out.assign(**gaps)
-
-
-def concatenated(rows: Mapping[str, list[list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Pairs as the trainer sees them: all chosen on top of all rejected, padded on the right.
-
-    rows has prompt_ids, chosen_ids and rejected_ids; the result input_ids, attention_mask (1 real, 0 padding) and
-    completion_mask (1 on tokens of the completion), each (2 * pairs, length).
-    """
-    prompts, completions = 2 * rows["prompt_ids"], rows["chosen_ids"] + rows["rejected_ids"]
-    both = list(zip(prompts, completions, strict=True))
-    return {
-        "input_ids": _padded([[*p, *c] for p, c in both], pad_id),
-        "attention_mask": _padded([[1] * len(p) + [1] * len(c) for p, c in both], 0),
-        "completion_mask": _padded([[0] * len(p) + [1] * len(c) for p, c in both], 0),
-    }
-
-
-def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    out["gap"] = out["chosen"] - out["rejected"]
+    return pd.DataFrame({**out, "implicit_gap": out["implicit_chosen"] - out["implicit_rejected"]})
 
 
 # Divergences and losses, tabulated
 
-OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-              ast.Pow: operator.pow}  # fmt: skip
-FUNCTIONS = {"log": torch.log, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign}
-
 
 def value_of(formula: str, u: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
     """A formula of `Divergence.formulas`, computed at u, so that what tables show can be checked."""
-
-    def at(node: ast.AST) -> Any:
-        match node:
-            case ast.Constant(value):
-                return value
-            case ast.Name(name):
-                return {"u": u, "α": alpha}[name]
-            case ast.UnaryOp(ast.USub(), operand):
-                return -at(operand)
-            case ast.BinOp(left, how, right):
-                return OPERATIONS[type(how)](at(left), at(right))
-            case ast.Call(ast.Name(name), [argument]):
-                return FUNCTIONS[name](at(argument))
-        raise ValueError(f"{formula}: {ast.unparse(node)!r} is no part of a formula")
-
-    return at(ast.parse(formula, mode="eval").body)
+    functions = {"log": torch.log, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign}
+    return eval(formula, functions | {"u": u, "α": alpha})
 
 
 def readable(formula: str) -> str:
@@ -176,29 +131,20 @@ def formula_table(u: torch.Tensor) -> tuple[pd.DataFrame, float]:
 
 def divergence_curves(log_u: np.ndarray) -> pd.DataFrame:
     """Each divergence at these log-ratios: columns family, divergence, log_u, u, f - f(1), score - score(0), slope."""
-    out = []
-    for div in examples():
-        f = (div.f(np.exp(log_u)) - div.f(1.0)).numpy()
+
+    def curve(div: Divergence) -> pd.DataFrame:
         at = {"family": div.family, "divergence": div.label, "log_u": log_u, "u": np.exp(log_u)}
-        values = {"f": f, "score": div.centred_score(log_u).numpy(), "slope": div.slope(log_u).numpy()}
-        out.append(pd.DataFrame({**at, **values}))
-    return pd.concat(out, ignore_index=True)
+        f = div.f(at["u"]) - div.f(1.0)
+        return pd.DataFrame({**at, "f": f, "score": div.centred_score(log_u), "slope": div.slope(log_u)})
 
-
-def near_zero(ratios: Sequence[float]) -> pd.DataFrame:
-    """f' of each divergence at small u, and whether it falls without bound (supports_dpo)."""
-    rows = []
-    for div in examples():
-        at = {f"f'({u:g})": div.f_prime(u).item() for u in ratios}
-        rows.append({"divergence": div.label, **at, "f'(0+) = −∞": "yes" if div.supports_dpo else "no"})
-    return pd.DataFrame(rows)
+    return pd.concat(map(curve, examples()), ignore_index=True)
 
 
 def loss_curves(margins: np.ndarray, label_smoothing: float, tokens: tuple[int, int]) -> pd.DataFrame:
     """Each loss at β = 1 against the margin s_w - s_l: columns loss, margin, value, pull (minus its derivative).
 
-    The scores are half the margin and its negative, each pair is a batch of its own; `tokens` are the lengths of
-    chosen and rejected that the loss per token divides by.
+    The scores are half the margin and its negative, each pair a batch of its own; `tokens` are the lengths of chosen
+    and rejected, for the loss per token.
     """
     known = {"label_smoothing": label_smoothing, "chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
     out = []
@@ -213,34 +159,20 @@ def loss_curves(margins: np.ndarray, label_smoothing: float, tokens: tuple[int, 
     return pd.DataFrame(out, columns=["loss", "margin", "value", "pull"])
 
 
-def steps_of(pairs: int, batch: int, epochs: float) -> int:
-    """Optimiser steps: batches an epoch, the last one perhaps smaller, times epochs, rounded up."""
-    return int(np.ceil(epochs * np.ceil(pairs / batch)))
-
-
 # Figures
 
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-"""Line styles, so that lines that lie on each other can be seen."""
 
-
-def climb(trail: pd.DataFrame) -> Figure:
-    """The reward model's score along a climb, and the gold reward where it is known; columns step, score, gold."""
-    figure, axis = plt.subplots()
-    axis.plot(trail.step, trail.score, color=POSITIVE, label="reward model (proxy)")
-    if "gold" in trail:
-        axis.plot(trail.step, trail.gold, color=NEGATIVE, linestyle="--", label="gold reward")
-    axis.axhline(0, color="black", linewidth=1, linestyle=":")
-    axis.set(xlabel="step of the climb", ylabel="reward (nats)")
-    axis.legend()
-    return figure
+def _style(i: int) -> dict[str, Any]:
+    """The i-th colour and dashes: lines that lie on each other can be seen."""
+    dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": dashes[i % len(dashes)]}
 
 
 def tilting(policies: pd.DataFrame, optima: pd.DataFrame) -> Figure:
     """π* for several β, and what it earns at which KL.
 
-    policies: one row for each β (index; inf is the reference), one column for each response.  optima: columns beta,
-    kl and reward along all β; the rows of policies are marked.
+    policies has a row for each β (index; inf is the reference) and a column for each response, optima columns beta, kl
+    and reward along all β; the rows of policies are marked there.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), width_ratios=[1.5, 1])
     width = 0.84 / len(policies)
@@ -256,23 +188,6 @@ def tilting(policies: pd.DataFrame, optima: pd.DataFrame) -> Figure:
     left.set(xlabel="response and its reward (nats)", ylabel="probability")
     left.legend(fontsize="small")
     right.set(xlabel="KL(π* ‖ π_ref) (nats)", ylabel="expected reward (nats)")
-    return figure
-
-
-def implicit(table: pd.DataFrame) -> Figure:
-    """The implicit reward against the reward model, response by response and pair by pair.
-
-    Columns of `primer.implicit_rewards`, and accuracy is the share of pairs above zero on the right.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.6))
-    for side, colour in (("rejected", NEGATIVE), ("chosen", POSITIVE)):
-        left.scatter(table[side], table[f"implicit_{side}"], s=10, alpha=0.4, color=colour, linewidths=0, label=side)
-    right.scatter(table.gap, table.implicit_gap, s=10, alpha=0.4, color=NEUTRAL, linewidths=0)
-    for axis in (left, right):
-        axis.axhline(0, color="black", linewidth=1, linestyle=":")
-    left.set(xlabel="reward model (nats)", ylabel="implicit reward (nats)")
-    right.set(xlabel="reward model, chosen − rejected (nats)", ylabel="implicit, the same (nats)")
-    left.legend(markerscale=3)
     return figure
 
 
@@ -293,10 +208,9 @@ def divergences(table: pd.DataFrame, x: str, ys: Sequence[str]) -> Figure:
     figure, axes = plt.subplots(len(ys), len(families), figsize=size, sharex=True, sharey="row", squeeze=False)
     for row, y in zip(axes, ys, strict=True):
         for axis, family in zip(row, families, strict=True):
-            lines = table[(table.family == family) & (table[y] != 0)] if y == "slope" else table[table.family == family]
-            for i, (name, one) in enumerate(lines.groupby("divergence", sort=False)):
-                style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
-                axis.plot(one[x], one[y], **style, label=name)
+            for i, (name, one) in enumerate(table[table.family == family].groupby("divergence", sort=False)):
+                drawn = one[one[y] != 0] if y == "slope" else one  # no place for a zero on a logarithmic axis
+                axis.plot(drawn[x], drawn[y], **_style(i), label=name)
             axis.axvline(1 if x == "u" else 0, color="black", linewidth=1, linestyle=":")
         row[0].set(ylabel=AXES[y], yscale="log" if y == "slope" else "linear", ylim=LIMITS[y])
     for top, bottom, family in zip(axes[0], axes[-1], families, strict=True):
@@ -324,15 +238,14 @@ def failures(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def losses(table: pd.DataFrame, *, limits: tuple[float, float]) -> Figure:
+def losses(table: pd.DataFrame) -> Figure:
     """Each loss against the margin, and its pull; columns loss, margin, value, pull."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 4.1))
     for i, (name, one) in enumerate(table.groupby("loss", sort=False)):
-        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
-        left.plot(one.margin, one.value, **style, label=name)
-        right.plot(one.margin, one.pull, **style)
-    left.set(ylabel="loss", ylim=limits)
-    right.set(ylabel="pull: −d loss / d margin", ylim=(-1.0, limits[1] / 2))
+        left.plot(one.margin, one.value, **_style(i), label=name)
+        right.plot(one.margin, one.pull, **_style(i))
+    left.set(ylabel="loss", ylim=(-1, 6))
+    right.set(ylabel="pull: −d loss / d margin", ylim=(-1, 3))
     for axis in (left, right):
         axis.axvline(0, color="black", linewidth=1, linestyle=":")
         axis.axhline(0, color="black", linewidth=1, linestyle=":")
@@ -343,26 +256,22 @@ def losses(table: pd.DataFrame, *, limits: tuple[float, float]) -> Figure:
 
 def training(log: pd.DataFrame) -> Figure:
     """Loss, log-probs and margin against the training step, each seed a line; columns as in a run's history.csv."""
-    figure, axes = plt.subplots(1, 3, figsize=(8.8, 3.2))
-    panels = (
-        {"loss": ("training", NEUTRAL, "-"), "eval_loss": ("validation", POSITIVE, "-")},
-        {"chosen": ("chosen", POSITIVE, "-"), "rejected": ("rejected", NEGATIVE, "--")},
-        {"eval_margin": ("margin", POSITIVE, "-")},
-    )
-    for axis, lines in zip(axes, panels, strict=True):
-        for i, (_, one) in enumerate(log.groupby("seed")):
-            for column, (name, colour, style) in lines.items():
-                kept = one.dropna(subset=column)
-                shown = {"color": colour, "linestyle": style, "label": None if i else name}
-                axis.plot(kept.step, kept[column], **shown, alpha=0.8)
-        axis.set_xlabel("training step")
-    axes[0].axhline(np.log(2), color="black", linewidth=1, linestyle=":", label="log 2")
-    axes[1].axhline(0, color="black", linewidth=1, linestyle=":")
-    axes[0].set_ylabel("DPO loss (nats a pair)")
-    axes[1].set_ylabel("log-prob − its start (nats)")
-    axes[2].set_ylabel("margin (nats)")
-    axes[0].legend(fontsize="small", loc="upper right", bbox_to_anchor=(1, 0.95))
-    axes[1].legend(fontsize="small")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.8, 3.2))
+    for axis, column, name, colour, dashes in (
+        (left, "loss", "training", NEUTRAL, "-"),
+        (left, "eval_loss", "validation", POSITIVE, "-"),
+        (middle, "chosen", "chosen", POSITIVE, "-"),
+        (middle, "rejected", "rejected", NEGATIVE, "--"),
+        (right, "eval_margin", "margin", POSITIVE, "-"),
+    ):
+        seed_lines(axis, log, "step", column, color=colour, linestyle=dashes, alpha=0.8, label=name)
+    left.axhline(np.log(2), color="black", linewidth=1, linestyle=":", label="log 2")
+    middle.axhline(0, color="black", linewidth=1, linestyle=":")
+    left.set(xlabel="training step", ylabel="DPO loss (nats a pair)")
+    middle.set(xlabel="training step", ylabel="log-prob − its start (nats)")
+    right.set(xlabel="training step", ylabel="margin (nats)")
+    left.legend(fontsize="small", loc="upper right", bbox_to_anchor=(1, 0.95))
+    middle.legend(fontsize="small")
     return figure
 
 

@@ -1,29 +1,21 @@
-"""Notebook 4: WARP and its variations; its runs, tables and figures.  Algorithm 1 stands in `algorithm.py`."""
+"""Notebook 4: WARP and its variations; its runs and tables.  Algorithm 1 stands in `algorithm.py`."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 import torch
 from datasets import Dataset
-from matplotlib.figure import Figure
 from trl import RLOOConfig, RLOOTrainer
 
 from alignkit.kl import kl_estimates
 from alignkit.policy_gradient import BASELINES, advantages, completion_sums
-from alignkit.report.looks import COLOURS, NEUTRAL
 from alignkit.report.policies import Policy, Runs, Variation, each_once, parts, points, started
-from alignkit.report.tables import completions
 from alignkit.sampling import pad_left
 from alignkit.training.deviations import train_greedily, train_on_token_means
 from alignkit.workflow.schema import Warp
-from alignkit.workflow.store import Run
 from alignkit.world.models import load_policy, quiet_training
-
-SPENT = ("generation_seconds", "scoring_seconds", "update_seconds")
 
 
 def over_steps(name: str, steps: Sequence[int]) -> str:
@@ -79,10 +71,9 @@ def step_log_probs(policy: torch.Tensor) -> torch.Tensor:
     length, vocabulary = policy.ndim, policy.shape[0]
     steps = []
     for t in range(length):
-        prefixes = policy.flatten(start_dim=t + 1).sum(dim=-1) if t + 1 < length else policy
+        prefixes = policy.reshape(-1, vocabulary, vocabulary ** (length - 1 - t)).sum(dim=-1)
         following = (prefixes / prefixes.sum(dim=-1, keepdim=True)).log()
-        here = following.view(*[vocabulary] * t, *[1] * (length - t), vocabulary)
-        steps.append(here.expand(*[vocabulary] * length, vocabulary).reshape(-1, vocabulary))
+        steps.append(following.repeat_interleave(vocabulary ** (length - t), dim=0))
     return torch.stack(steps, dim=1)
 
 
@@ -121,7 +112,7 @@ def gradient_table(logits: torch.Tensor, rewards: torch.Tensor, k: int) -> pd.Da
     return pd.DataFrame(rows, columns=["baseline", "k", "share", "bias", "standard deviation"])
 
 
-# Tables and figures
+# Tables
 
 
 def angle_table(found: Sequence[Policy], method: str) -> pd.DataFrame:
@@ -168,27 +159,7 @@ def seconds_of(found: Mapping[int, Sequence[Policy]], method: str) -> pd.DataFra
     out = []
     for seed, here in found.items():
         thetas = max((policy.trained for policy in here if policy.method == method), key=len)
-        spent = {part.removesuffix("_seconds"): sum(run.metrics[part] for run in thetas) for part in SPENT}
+        steps = ("generation", "scoring", "update")
+        spent = {step: sum(run.metrics[f"{step}_seconds"] for run in thetas) for step in steps}
         out.append({"seed": seed, "runs": len(thetas), **spent, "total": sum(run.record["seconds"] for run in thetas)})
     return pd.DataFrame(out)
-
-
-def texts(found: Sequence[Policy], sft: Run, method: str, etas: Sequence[float], n: int) -> pd.DataFrame:
-    """The first completion of each of the first n test prompts: prompt, SFT, and the last front at each η."""
-    ordered = sorted((p for p in found if p.method == method), key=lambda p: p.where["iteration"])
-    last = {p.where["eta"]: p.evaluation for p in ordered}
-    shown = {"SFT": sft} | {f"{method}, η={eta:g}": last[eta] for eta in etas}
-    firsts = {name: completions(run).groupby("prompt", sort=False).completion.first() for name, run in shown.items()}
-    return pd.DataFrame(firsts).head(n).reset_index()
-
-
-def angles(table: pd.DataFrame) -> Figure:
-    """Angle between two task vectors in each layer: a point for each seed; columns layer, angle, iteration."""
-    figure, axis = plt.subplots(figsize=(7.2, 0.5 * table.layer.nunique() + 1.2))
-    sns.stripplot(
-        table, y="layer", x="angle", hue="iteration", dodge=True, jitter=False, size=6,
-        palette=COLOURS[: table.iteration.nunique()], ax=axis,
-    )  # fmt: skip
-    axis.axvline(90, color=NEUTRAL, linewidth=1, linestyle=":")
-    axis.set(xlabel="angle Ω between the task vectors of two runs (degrees)", ylabel="", xlim=(0, 100))
-    return figure

@@ -142,12 +142,11 @@ def build_pairs(out: Path, settings: PairSettings, *, seed: int, generations: Pa
 
 
 def _side_by_side(chosen: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
-    names = {"completion": "{}", "completion_ids": "{}_ids", "reward": "{}_reward", "ref_logps": "ref_{}_logps"}
-    sides = [
-        table[list(names)].rename(columns={old: new.format(side) for old, new in names.items()}).reset_index(drop=True)
-        for side, table in (("chosen", chosen), ("rejected", rejected))
-    ]
-    return pd.concat([chosen[["prompt", "prompt_ids"]].reset_index(drop=True), *sides], axis=1)
+    sides = {"chosen": chosen.reset_index(drop=True), "rejected": rejected.reset_index(drop=True)}
+    columns = {"": "completion", "_ids": "completion_ids", "_reward": "reward"}
+    paired = {side + suffix: rows[name] for side, rows in sides.items() for suffix, name in columns.items()}
+    log_probs = {f"ref_{side}_logps": rows.ref_logps for side, rows in sides.items()}
+    return pd.DataFrame(dict(sides["chosen"][["prompt", "prompt_ids"]]) | paired | log_probs)
 
 
 def _too_alike(a: str, b: str, limit: float) -> bool:

@@ -256,11 +256,6 @@ def sign_boundary(rewards: np.ndarray, labels: np.ndarray) -> float:
     return float(brentq(lambda b: expit(rewards - b).sum() - labels.sum(), low, high))
 
 
-def centred(scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores with the mean reward of the anchor reviews subtracted: comparable between reward models."""
-    return scores.assign(reward=scores.reward - scores.reward[scores.split == "anchor"].mean())
-
-
 def tfidf_baseline(texts: list[str], labels: list[int], *, ngrams: int = 1) -> Pipeline:
     """TF-IDF and logistic regression, fitted: the baseline that a reward model has to beat (scikit-learn)."""
     vectorizer = TfidfVectorizer(ngram_range=(1, ngrams), min_df=2, sublinear_tf=True)

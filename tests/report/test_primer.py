@@ -42,9 +42,7 @@ def test_a_climb_repeats_with_its_seed_and_changes_one_word_a_step():
 
 
 def test_a_climb_leaves_the_sentences_as_they_are():
-    trail = primer.hill_climb(
-        "a . b .", count_of("x"), ["x", "."], steps=60, tries=8, most_words=7, seed=1, fixed=(".",)
-    )
+    trail = primer.hill_climb("a . b .", count_of("x"), ["x", "."], steps=60, tries=8, most_words=7, seed=1)
     assert [text.count(".") for text in trail.text] == [2] * 61
     assert trail.score.iloc[-1] == 5
 
@@ -70,20 +68,14 @@ def test_the_maximum_of_the_objective_is_the_closed_form(beta: float):
     assert values[0] >= values[2]
 
 
-def test_batches_are_those_of_trls_collator():
-    rows = {"prompt_ids": [[5, 6], [7]], "chosen_ids": [[8], [9, 10, 11]], "rejected_ids": [[12, 13], [14]]}
-    examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-    theirs = DataCollatorForPreference(pad_token_id=1)(examples)
-    for name, tensor in primer.concatenated(rows, 1).items():
-        assert torch.equal(tensor, theirs[name]), name
-
-
 def test_the_reference_itself_has_no_implicit_reward():
     codec = train_tokenizer("word", ["a b c d"], 100)
     model = new_policy(codec, width=8, layers=1, heads=1, positions=16).eval()
-    rows = {"prompt_ids": [[3, 4], [5]], "chosen_ids": [[6], [3, 4, 5]], "rejected_ids": [[5, 6], [4]]}
-    logps = sequence_logps(model, *primer.concatenated(rows, codec.pad_token_id).values()).detach().numpy()
-    table = pd.DataFrame(rows).assign(
+    names = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    rows = pd.DataFrame([([3, 4], [6], [5, 6]), ([5], [3, 4, 5], [4])], columns=names)
+    batch = DataCollatorForPreference(codec.pad_token_id)(rows.to_dict("records"))
+    logps = sequence_logps(model, *batch.values()).detach().numpy()
+    table = rows.assign(
         chosen_reward=[1.0, 2.0], rejected_reward=[0.5, -1.0],
         ref_chosen_logps=logps[:2], ref_rejected_logps=logps[2:] - 3,
     )  # fmt: skip
@@ -118,9 +110,13 @@ def test_every_divergence_of_a_family_is_drawn_and_looks_different():
     plt.close(figure)
 
 
-def test_what_is_no_formula_is_not_computed():
-    with pytest.raises(ValueError, match="no part of a formula"):
-        primer.value_of("u.numpy()", torch.ones(1))
+def test_a_divergence_has_one_look_in_all_panels_of_a_figure():
+    table = primer.divergence_curves(np.array([-1.0, 0.0, 1.0]))
+    figure = primer.divergences(table, "log_u", ["score", "slope"])
+    lines = [line for axis in figure.axes for line in axis.lines if line.get_label() in set(table.divergence)]
+    looks = {(line.get_label(), line.get_color(), line.get_linestyle()) for line in lines}
+    assert len(looks) == table.divergence.nunique() == len(lines) / 2
+    plt.close(figure)
 
 
 def test_formulas_are_written_for_readers():
@@ -134,11 +130,6 @@ def test_the_pull_of_the_sigmoid_loss_is_half_where_nothing_is_learned():
     assert table.value["sigmoid", 0.0] == pytest.approx(np.log(2))
     assert table.value["hinge", 3.0] == 0
     assert table.value["ipo", -1.0] == pytest.approx(2.25)
-
-
-@pytest.mark.parametrize(("pairs", "batch", "epochs", "steps"), [(64, 8, 1.0, 8), (65, 8, 1.0, 9), (65, 8, 0.5, 5)])
-def test_steps_count_the_last_small_batch(pairs: int, batch: int, epochs: float, steps: int):
-    assert primer.steps_of(pairs, batch, epochs) == steps
 
 
 def test_words_of_a_tokenizer_leave_out_its_special_tokens():

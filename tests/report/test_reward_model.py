@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from alignkit.report.reward_model import baseline_rows, fit_baselines, pair_costs
+from alignkit.report.reward_model import baseline_rows, pair_costs
+from alignkit.training.reward import tfidf_baseline
 
 
 def test_imdbs_pairs_spelled_out_cost_312_500_000_forwards():
@@ -18,7 +19,8 @@ def test_imdbs_pairs_spelled_out_cost_312_500_000_forwards():
 def test_only_the_baseline_with_word_pairs_reads_a_negation():
     texts = ["good .", "not bad .", "bad .", "not good ."] * 3
     split = Dataset.from_dict({"text": texts, "label": [1, 1, 0, 0] * 3})
-    baselines = fit_baselines(split)
+    sizes = {"tfidf_words": 1, "tfidf_word_pairs": 2}
+    baselines = {name: tfidf_baseline(texts, list(split["label"]), ngrams=n) for name, n in sizes.items()}
     gold = np.array([2.0, 2.0, -2.0, -2.0] * 3)
     rows = baseline_rows(baselines, DatasetDict(train=split, test=split), gold).set_index("method")
     assert rows.pairwise_accuracy["tfidf_words"] < 0.8

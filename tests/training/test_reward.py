@@ -31,7 +31,6 @@ from alignkit.training.reward import (
     _drop_words,
     _pair_up,
     all_pairs_loss,
-    centred,
     encode,
     pair_count,
     score,
@@ -350,12 +349,6 @@ def test_the_sign_boundary_expects_as_many_positives_as_there_are(rows: list[tup
 def test_one_label_gives_no_sign_boundary(label: int) -> None:
     with pytest.raises(ValueError, match="both labels"):
         sign_boundary(np.array([0.1, 0.2]), np.array([label, label]))
-
-
-def test_centring_gives_anchors_mean_zero_and_keeps_differences() -> None:
-    scores = pd.DataFrame({"split": ["test", "anchor", "anchor"], "label": [1, -1, -1], "reward": [5.0, 1.0, 2.0]})
-    assert centred(scores).reward.tolist() == [3.5, -0.5, 0.5]
-    assert scores.reward.tolist() == [5, 1, 2]
 
 
 @pytest.mark.parametrize("ngrams", [1, 2])
