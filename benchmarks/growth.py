@@ -14,10 +14,10 @@ SCALES = (1, 2, 4)
 
 
 def by_seeds(scale: int) -> None:
-    """A policy and a run of the policy gradient for each of one to four seeds."""
+    """A small SFT run and a run of the policy gradient for each seed."""
     for seed in range(scale):
         with tempfile.TemporaryDirectory() as folder:
-            policy_gradient(start(Path(folder), "pocket", trained=True, seed=seed), steps=5, seed=seed)
+            policy_gradient(start(Path(folder), "pocket", 500, trained=True, seed=seed), steps=5, seed=seed)
 
 
 def by_pairs(here: Start, scale: int) -> None:
