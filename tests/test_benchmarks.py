@@ -1,0 +1,77 @@
+"""Each benchmark at tiny sizes: it runs, and its ratios are finite; how large they are is not tested."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The modules in benchmarks/, which are scripts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        import growth
+        import peers
+        import starts
+
+        yield {"peers": peers, "growth": growth, "starts": starts}
+
+
+@pytest.fixture(scope="module")
+def here(bench, tmp_path_factory):
+    return bench["starts"].start(tmp_path_factory.mktemp("start"), "smoke", reviews=1200)
+
+
+def finite(row: dict[str, float]) -> bool:
+    names = ("ours_ms", "theirs_ms", "ratio", "low", "high")
+    return all(math.isfinite(row[name]) for name in names) and row["turns"] >= 1
+
+
+@pytest.mark.parametrize("name", ["drawing", "gradient_step", "share_of_rate"])
+def test_a_benchmark_of_the_policy_gives_finite_ratios(name: str, bench, here) -> None:
+    steps = {} if name == "drawing" else {"steps": 2}
+    assert finite(getattr(bench["peers"], name)(here, 1, **steps))
+
+
+def test_the_sweep_of_dpo_gives_finite_ratios(bench, here, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(bench["peers"], "SWEEP", {"js": bench["peers"].SWEEP["js"], "reverse_kl": {}})
+    rows = bench["peers"].dpo_sweep(here, bench["starts"].pairs(tmp_path / "pairs", here, 20), betas=(0.5,))
+    assert list(rows) == ["as it comes", "all ready"]
+    assert all(map(finite, rows.values()))
+
+
+def test_reward_models_give_finite_ratios(bench) -> None:
+    assert finite(bench["peers"].reward_step(1))
+    assert finite(bench["peers"].reward_at_equal_accuracy(1, n=200, epochs=1.0))
+
+
+def test_a_row_measured_again_takes_the_place_of_the_first(bench, tmp_path: Path) -> None:
+    peers, file = bench["peers"], tmp_path / "peers.csv"
+    given = {"ratio": 2.0, "low": 1.0, "high": 3.0}
+    for name, column, ratio in [
+        ("a", "1 thread", 9.0),
+        ("b", "1 thread", 2.0),
+        ("a", "1 thread", 2.5),
+        ("b", "GPU", 8),
+    ]:
+        rows = peers.keep({"benchmark": name, "column": column, **given, "ratio": ratio}, file)
+    assert peers.markdown(peers.ratios(rows)).splitlines() == [
+        "| benchmark | 1 thread | GPU |",
+        "| --- | --- | --- |",
+        "| a | 2.50 [1.00, 3.00] |  |",
+        "| b | 2.00 [1.00, 3.00] | 8.00 [1.00, 3.00] |",
+    ]
+
+
+@pytest.mark.parametrize("name", ["pairs", "steps of the policy gradient", "tokens of a completion", "seeds"])
+def test_what_grows_can_be_timed(name: str, bench, here) -> None:
+    assert (
+        bench["growth"]
+        .timed({name: bench["growth"].growing(here)[name]}, repeats=1, scales=(1,))
+        .notna()
+        .all(axis=None)
+    )
