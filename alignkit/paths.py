@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,9 +60,22 @@ def content(source: str) -> str:
 
 @lru_cache(maxsize=32)
 def _content(source: str, files: Stamp) -> str:
-    digest = hashlib.sha256()
+    digest, root = hashlib.sha256(), Path(source).expanduser()
     for name, *_ in files:
-        with open(name, "rb") as stream:
-            place = os.path.relpath(name, Path(source).expanduser())
-            digest.update(place.encode() + hashlib.file_digest(stream, "sha256").digest())
+        digest.update(os.path.relpath(name, root).encode() + bytes.fromhex(_checksum(name)))
     return digest.hexdigest()[:16] if files else ""
+
+
+def _checksum(file: str | Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checksums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files by their places in the folder; "" for one that cannot be read."""
+    return {os.path.relpath(f, folder): _checksum(f) if os.access(f, os.R_OK) else "" for f in files}
+
+
+def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """The files that one of two sets of checksums lacks, or whose content differs."""
+    return sorted({name for name, _ in before.items() ^ after.items()})
