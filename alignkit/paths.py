@@ -1,9 +1,6 @@
 """Named absolute paths.  ALIGNKIT_BUILD is the one setting: where runs, tables and figures are kept."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -48,34 +45,3 @@ def stamp(source: str) -> Stamp:
     path = Path(source).expanduser()
     files = [path, *sorted(path.rglob("*"))] if path.exists() else []
     return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
-
-
-def content(source: str) -> str:
-    """SHA-256 of the file or of all files of the folder at a local path (first 16 hex digits); "" where nothing lies.
-
-    Where the path lies and the files' times do not matter.
-    """
-    return _content(source, stamp(source))
-
-
-@lru_cache(maxsize=32)
-def _content(source: str, files: Stamp) -> str:
-    digest, root = hashlib.sha256(), Path(source).expanduser()
-    for name, *_ in files:
-        digest.update(os.path.relpath(name, root).encode() + bytes.fromhex(_checksum(name)))
-    return digest.hexdigest()[:16] if files else ""
-
-
-def _checksum(file: str | Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def checksums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files by their places in the folder; "" for one that cannot be read."""
-    return {os.path.relpath(f, folder): _checksum(f) if os.access(f, os.R_OK) else "" for f in files}
-
-
-def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """The files that one of two sets of checksums lacks, or whose content differs."""
-    return sorted({name for name, _ in before.items() ^ after.items()})

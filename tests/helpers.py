@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit.workflow import identity
 from alignkit.workflow.store import RECORD, Run
 from alignkit.world.reviews import Reviews
 
@@ -34,3 +35,11 @@ def as_run(folder: Path, name: str) -> Run:
     files = {str(f.relative_to(folder)): name for f in folder.rglob("*") if f.is_file() and f.name != RECORD}
     (folder / RECORD).write_text(json.dumps({"files": files, "metrics": {}}))
     return Run(name, folder)
+
+
+def sources(*functions: Any) -> list[str]:
+    """The source of each training function as the files are now; within a process they are else read once."""
+    identity._read.cache_clear()
+    found = [identity.source.__wrapped__(function) for function in functions]
+    identity._read.cache_clear()
+    return found

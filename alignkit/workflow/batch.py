@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow import parameters
+from alignkit.workflow import checksums, parameters
 from alignkit.workflow.schema import NOTEBOOKS, World
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -54,7 +54,7 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     p = values(notebook, profile, data)
     digest.update(json.dumps(p.model_dump(), sort_keys=True).encode())
     for source in sorted({p.data, p.policy, p.reward_model} - {"pocket", "scratch"}):
-        digest.update(f"{source} {paths.content(source)}".encode())
+        digest.update(f"{source} {checksums.content(source)}".encode())
     digest.update((paths.CHECKOUT / "requirements.lock").read_bytes())
     for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
         digest.update(str(module.relative_to(paths.PACKAGE)).encode() + module.read_bytes())
@@ -147,7 +147,7 @@ def seal_up(profile: str, notebook: str, key: str, data: str = "") -> None:
 def _made(profile: str, notebook: str) -> dict[str, str]:
     """The checksums of an executed notebook, its figures and its tables."""
     files = [executed(profile, notebook), *of_notebook(paths.figures(profile), notebook)]
-    return paths.checksums(paths.build() / profile, files)
+    return checksums.of(paths.build() / profile, files)
 
 
 def _seals(profile: str, notebook: str) -> list[Path]:
@@ -166,7 +166,7 @@ def _read(seal: Path) -> tuple[str, dict[str, str]]:
 def damage(profile: str, notebook: str, seal: Path) -> str:
     """Which of a sealed notebook's files are not as they were made: one name, or "" if all are."""
     _, files = _read(seal)
-    return next(iter(paths.differing(files, _made(profile, notebook))), "") if files else seal.name
+    return next(iter(checksums.differing(files, _made(profile, notebook))), "") if files else seal.name
 
 
 def break_seals(profile: str) -> None:

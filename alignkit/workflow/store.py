@@ -31,7 +31,7 @@ from IPython.display import clear_output
 
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
-from alignkit.workflow import identity
+from alignkit.workflow import checksums, identity
 from alignkit.world.models import precision
 from alignkit.world.reviews import Reviews
 
@@ -124,7 +124,7 @@ def _as_dict(settings: Any) -> dict[str, Any]:
     out = dict(vars(settings))
     for field in fields(settings):
         if field.metadata.get("model") and isinstance(out[field.name], str):
-            out[field.name] = paths.content(out[field.name]) or out[field.name]
+            out[field.name] = checksums.content(out[field.name]) or out[field.name]
     return out
 
 
@@ -189,14 +189,14 @@ def _verify(run: Run, _: paths.Stamp) -> None:
         sound = record.pop("checksum") == _hash(record) and record["id"] == run.id
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
-    if damaged := paths.differing(record["files"], _checksums(run.folder)) if sound else [RECORD]:
+    if damaged := checksums.differing(record["files"], _checksums(run.folder)) if sound else [RECORD]:
         raise UserFault(f"run: {run.folder} is damaged: {', '.join(damaged)}; delete this folder to train it again")
 
 
 def _checksums(folder: Path) -> dict[str, str]:
     """Of all files of a run but its record."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / RECORD)
-    return paths.checksums(folder, files)
+    return checksums.of(folder, files)
 
 
 def _hash(values: Any) -> str:

@@ -3,8 +3,10 @@
 import contextlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import IPython
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -213,7 +215,8 @@ def test_a_folder_without_parameter_files_is_one_line(tmp_path: Path, capsys: py
 
 def test_a_missing_parameter_is_one_line():
     rest = {key: value for key, value in POCKET.items() if key != "sft_lr"}
-    assert parameters.faults(rest, "here") == ["here: sft_lr: missing (highest learning rate)"]
+    with pytest.raises(UserFault, match=r"^here: sft_lr: missing \(highest learning rate\)$"):
+        parameters.checked(rest, "here")
 
 
 def test_several_faults_are_several_lines(file: Path, capsys: pytest.CaptureFixture):
@@ -253,13 +256,14 @@ keys = st.sampled_from(list(POCKET)) | st.text(max_size=12) | st.integers() | st
 @settings(max_examples=150, deadline=None)
 @given(changed=st.dictionaries(keys, values, min_size=1, max_size=3))
 def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(changed: dict[Any, Any]):
-    lines = parameters.faults({**POCKET, **changed}, "here")
-    if lines:
+    try:
+        parameters.checked({**POCKET, **changed}, "here")
+    except UserFault as fault:
+        lines = str(fault).split("\n")
         assert all(line.startswith("here: ") and line.splitlines() == [line] for line in lines)
         assert len(lines) == len(set(lines))
     else:
         assert set(changed) <= set(POCKET)
-        parameters.NOTEBOOKS[NOTEBOOK].model_validate({**POCKET, **changed})
 
 
 @settings(max_examples=100, deadline=None)
@@ -323,7 +327,7 @@ def in_notebook(monkeypatch: pytest.MonkeyPatch, *cells: str) -> list[dict[str, 
         with contextlib.suppress(SyntaxError):
             exec(cell, namespace)
     shown: list[dict[str, str]] = []
-    monkeypatch.setattr(parameters, "_namespace", lambda: namespace)
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(user_ns=namespace))
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
     return shown
 
@@ -352,7 +356,7 @@ def test_a_first_cell_that_is_run_again_is_read_as_it_is_now(monkeypatch: pytest
 
 def test_a_kernel_without_a_history_has_the_same_parameters(monkeypatch: pytest.MonkeyPatch):
     in_notebook(monkeypatch, first_cell(), papermill("profile = 'smoke'\nsft_batch = 4"))
-    monkeypatch.setitem(parameters._namespace(), "In", [""])
+    monkeypatch.setitem(IPython.get_ipython().user_ns, "In", [""])
     assert parameters.from_notebook().model_dump() == parameters.profile_values("smoke", NOTEBOOK) | {"sft_batch": 4}
 
 
