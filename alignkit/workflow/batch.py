@@ -216,7 +216,7 @@ def publish(profile: str) -> list[str]:
         changed = []
         for name in done:
             file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
-            changed += _write(file, nbformat.writes(published(profile, name)) + "\n")
+            changed += _write(file, f"{nbformat.writes(published(profile, name))}\n".encode())
             changed += _write_figures(profile, name, target)
         return changed + _write_results(target)
 
@@ -241,11 +241,10 @@ def _write_results(target: Path) -> list[str]:
     if not placed:
         return []
     both = pd.concat(placed).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    return _write(target / "results.csv", both)
+    return _write(target / "results.csv", both.encode())
 
 
-def _write(file: Path, content: str | bytes) -> list[str]:
-    content = content.encode() if isinstance(content, str) else content
+def _write(file: Path, content: bytes) -> list[str]:
     if file.is_file() and file.read_bytes() == content:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ class _Module:
         """From this package: local name -> where it is from; the name there is "" for a module."""
         self.meaning: dict[str, str] = {}
         """Local name -> what it stands for: another library's, by its dotted path, or this package's other name."""
-        tree = _Plain().visit(ast.parse(text))
+        tree = _plain(text)
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 self.meaning |= {alias.asname or alias.name.partition(".")[0]: alias.name for alias in node.names}
@@ -107,18 +107,17 @@ def _is_for_types(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-class _Plain(ast.NodeTransformer):
-    """Takes away docstrings, those under constants and fields among them."""
+def _plain(text: str) -> ast.Module:
+    """A module without docstrings, those under constants and fields among them."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
+            node.body = [statement for statement in node.body if not _is_text(statement)] or [ast.Pass()]
+    return tree
 
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if is_text else self.generic_visit(node)
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.body:
-            node.body = [ast.Pass()]
-        return node
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 @lru_cache(maxsize=256)

@@ -167,11 +167,6 @@ def _profile(profile: Any, notebook: str, where: str) -> Layers:
     return [*_folder(paths.PARAMS / "pocket", notebook), *above]
 
 
-def profile_values(profile: str, notebook: str) -> dict[str, Any]:
-    """The values of a shipped profile.  Raises UserFault if there is no such profile."""
-    return {**_merged(_profile(profile, notebook, "parameters")), "notebook": notebook, "profile": profile}
-
-
 def _merged(layers: Layers) -> dict[str, Any]:
     return {key: value for _, values in layers for key, value in values.items()}
 
@@ -270,7 +265,7 @@ def _assigned(cells: list[str]) -> set[str]:
 
 def grouped(p: Rewarded) -> dict[str, list[tuple[str, str, str, str]]]:
     """Key, value, pocket's value ("" if it is the same) and words of each parameter, grouped as in the schema."""
-    pocket = NOTEBOOKS[p.notebook].model_validate(profile_values("pocket", p.notebook))
+    pocket = load(paths.PARAMS / "pocket" / f"{p.notebook}.yaml")
     groups, seen = {}, {"notebook", "profile"}
     for kind in reversed(type(p).__mro__):
         rows = []

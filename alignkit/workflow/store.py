@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,11 +108,12 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
 
 
 def identify(train: Callable[..., Any], settings: Any = None, **inputs: Any) -> dict[str, Any]:
-    """Everything that the result depends on, as JSON values."""
+    """Everything that the result depends on, as JSON values: a run by its files, reviews by what they say."""
+    counted = {k: v.fingerprint() if isinstance(v, Reviews) else v for k, v in inputs.items()}
     return {
         "function": train.__name__,
         "settings": _as_dict(settings) if settings is not None else {},
-        "inputs": {name: _counted(value) for name, value in inputs.items()},
+        "inputs": {name: _each(value, attrgetter("content")) for name, value in counted.items()},
         "source": identity.source(train),
         "versions": {name: version(name) for name in LIBRARIES},
         "numerics": numerics.in_force(),
@@ -128,20 +130,11 @@ def _as_dict(settings: Any) -> dict[str, Any]:
     return out
 
 
-def _counted(value: Any) -> Any:
-    """An input as it counts: a run by its files, reviews by what they say wherever they lie."""
+def _each(value: Any, run_as: Callable[[Run], Any]) -> Any:
+    """An input with something else in place of each run in it."""
     if isinstance(value, Run):
-        return value.content
-    if isinstance(value, Reviews):
-        return value.fingerprint()
-    return [_counted(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _opened(value: Any) -> Any:
-    """An input as the training function takes it: a run as its folder."""
-    if isinstance(value, Run):
-        return value.path
-    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+        return run_as(value)
+    return [_each(item, run_as) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _named(value: Any) -> Any:
@@ -160,7 +153,7 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
         print(f"training {train.__name__}{seed} ...")
     try:
         started = time.monotonic()
-        opened = {name: _opened(value) for name, value in inputs.items()}
+        opened = {name: _each(value, attrgetter("path")) for name, value in inputs.items()}
         metrics = train(folder, **opened) if settings is None else train(folder, settings, **opened)
         record = {
             **known,
