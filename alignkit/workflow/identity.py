@@ -2,7 +2,8 @@
 
 The source of a run is the set of all definitions that its training function names, directly or through others, as
 normalised syntax trees: no comments, no docstrings, no module paths.  So wording a docstring or moving a function to
-another file changes nothing, and an edit of one loss changes the runs that train with losses, and no others.
+another file changes nothing, and an edit of one loss changes the runs that train with losses, and no others.  The
+data of a module, in a YAML file of its name beside it, count with all that is reached in the module.
 
 What cannot be followed must not stand in such code: `getattr`, `importlib`, `eval`, `exec`, `globals`, star imports.
 A dictionary of functions counts with all of its entries.  An edit while a process runs counts in the next one.
@@ -10,12 +11,15 @@ A dictionary of functions counts with all of its entries.  An edit while a proce
 
 import ast
 import hashlib
+import json
 import symtable
 import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from alignkit import paths
 
@@ -37,7 +41,7 @@ def source(function: Callable[..., Any]) -> str:
     lines = set()
     for (module, name), node in found.items():
         meaning = _read(module).meaning
-        lines.add(f"{name} {ast.dump(node)}")
+        lines |= {f"{name} {ast.dump(node)}", *_read(module).data}
         lines |= {f"{used} is {meaning[used]}" for used in global_names(node) & set(meaning)}
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
@@ -63,14 +67,17 @@ def reached(module: str, name: str) -> dict[Place, ast.AST]:
 class _Module:
     """What stands in a module."""
 
-    def __init__(self, text: str):
+    def __init__(self, file: Path):
+        data = file.with_suffix(".yaml")
+        self.data = [json.dumps(yaml.safe_load(data.read_text(encoding="utf-8")))] if data.is_file() else []
+        """As one line of JSON, so that comments and layout do not count."""
         self.definitions: dict[str, ast.AST] = {}
         """By name; the module's other statements under ""."""
         self.imported: dict[str, Place] = {}
         """From this package: local name -> where it is from; the name there is "" for a module."""
         self.meaning: dict[str, str] = {}
         """Local name -> what it stands for: another library's, by its dotted path, or this package's other name."""
-        tree = _plain(text)
+        tree = _plain(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 self.meaning |= {alias.asname or alias.name.partition(".")[0]: alias.name for alias in node.names}
@@ -123,7 +130,7 @@ def _is_text(node: ast.stmt) -> bool:
 @lru_cache(maxsize=256)
 def _read(module: str) -> _Module | None:
     file = _module_file(module)
-    return _Module(file.read_text(encoding="utf-8")) if file else None
+    return _Module(file) if file else None
 
 
 def _module_file(module: str) -> Path | None:

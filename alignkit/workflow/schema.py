@@ -139,22 +139,12 @@ class RewardModel(Rewarded):
     curve_min_steps: Count = Field(description="steps that each size of the learning curve gets at least")
     completions: Completions = Field(description="sampled completions of each prompt")
 
-    def sampling(self) -> dict[str, Any]:
-        """The settings of `sample_completions`: the task's 5-20 tokens of test reviews."""
-        sizes = {"n_prompts": self.prompts, "k": self.completions, "max_new_tokens": self.new_tokens}
-        return {**sizes, "shortest": 5, "longest": 20}
-
 
 class Evaluated(Rewarded):
     """Evaluation of trained policies."""
 
     main_completions: Completions = Field(description="evaluated completions of each test prompt, main rows")
     side_completions: Completions = Field(description="evaluated completions of each test prompt, other rows")
-
-    def evaluation(self, completions: int) -> dict[str, Any]:
-        """The settings of `evaluate`."""
-        sizes = {"n_prompts": self.prompts, "k": completions, "max_new_tokens": self.new_tokens}
-        return {**sizes, "reward_tokens": self.reward_tokens}
 
 
 class Aligned(Evaluated):
@@ -166,15 +156,6 @@ class Aligned(Evaluated):
     loser_reward: Reward = Field(description="threshold pairs: a loser has less than this")
     dpo_batch: Batch = Field(description="pairs a step")
     main_beta: Beta = Field(description="strength of the KL in the main rows of notebooks 0 and 2")
-
-    def thresholds(self) -> dict[str, float]:
-        """The settings of `build_pairs` that the construction "threshold" needs."""
-        return {"winner": self.winner_reward, "loser": self.loser_reward}
-
-    def generation(self) -> dict[str, Any]:
-        """The settings of `generate`."""
-        sizes = {"n_prompts": self.pair_prompts, "k": self.pair_samples, "max_new_tokens": self.new_tokens}
-        return {**sizes, "reward_tokens": self.reward_tokens}
 
 
 class OnPairs(Aligned):

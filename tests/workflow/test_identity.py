@@ -107,6 +107,8 @@ def square(x):
 
 LOSSES = {"hinge": hinge, "square": square}
 ''',
+    "losses.yaml": "margin: 1\n",
+    "numbers.yaml": "unit: nats\n",
     "numbers.py": """
 RATE = 3
 OTHER = 4
@@ -161,9 +163,19 @@ def move_a_function(package: Path) -> None:
         edited("train.py", "return other(x)", "return x"),
         edited("numbers.py", "OTHER = 4", "OTHER = 5"),
         edited("losses.py", "max(0, 1 - x)", "max(\n        0, 1 - x\n    )"),
+        edited("losses.yaml", "margin:", "# of a pair\nmargin:  "),
         move_a_function,
     ],
-    ids=["comment", "docstring", "docstring of a module", "not reached", "constant not reached", "layout", "moved"],
+    ids=[
+        "comment",
+        "docstring",
+        "docstring of a module",
+        "not reached",
+        "constant not reached",
+        "layout",
+        "comment in data",
+        "moved",
+    ],
 )
 def test_what_a_run_does_not_depend_on_leaves_its_source(edit: Callable[[Path], None], package: Path):
     before = source()
@@ -177,12 +189,22 @@ def test_what_a_run_does_not_depend_on_leaves_its_source(edit: Callable[[Path], 
         edited("train.py", "return step(", "return 2 * step("),
         edited("losses.py", "max(0, 1 - x)", "max(0, 2 - x)"),
         edited("losses.py", "return x**2", "return x**4"),
+        edited("losses.yaml", "margin: 1", "margin: 2"),
         edited("losses.py", '"square": square', '"square": hinge'),
         edited("numbers.py", "RATE = 3", "RATE = 4"),
         edited("train.py", "from statistics import mean", "from statistics import median as mean"),
         edited("train.py", "from alignkit.numbers import RATE", "from alignkit.numbers import OTHER as RATE"),
     ],
-    ids=["itself", "called", "entry of a registry", "registry", "constant", "another library's", "another name's"],
+    ids=[
+        "itself",
+        "called",
+        "entry of a registry",
+        "data",
+        "registry",
+        "constant",
+        "another library's",
+        "another name's",
+    ],
 )
 def test_what_a_run_depends_on_changes_its_source(edit: Callable[[Path], None], package: Path):
     before = source()
