@@ -1,8 +1,104 @@
-"""Command line: see `alignkit.report.commands`."""
+"""Command line: python -m alignkit check | show | train | execute | publish | verify."""
 
+import argparse
 import sys
+from pathlib import Path
 
-from alignkit.report.commands import main
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.workflow import parameters
+
+# What imports the libraries is imported by the command that needs it, so that a fault is told at once.
+
+
+def _check(args: argparse.Namespace) -> None:
+    if lines := parameters.check(args.path, args.data):
+        raise UserFault("\n".join(lines))
+    for file in parameters.files(args.path) if args.reach else []:
+        parameters.load(file, args.data).check_reach()
+
+
+def _show(args: argparse.Namespace) -> None:
+    print(parameters.as_text(parameters.load(args.path)))
+
+
+def _train(args: argparse.Namespace) -> None:
+    p = parameters.load(args.path, args.data)
+    if args.seed not in p.training_seeds():
+        parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name
+    p.check_reach()
+    from alignkit.report.recipes import RECIPES
+
+    for name, run in RECIPES[p.notebook](p, args.seed).items():
+        print(f"{name}: {run.id} ({run.record['seconds']} s)", flush=True)
+
+
+def _execute(args: argparse.Namespace) -> None:
+    from alignkit.workflow import batch
+
+    batch.execute(args.profile, args.notebook, args.data or "", args.key)
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from alignkit.report import readme
+    from alignkit.workflow import batch
+
+    for line in batch.publish(args.profile) + readme.update():
+        print(line)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from alignkit.report.verify import verify
+
+    lines, sound = verify(args.profile, args.against)
+    print("\n".join(lines))
+    return 0 if sound else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; exit code 0, 1 if a statement fails, or 2 with one line for each fault of the user's."""
+    parser = argparse.ArgumentParser(prog="python -m alignkit", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    check = commands.add_parser("check", help="check parameter files; one line for each fault")
+    check.set_defaults(run=_check)
+    check.add_argument("path", nargs="+", type=Path, help="a parameter file or a folder of them")
+    check.add_argument("--data", type=paths.absolute, help="in place of the files' own data")
+    check.add_argument("--reach", action="store_true", help="also try whether data and models can be reached")
+
+    show = commands.add_parser("show", help="a notebook's parameters with their words")
+    show.set_defaults(run=_show)
+    show.add_argument("path", type=Path, help="a parameter file")
+
+    train = commands.add_parser("train", help="train the runs of one notebook for one seed into the store")
+    train.set_defaults(run=_train)
+    train.add_argument("path", type=Path, help="a parameter file")
+    train.add_argument("--seed", type=int, required=True, help="one seed; any, whatever the file's own seeds are")
+    train.add_argument("--data", type=paths.absolute, help="in place of the file's own data")
+
+    execute = commands.add_parser("execute", help="execute one notebook into the build folder")
+    execute.set_defaults(run=_execute)
+    execute.add_argument("profile")
+    execute.add_argument("notebook")
+    execute.add_argument("--data", type=paths.absolute, help="in place of the profile's own data")
+    execute.add_argument("--key", help="only if what the notebook depends on has this key still")
+
+    publish = commands.add_parser("publish", help="copy executed notebooks, figures and tables out of the build folder")
+    publish.set_defaults(run=_publish)
+    publish.add_argument("profile")
+
+    verify = commands.add_parser("verify", help="compare a report with the committed one; exit 1 if a statement fails")
+    verify.set_defaults(run=_verify)
+    verify.add_argument("profile")
+    verify.add_argument("--against", default="HEAD", help="the commit to compare with")
+
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args) or 0
+    except UserFault as fault:
+        print(fault, file=sys.stderr)
+        return 2
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,6 @@
 """Named absolute paths.  ALIGNKIT_BUILD is the one setting: where runs, tables and figures are kept."""
 
-import hashlib
 import os
-from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -47,21 +45,3 @@ def stamp(source: str) -> Stamp:
     path = Path(source).expanduser()
     files = [path, *sorted(path.rglob("*"))] if path.exists() else []
     return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
-
-
-def content(source: str) -> str:
-    """SHA-256 of the file or of all files of the folder at a local path (first 16 hex digits); "" where nothing lies.
-
-    Where the path lies and the files' times do not matter.
-    """
-    return _content(source, stamp(source))
-
-
-@lru_cache(maxsize=32)
-def _content(source: str, files: Stamp) -> str:
-    digest = hashlib.sha256()
-    for name, *_ in files:
-        with open(name, "rb") as stream:
-            place = os.path.relpath(name, Path(source).expanduser())
-            digest.update(place.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16] if files else ""

@@ -25,11 +25,11 @@ TRAIN = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from alignkit.report import recipes
+from alignkit.report import policies
 from alignkit.workflow import parameters, store
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
 p = parameters.load(Path(sys.argv[1]))
-started = recipes.started(p, 0)
+started = policies.started(p, 0)
 settings = LoopSettings(**{**p.inner_loop(), "keep": ()})
 inputs = {"seed": 0, "data": p.reviews(), "policy": started["sft"], "reference": started["sft"], "stream": [0, 0]}
 run = store.get(train_policy_gradient, settings, **inputs, reward=started["reward"])

@@ -7,6 +7,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from alignkit import paths
+from alignkit.workflow import identity
+from alignkit.workflow.schema import NOTEBOOKS
 from alignkit.workflow.store import RECORD, Run
 from alignkit.world.reviews import Reviews
 
@@ -34,3 +39,18 @@ def as_run(folder: Path, name: str) -> Run:
     files = {str(f.relative_to(folder)): name for f in folder.rglob("*") if f.is_file() and f.name != RECORD}
     (folder / RECORD).write_text(json.dumps({"files": files, "metrics": {}}))
     return Run(name, folder)
+
+
+def sources(*functions: Any) -> list[str]:
+    """The source of each training function as the files are now; within a process they are else read once."""
+    identity._read.cache_clear()
+    found = [identity.source.__wrapped__(function) for function in functions]
+    identity._read.cache_clear()
+    return found
+
+
+def profile_values(profile: str, notebook: str) -> dict[str, Any]:
+    """What the files of a shipped profile say about one notebook, each key of the notebook once."""
+    files = [paths.PARAMS / folder / f"{name}.yaml" for folder in ("pocket", profile) for name in ("shared", notebook)]
+    values = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
+    return {key: values[key] for key in NOTEBOOKS[notebook].model_fields}

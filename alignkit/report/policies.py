@@ -93,7 +93,9 @@ def started(p: Evaluated, seed: int) -> Runs:
 
 def measured(p: Evaluated, *, main: bool, **changes: Any) -> EvaluationSettings:
     """How a main or a side row is evaluated."""
-    return EvaluationSettings(**p.evaluation(p.main_completions if main else p.side_completions), **changes)
+    k = p.main_completions if main else p.side_completions
+    sizes = {"n_prompts": p.prompts, "k": k, "max_new_tokens": p.new_tokens, "reward_tokens": p.reward_tokens}
+    return EvaluationSettings(**sizes, **changes)
 
 
 def evaluated(p: Evaluated, seed: int, runs: Runs, name: str, *, main: bool, policy: str = "", **settings: Any) -> Runs:
@@ -149,13 +151,15 @@ def prepared(p: Aligned, seed: int) -> Runs:
     """What learning from pairs needs beyond `started`: scored generations and pairs."""
     runs = started(p, seed)
     models = {"policy": runs["sft"], "reward": runs["reward"]}
-    runs["generations"] = get(generate, GenerationSettings(**p.generation()), **shared(p, seed), **models)
+    sizes = {"n_prompts": p.pair_prompts, "k": p.pair_samples, "max_new_tokens": p.new_tokens}
+    settings = GenerationSettings(**sizes, reward_tokens=p.reward_tokens)
+    runs["generations"] = get(generate, settings, **shared(p, seed), **models)
     return runs | {"pairs": paired(p, seed, runs, p.construction())}
 
 
 def paired(p: Aligned, seed: int, runs: Runs, construction: str, **settings: float) -> Run:
     """The pairs of one construction."""
-    limits = p.thresholds() if construction == "threshold" else {}
+    limits = {"winner": p.winner_reward, "loser": p.loser_reward} if construction == "threshold" else {}
     made = PairSettings(construction, **limits, **settings)
     return get(build_pairs, made, seed=seed, generations=runs["generations"])
 

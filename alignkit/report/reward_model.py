@@ -40,7 +40,9 @@ def recipe(p: RewardModel, seed: int) -> Runs:
         "matched": get(train_reward, matched, **shared(p, seed)),
         "sft": supervised(p, seed),
     }
-    drawn = get(sample_completions, SamplingSettings(**p.sampling()), **shared(p, seed), policy=runs["sft"])
+    # The task's prompts: 5-20 tokens of test reviews.
+    sizes = {"n_prompts": p.prompts, "k": p.completions, "max_new_tokens": p.new_tokens, "shortest": 5, "longest": 20}
+    drawn = get(sample_completions, SamplingSettings(**sizes), **shared(p, seed), policy=runs["sft"])
     return runs | {"completions": drawn}
 
 

@@ -4,11 +4,8 @@ import ast
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Iterator
-from functools import lru_cache
+from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pandas as pd
@@ -16,24 +13,23 @@ from filelock import FileLock, Timeout
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow import parameters
+from alignkit.workflow import checksums, parameters
 from alignkit.workflow.schema import NOTEBOOKS, World
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+INJECTED = "injected-parameters"
+"""The tag of the cell that papermill adds."""
 
 
 def notebooks(profile: str) -> list[str]:
     """The notebooks that exist and have parameters in this profile, in reading order."""
-    folder = paths.PARAMS / profile
-    named = (
-        NOTEBOOKS if (folder / "shared.yaml").is_file() else [n for n in NOTEBOOKS if (folder / f"{n}.yaml").is_file()]
-    )
-    return [name for name in named if _source(name).is_file()]
+    files = {file.stem for file in (paths.PARAMS / profile).glob("*.yaml")}
+    return [name for name in NOTEBOOKS if files & {name, parameters.SHARED} and _source(name).is_file()]
 
 
 def values(notebook: str, profile: str, data: str = "") -> World:
     """The checked parameters of a notebook in a profile; `data` is in place of the profile's own."""
-    return parameters.load(paths.PARAMS / profile / f"{notebook}.yaml", **({"data": data} if data else {}))
+    return parameters.load(paths.PARAMS / profile / f"{notebook}.yaml", data)
 
 
 def chain(notebook: str) -> list[str]:
@@ -58,7 +54,7 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     p = values(notebook, profile, data)
     digest.update(json.dumps(p.model_dump(), sort_keys=True).encode())
     for source in sorted({p.data, p.policy, p.reward_model} - {"pocket", "scratch"}):
-        digest.update(f"{source} {paths.content(source)}".encode())
+        digest.update(f"{source} {checksums.content(source)}".encode())
     digest.update((paths.CHECKOUT / "requirements.lock").read_bytes())
     for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
         digest.update(str(module.relative_to(paths.PACKAGE)).encode() + module.read_bytes())
@@ -69,52 +65,18 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
 
 def reached(code: str) -> list[Path]:
     """The files of the alignkit modules that a text of Python imports, directly or through one of them."""
-    found: set[Path] = set()
-    waiting = [code]
-    while waiting:
-        new = {file for name in _imported(waiting.pop()) for file in _files(name)} - found
-        found |= new
-        waiting += [file.read_text(encoding="utf-8") for file in new]
-    return sorted(found)
-
-
-@lru_cache(maxsize=512)
-def _imported(code: str) -> set[str]:
-    """Dotted names that may be modules: what is imported anywhere in the text; all imports here are absolute."""
-    names = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.partition(".")[0] == paths.PACKAGE.name}
-
-
-def _files(name: str) -> Iterator[Path]:
-    """The files that are executed when a dotted name of this package is imported."""
-    folder = paths.PACKAGE
-    yield folder / "__init__.py"
-    for part in name.split(".")[1:]:
-        if (folder / f"{part}.py").is_file():
-            yield folder / f"{part}.py"
-        folder = folder / part
-        if (folder / "__init__.py").is_file():
-            yield folder / "__init__.py"
+    finder = ModuleFinder([str(paths.PACKAGE.parent)])
+    finder.scan_code(compile(code, "cells", "exec"), finder.add_module("__main__"))
+    return sorted(Path(module.__file__) for module in finder.modules.values() if module.__file__)
 
 
 def _source(notebook: str) -> Path:
     return paths.CHECKOUT / "notebooks" / f"{notebook}.ipynb"
 
 
-def number(name: str) -> str:
-    """What stands before the first underscore in the name of a notebook, of a figure or of a table."""
-    return name.partition("_")[0]
-
-
 def of_notebook(folder: Path, notebook: str) -> list[Path]:
-    """The figures and tables of a notebook in a folder."""
-    listed = folder.iterdir() if folder.is_dir() else []
-    return sorted(f for f in listed if f.suffix != ".ipynb" and "_" in f.name and number(f.name) == number(notebook))
+    """The figures and tables of a notebook in a folder; their names begin with its number."""
+    return sorted(f for f in folder.glob(f"{notebook.partition('_')[0]}_*") if f.suffix != ".ipynb")
 
 
 # Executing
@@ -176,20 +138,20 @@ def execute(profile: str, notebook: str, data: str = "", key: str | None = None)
 
 def seal_up(profile: str, notebook: str, key: str, data: str = "") -> None:
     """Write the seal of what lies in the build folder now."""
-    made = [executed(profile, notebook), *of_notebook(paths.figures(profile), notebook)]
-    record = {"data": data, "files": {str(f.relative_to(paths.build() / profile)): _checksum(f) for f in made}}
     file = seal(profile, notebook, key)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".part").write_text(json.dumps(record, indent=1))
+    file.with_suffix(".part").write_text(json.dumps({"data": data, "files": _made(profile, notebook)}, indent=1))
     file.with_suffix(".part").rename(file)
+
+
+def _made(profile: str, notebook: str) -> dict[str, str]:
+    """The checksums of an executed notebook, its figures and its tables."""
+    files = [executed(profile, notebook), *of_notebook(paths.figures(profile), notebook)]
+    return checksums.of(paths.build() / profile, files)
 
 
 def _seals(profile: str, notebook: str) -> list[Path]:
     return sorted((paths.build() / profile / "executed").glob(f"{notebook}-*.json"))
-
-
-def _checksum(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def _read(seal: Path) -> tuple[str, dict[str, str]]:
@@ -204,10 +166,7 @@ def _read(seal: Path) -> tuple[str, dict[str, str]]:
 def damage(profile: str, notebook: str, seal: Path) -> str:
     """Which of a sealed notebook's files are not as they were made: one name, or "" if all are."""
     _, files = _read(seal)
-    folder = paths.build() / profile
-    made = {str(f.relative_to(folder)) for f in of_notebook(paths.figures(profile), notebook)}
-    other = [name for name, checksum in files.items() if _checksum(folder / name) != checksum]
-    return next(iter([*other, *sorted(made - set(files))]), "" if files else seal.name)
+    return next(iter(checksums.differing(files, _made(profile, notebook))), "") if files else seal.name
 
 
 def break_seals(profile: str) -> None:
@@ -219,7 +178,7 @@ def break_seals(profile: str) -> None:
 
 
 def check_executed(profile: str, notebook: str) -> None:
-    """Raise UserFault unless what lies in the build folder is what this code makes of these parameters."""
+    """Raise UserFault unless what lies in the build folder is what this code makes of the profile's parameters."""
     again = "run make report again"
     file = next(iter(_seals(profile, notebook)), None)
     if file is None or (name := damage(profile, notebook, file)):
@@ -228,6 +187,9 @@ def check_executed(profile: str, notebook: str) -> None:
     data, _ = _read(file)
     if file != seal(profile, notebook, content_key(notebook, profile, data)):
         raise UserFault(f"publish: {notebook} was executed with other parameters or code; {again}")
+    if profile == "pocket" and data not in ("", values(notebook, profile).data):
+        what = "other values of data than its profile has; publishing needs the profile's own"
+        raise UserFault(f"publish: {notebook} was executed with {what}")
 
 
 # Publishing
@@ -253,12 +215,8 @@ def publish(profile: str) -> list[str]:
             check_executed(profile, name)
         changed = []
         for name in done:
-            run = nbformat.read(executed(profile, name), as_version=4)
-            if profile == "pocket":
-                clean, file = with_outputs(nbformat.read(_source(name), as_version=4), run), _source(name)
-            else:
-                clean, file = normalised(run), target / f"{name}.ipynb"
-            changed += _write(file, nbformat.writes(clean) + "\n")
+            file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
+            changed += _write(file, f"{nbformat.writes(published(profile, name))}\n".encode())
             changed += _write_figures(profile, name, target)
         return changed + _write_results(target)
 
@@ -283,89 +241,51 @@ def _write_results(target: Path) -> list[str]:
     if not placed:
         return []
     both = pd.concat(placed).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    return _write(target / "results.csv", both)
+    return _write(target / "results.csv", both.encode())
 
 
-def _write(file: Path, content: str | bytes) -> list[str]:
-    content = content.encode() if isinstance(content, str) else content
+def _write(file: Path, content: bytes) -> list[str]:
     if file.is_file() and file.read_bytes() == content:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(file.suffix + ".part")
     part.write_bytes(content)
-    shutil.move(part, file)
+    part.replace(file)
     return [str(file.relative_to(paths.CHECKOUT))]
 
 
-def with_outputs(source: nbformat.NotebookNode, run: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The source notebook with the outputs of its execution; papermill's own cell and metadata left out.
+def published(profile: str, notebook: str) -> nbformat.NotebookNode:
+    """An executed notebook without papermill's metadata, times, widget state and the reader's own data folder.
 
-    Raises UserFault if the notebook was executed with other cells, or with other values than its profile's.
+    The pocket one is its source with the outputs of the run, and has nothing of papermill.
     """
-    _check_parameters(run)
-    _check_cells(source, run)
-    outputs = {cell.id: cell for cell in normalised(run).cells}
-    for cell in source.cells:
-        if cell.cell_type == "code":
-            cell.outputs = outputs[cell.id].outputs
-    return _renumbered(source)
-
-
-def _check_cells(source: nbformat.NotebookNode, run: nbformat.NotebookNode) -> None:
-    def code(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
-        cells = [c for c in notebook.cells if c.cell_type == "code"]
-        return [(c.id, c.source) for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
-
-    if code(source) != code(run):
-        name = _parameters(source)["notebook"]
-        raise UserFault(f"publish: {name} was edited after it was executed; run make report again")
-
-
-def _parameters(notebook: nbformat.NotebookNode, tag: str = "parameters") -> dict[str, Any]:
-    """What the cells with a tag assign: the first cell, or papermill's (injected-parameters)."""
-    body = ast.parse("\n".join(c.source for c in notebook.cells if tag in c.metadata.get("tags", []))).body
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign)}
-
-
-def _check_parameters(run: nbformat.NotebookNode) -> None:
-    given = _parameters(run)
-    own = {**given, **parameters.profile_values(given["profile"], given["notebook"])}
-    injected = _parameters(run, "injected-parameters")
-    if other := [key for key, value in injected.items() if value != own.get(key)]:
-        raise UserFault(
-            f"publish: {given['notebook']} was executed with other values of {', '.join(other)} than its profile has; "
-            "publishing needs the profile's own"
-        )
-
-
-def normalised(run: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """An executed notebook without papermill's metadata, times, widget state and the reader's own data folder."""
+    run = nbformat.read(executed(profile, notebook), as_version=4)
+    if profile == "pocket":
+        cells = [cell for cell in run.cells if INJECTED not in cell.metadata.get("tags", [])]
+        run = nbformat.read(_source(notebook), as_version=4)
+        run.cells = cells
     run.metadata = nbformat.from_dict(
         {k: run.metadata[k] for k in ("kernelspec", "language_info") if k in run.metadata}
     )
+    count = 0
     for cell in run.cells:
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata.tags} if cell.metadata.get("tags") else {})
-        if "injected-parameters" in cell.metadata.get("tags", []):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if INJECTED in tags:
             cell.source = re.sub(r"(?m)^(data|policy|reward_model) = (.*)$", _without_folder, cell.source)
-        if cell.cell_type == "code":
-            # An erased progress line leaves an empty stream behind, a progress bar a widget without its state.
-            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and not o.text.strip())]
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
-    return _renumbered(run)
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        count += 1
+        cell.execution_count = count
+        # An erased progress line leaves an empty stream behind, a progress bar a widget without its state.
+        cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and not o.text.strip())]
+        cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    return run
 
 
 def _without_folder(line: re.Match) -> str:
     value = ast.literal_eval(line[2])
     return f'{line[1]} = "{Path(value).name}"' if parameters.is_local(value) else line[0]
-
-
-def _renumbered(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    count = 0
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and cell.source.strip():
-            count += 1
-            cell.execution_count = count
-            for output in cell.outputs:
-                if output.output_type == "execute_result":
-                    output.execution_count = count
-    return notebook

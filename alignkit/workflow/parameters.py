@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow.schema import NOTEBOOKS, World
+from alignkit.workflow.schema import NOTEBOOKS, Rewarded
 
 SHARED = "shared"
 """The file of a profile (without its suffix) whose values go to all notebooks that know them."""
@@ -37,20 +37,18 @@ KNOWN = {key for kind in NOTEBOOKS.values() for key in kind.model_fields} - {"no
 # Faults
 
 
-def faults(values: dict[str, Any], where: str, given_by: Mapping[str, str] | None = None) -> list[str]:
-    """One line for each fault in the parameters of one notebook; empty if all is well.
+def checked(values: dict[str, Any], where: str, given_by: Mapping[str, str] | None = None) -> Rewarded:
+    """The parameters of one notebook.  Raises UserFault with one line for each fault.
 
     `given_by` says for some keys which file they are from, if it is another place than `where`.
     """
+    kind = NOTEBOOKS[_notebook(values.get("notebook"), where)]
     try:
-        kind = NOTEBOOKS[_notebook(values.get("notebook"), where)]
-        kind.model_validate(values)
-    except UserFault as fault:
-        return [str(fault)]
+        return kind.model_validate(values)
     except ValidationError as error:
-        told = [line for e in error.errors() for line in _told(e, kind).splitlines()]
-        return [f"{(given_by or {}).get(re.split(r'[:[]', line)[0], where)}: {line}" for line in dict.fromkeys(told)]
-    return []
+        told = dict.fromkeys(line for e in error.errors() for line in _told(e, kind).splitlines())
+    by_key = [((given_by or {}).get(re.split(r"[:[]", line)[0], where), line) for line in told]
+    raise UserFault("\n".join(f"{file}: {line}" for file, line in by_key))
 
 
 def _notebook(name: Any, where: str) -> str:
@@ -59,7 +57,7 @@ def _notebook(name: Any, where: str) -> str:
     raise UserFault(f"{where}: notebook: {_shown(name)}; allowed: {', '.join(NOTEBOOKS)}")
 
 
-def _told(error: Any, kind: type[World]) -> str:
+def _told(error: Any, kind: type[Rewarded]) -> str:
     """A fault in pydantic's words, on one line for each value."""
     if not error["loc"]:
         return error["msg"].removeprefix("Value error, ")
@@ -127,28 +125,28 @@ def _check_flat(text: str, path: Path) -> None:
             raise UserFault(f"{path}: cannot be read: aliases (*name) and lists in lists in lists are not allowed")
 
 
-Sources = list[tuple[Path, dict[str, Any]]]
+Layers = list[tuple[Path, dict[str, Any]]]
 """Files and what they say about one notebook; a later one wins."""
 
 
-def _folder(folder: Path, notebook: str) -> Sources:
+def _folder(folder: Path, notebook: str) -> Layers:
     """What the files of a profile's folder say about one notebook."""
-    sources = []
+    layers = []
     shared, own = folder / f"{SHARED}.yaml", folder / f"{notebook}.yaml"
     if shared.exists():
         values = read_file(shared)
         if unknown := [key for key in values if key not in KNOWN]:
             raise UserFault("\n".join(f"{shared}: {_unknown(key, sorted(KNOWN))}" for key in unknown))
         _named(shared, "profile", values.get("profile", folder.name), folder.name)
-        sources.append((shared, {key: values[key] for key in values if key in NOTEBOOKS[notebook].model_fields}))
+        layers.append((shared, {key: values[key] for key in values if key in NOTEBOOKS[notebook].model_fields}))
     if own.exists():  # papermill -f reads this file alone, so it says itself what it is for
         values = read_file(own)
         _named(own, "notebook", values.get("notebook"), notebook)
         _named(own, "profile", values.get("profile"), folder.name)
-        sources.append((own, values))
-    if not sources:
+        layers.append((own, values))
+    if not layers:
         raise UserFault(f"{folder}: cannot be read: it holds neither {shared.name} nor {own.name}")
-    return sources
+    return layers
 
 
 def _named(file: Path, key: str, value: Any, wanted: str) -> None:
@@ -161,7 +159,7 @@ def profiles() -> list[str]:
     return sorted({file.parent.name for file in paths.PARAMS.glob("*/*.yaml")})
 
 
-def _profile(profile: Any, notebook: str, where: str) -> Sources:
+def _profile(profile: Any, notebook: str, where: str) -> Layers:
     """What a shipped profile says about one notebook.  Raises UserFault if there is no such profile."""
     if profile not in profiles():
         raise UserFault(f"{where}: profile: {_shown(profile)}; allowed: {', '.join(profiles())}, the folders of params")
@@ -169,27 +167,23 @@ def _profile(profile: Any, notebook: str, where: str) -> Sources:
     return [*_folder(paths.PARAMS / "pocket", notebook), *above]
 
 
-def profile_values(profile: str, notebook: str) -> dict[str, Any]:
-    """The values of a shipped profile.  Raises UserFault if there is no such profile."""
-    return {**_merged(_profile(profile, notebook, "parameters")), "notebook": notebook, "profile": profile}
+def _merged(layers: Layers) -> dict[str, Any]:
+    return {key: value for _, values in layers for key, value in values.items()}
 
 
-def _merged(sources: Sources) -> dict[str, Any]:
-    return {key: value for _, values in sources for key, value in values.items()}
-
-
-def load(path: Path, **override: Any) -> World:
+def load(path: Path, data: str | None = None, **override: Any) -> Rewarded:
     """The checked parameters of a notebook, some of them overridden.  Raises UserFault with all faults.
 
     `path` is a notebook's file in the folder of a profile, and may be missing there if shared.yaml says all; or a file
     of one's own, which says by `notebook` and `profile` what it is laid on.
     """
+    override |= {"data": data} if data else {}
     if path.parent.resolve() == paths.PARAMS and not path.exists():
         _profile(path.name, next(iter(NOTEBOOKS)), str(path))
     in_profile = (path.parent / f"{SHARED}.yaml").exists() or path.parent.parent.resolve() == paths.PARAMS
     if in_profile and path.stem in NOTEBOOKS and path.suffix == ".yaml":
         profile, notebook = path.parent.name, path.stem
-        sources = [*_profile("pocket", notebook, str(path)), *_folder(path.parent, notebook)]
+        layers = [*_profile("pocket", notebook, str(path)), *_folder(path.parent, notebook)]
     else:
         values = read_file(path)
         notebook, profile = _notebook(values.get("notebook", path.stem), str(path)), values.get("profile", "pocket")
@@ -197,23 +191,19 @@ def load(path: Path, **override: Any) -> World:
             _named(path, "notebook", notebook, path.stem)
         if in_profile:
             _named(path, "profile", profile, path.parent.name)
-        sources = [*_profile(profile, notebook, str(path)), (path, values)]
+        layers = [*_profile(profile, notebook, str(path)), (path, values)]
     # A value that the profile leaves as pocket has it is at fault only beside one of the profile's own.
-    own = [(f, given) for f, given in sources if profile == "pocket" or f.parent != paths.PARAMS / "pocket"]
+    own = [(f, given) for f, given in layers if profile == "pocket" or f.parent != paths.PARAMS / "pocket"]
     given_by = {key: str(file) for file, given in own for key in given if key not in override}
-    values = {**_merged(sources), "notebook": notebook, "profile": profile, **override}
-    if found := faults(values, str(path), given_by):
-        raise UserFault("\n".join(found))
-    return NOTEBOOKS[notebook].model_validate(values)
+    return checked({**_merged(layers), "notebook": notebook, "profile": profile, **override}, str(path), given_by)
 
 
-def check(where: Iterable[Path], **override: Any) -> list[str]:
+def check(where: list[Path], data: str | None = None) -> list[str]:
     """One line for each fault in parameter files, or in all *.yaml files of folders."""
-    where = list(where)
     lines = [f"{path}: holds no parameter file (*.yaml)" for path in where if path.is_dir() and not files([path])]
     for file in files(where):
         try:
-            load(file, **override)
+            load(file, data)
         except UserFault as fault:
             lines += str(fault).splitlines()
     return list(dict.fromkeys(lines))
@@ -235,30 +225,22 @@ def from_notebook() -> Any:
     Any parameter can be set by a line of the first cell, or by papermill.  Raises UserFault with one line for each
     fault: wrong types and ranges, names that no parameter has, and data or models out of reach.
     """
+    from IPython import get_ipython
     from IPython.display import display
 
-    namespace = _namespace()
+    namespace = get_ipython().user_ns
+    cells = namespace.get("In", [])
     # Where a kernel keeps no history (nbval's), the names that are parameters are all that can be known.
-    names = _assigned(namespace.get("In", [])) or KNOWN | {"notebook"}
-    given = {key: namespace[key] for key in names if key in namespace}
-    given = {key: value for key, value in given.items() if key not in ("seeds", "data") or value is not None}
-    named = {*re.findall(r"(?m)^notebook = ['\"](\w+)['\"]", "\n".join(namespace.get("In", [])))}
+    names = (_assigned(cells) or KNOWN | {"notebook"}) & set(namespace)
+    given = {key: namespace[key] for key in names if namespace[key] is not None or key not in ("seeds", "data")}
+    named = {*re.findall(r"(?m)^notebook = ['\"](\w+)['\"]", "\n".join(cells))}
     if len(named) > 1:
         raise UserFault(f"parameters: notebook: {', '.join(sorted(named))}; allowed: the parameters of one notebook")
     notebook = _notebook(given.get("notebook"), "parameters")
-    values = {**_merged(_profile(given.get("profile"), notebook, "parameters")), **given}
-    if found := faults(values, "parameters"):
-        raise UserFault("\n".join(found))
-    p = NOTEBOOKS[notebook].model_validate(values)
+    p = checked({**_merged(_profile(given.get("profile"), notebook, "parameters")), **given}, "parameters")
     p.check_reach()
     display({"text/html": as_html(p), "text/plain": as_text(p)}, raw=True)
     return p
-
-
-def _namespace() -> dict[str, Any]:
-    from IPython import get_ipython
-
-    return get_ipython().user_ns
 
 
 def _assigned(cells: list[str]) -> set[str]:
@@ -281,16 +263,16 @@ def _assigned(cells: list[str]) -> set[str]:
     return names
 
 
-def grouped(p: World) -> dict[str, list[tuple[str, str, str, str]]]:
+def grouped(p: Rewarded) -> dict[str, list[tuple[str, str, str, str]]]:
     """Key, value, pocket's value ("" if it is the same) and words of each parameter, grouped as in the schema."""
-    pocket = NOTEBOOKS[p.notebook].model_validate(profile_values("pocket", p.notebook))
-    groups, left = {}, [key for key in type(p).model_fields if key not in ("notebook", "profile")]
+    pocket = load(paths.PARAMS / "pocket" / f"{p.notebook}.yaml")
+    groups, seen = {}, {"notebook", "profile"}
     for kind in reversed(type(p).__mro__):
         rows = []
-        for key in [key for key in left if key in inspect.get_annotations(kind)]:
-            left.remove(key)
+        for key in [key for key in inspect.get_annotations(kind) if key in type(p).model_fields and key not in seen]:
             now, usual = _value(getattr(p, key)), _value(getattr(pocket, key))
             rows.append((key, now, "" if now == usual else usual, type(p).model_fields[key].description))
+        seen |= {key for key, *_ in rows}
         if rows:
             groups[str(kind.__doc__).rstrip(".")] = rows
     return groups
@@ -308,13 +290,13 @@ def is_local(source: Any) -> bool:
     return isinstance(source, str) and (source.startswith((".", "~")) or Path(source).is_absolute())
 
 
-def as_text(p: World) -> str:
+def as_text(p: Rewarded) -> str:
     """The values with their words, one on a line."""
     rows = [row for group in grouped(p).values() for row in group]
     return "\n".join(f"{key} = {now}  # {words}{usual and f' (pocket: {usual})'}" for key, now, usual, words in rows)
 
 
-def as_html(p: World) -> str:
+def as_html(p: Rewarded) -> str:
     """The values as HTML: what differs from pocket in bold, one group after the other, the notebook's own opened."""
     escape, groups = partial(html.escape, quote=False), grouped(p)
     out = [f"<p>{p.notebook}, profile <b>{p.profile}</b>; bold values differ from profile pocket.</p>"]

@@ -74,19 +74,6 @@ class World(BaseModel):
     sft_lr: LearningRate = Field(description="highest learning rate")
     sft_held_out: Count = Field(description="reviews kept apart for the validation loss")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "World":
-        if found := list(self.clashes()):
-            raise ValueError("\n".join(found))
-        return self
-
-    def clashes(self) -> Iterator[str]:
-        """One line for each pair of values that do not go together."""
-        if self.policy_width % self.policy_heads:
-            yield f"policy_width: {self.policy_width} is not a multiple of policy_heads ({self.policy_heads})"
-        if len(set(self.seeds)) < len(self.seeds):
-            yield f"seeds: {self.seeds} names a seed twice"
-
     def training_seeds(self) -> list[int]:
         """All seeds for which something is trained."""
         return self.seeds
@@ -100,11 +87,6 @@ class World(BaseModel):
         from alignkit.world.reviews import Reviews  # here, as it imports the libraries and faults are told at once
 
         return Reviews(self.data, self.train_reviews, self.test_reviews, self.unsupervised_reviews)
-
-    def check_reach(self) -> None:
-        """Raise UserFault if the data or a model is out of reach."""
-        check_data(self.data)
-        check_model("policy", self.policy)
 
     def sft(self) -> dict[str, Any]:
         """The settings of `train_sft`."""
@@ -131,16 +113,16 @@ class Rewarded(World):
     prompts: int = Field(ge=1, le=10_000, description="test prompts, the first 5-20 tokens of test reviews")
     new_tokens: int = Field(ge=1, le=1024, description="longest completion, in policy tokens")
 
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        if self.reward_width % self.reward_heads:
-            yield f"reward_width: {self.reward_width} is not a multiple of reward_heads ({self.reward_heads})"
-        room = max(128, self.sft_tokens) - 20
-        if self.policy == "scratch" and self.new_tokens > room:
-            yield f"new_tokens: {self.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
+    @model_validator(mode="after")
+    def _consistent(self) -> "Rewarded":
+        if found := list(_clashes(self)):
+            raise ValueError("\n".join(found))
+        return self
 
     def check_reach(self) -> None:
-        super().check_reach()
+        """Raise UserFault if the data or a model is out of reach."""
+        check_data(self.data)
+        check_model("policy", self.policy)
         check_model("reward_model", self.reward_model)
 
     def reward_training(self) -> dict[str, Any]:
@@ -157,27 +139,12 @@ class RewardModel(Rewarded):
     curve_min_steps: Count = Field(description="steps that each size of the learning curve gets at least")
     completions: Completions = Field(description="sampled completions of each prompt")
 
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        if (n := self.train_reviews) is not None and self.held_out + max(self.curve_reviews) > n:
-            yield f"held_out: {self.held_out} and the largest of curve_reviews are more than train_reviews ({n})"
-
-    def sampling(self) -> dict[str, Any]:
-        """The settings of `sample_completions`: the task's 5-20 tokens of test reviews."""
-        sizes = {"n_prompts": self.prompts, "k": self.completions, "max_new_tokens": self.new_tokens}
-        return {**sizes, "shortest": 5, "longest": 20}
-
 
 class Evaluated(Rewarded):
     """Evaluation of trained policies."""
 
     main_completions: Completions = Field(description="evaluated completions of each test prompt, main rows")
     side_completions: Completions = Field(description="evaluated completions of each test prompt, other rows")
-
-    def evaluation(self, completions: int) -> dict[str, Any]:
-        """The settings of `evaluate`."""
-        sizes = {"n_prompts": self.prompts, "k": completions, "max_new_tokens": self.new_tokens}
-        return {**sizes, "reward_tokens": self.reward_tokens}
 
 
 class Aligned(Evaluated):
@@ -189,20 +156,6 @@ class Aligned(Evaluated):
     loser_reward: Reward = Field(description="threshold pairs: a loser has less than this")
     dpo_batch: Batch = Field(description="pairs a step")
     main_beta: Beta = Field(description="strength of the KL in the main rows of notebooks 0 and 2")
-
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        if self.winner_reward < self.loser_reward:
-            yield f"winner_reward: {self.winner_reward} is below loser_reward ({self.loser_reward})"
-
-    def thresholds(self) -> dict[str, float]:
-        """The settings of `build_pairs` that the construction "threshold" needs."""
-        return {"winner": self.winner_reward, "loser": self.loser_reward}
-
-    def generation(self) -> dict[str, Any]:
-        """The settings of `generate`."""
-        sizes = {"n_prompts": self.pair_prompts, "k": self.pair_samples, "max_new_tokens": self.new_tokens}
-        return {**sizes, "reward_tokens": self.reward_tokens}
 
 
 class OnPairs(Aligned):
@@ -243,12 +196,6 @@ class DpoLosses(OnPairs):
     word_bias: Number = Field(gt=0, le=20, description="what it adds to their logits, nats")
     best_of: Several[Samples] = Field(description="best-of-n baselines; each n divides main_completions")
 
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        for n in self.best_of:
-            if self.main_completions % n:
-                yield f"best_of: {n} does not divide main_completions ({self.main_completions})"
-
 
 class Divergent(Aligned):
     """DPO under divergences, in notebooks 3 and 5."""
@@ -262,11 +209,9 @@ class Divergent(Aligned):
     matched_kl: MatchedKls
 
     def construction(self) -> str:
-        """Which completions of a prompt the notebook's own pairs compare."""
         return self.divergence_pairs
 
     def dpo(self) -> dict[str, Any]:
-        """The settings of `train_dpo` that all runs of a notebook share."""
         return {"epochs": self.divergence_epochs, "batch": self.dpo_batch, "lr": self.divergence_lr}
 
 
@@ -293,11 +238,6 @@ class Loop(Evaluated):
     ema_rate: Rate = Field(description="μ, how fast the anchor follows the policy")
     matched_kl: MatchedKls
 
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        if self.warp_batch % self.warp_samples:
-            yield f"warp_batch: {self.warp_batch} is not a multiple of warp_samples ({self.warp_samples})"
-
     def inner_loop(self) -> dict[str, Any]:
         """The settings of `train_policy_gradient` that all runs share."""
         shared = {**self.take("warp_", "steps batch baseline beta lr warmup"), "k": self.warp_samples}
@@ -311,22 +251,12 @@ class Fronts(Loop):
     liti_rate: Rate = Field(description="η, how far the next iteration starts from where this one did")
     etas: Several[Rate] = Field(description="points of a front, up to 1 (the merge); 1 and liti_rate among them")
 
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        if self.liti_rate not in self.etas or 1.0 not in self.etas:
-            yield f"etas: {self.etas} lacks 1.0 or liti_rate ({self.liti_rate})"
-
 
 class Anchored(Loop):
     """The method with a fixed anchor, in notebooks 5 and 6."""
 
     main_samples: Samples = Field(description="completions of each prompt in the methods that are compared")
     anchored_lr: LearningRate = Field(description="highest learning rate of the runs whose rate falls")
-
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        if self.main_samples > self.warp_batch:
-            yield f"main_samples: {self.main_samples} is more than warp_batch ({self.warp_batch})"
 
 
 class Warp(Fronts):
@@ -355,17 +285,6 @@ class Improvements(Divergent, Fronts, Anchored):
     weak_beta: Beta = Field(description="strength of the KL where policies are to go far on a proxy")
     confirm_seeds: Seeds = Field(description="further seeds, on which the chosen method is tried again")
 
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        if used := sorted({*self.confirm_seeds} & {*self.seeds}):
-            yield f"confirm_seeds: {used} are among seeds already; allowed: others"
-        if self.equal_steps % (self.warp_iterations * self.warp_runs):
-            yield f"equal_steps: {self.equal_steps} is not a multiple of warp_iterations x warp_runs"
-        if self.train_reviews is not None and max(self.weak_reviews) > self.train_reviews:
-            yield f"weak_reviews: {max(self.weak_reviews)} is more than train_reviews ({self.train_reviews})"
-        if (k := max(self.rloo_samples)) > self.warp_batch:
-            yield f"rloo_samples: {k} is more than warp_batch ({self.warp_batch})"
-
     def training_seeds(self) -> list[int]:
         return [*self.seeds, *self.confirm_seeds]
 
@@ -382,13 +301,46 @@ class OneFront(Anchored):
     frontier_betas: list[Beta] = Field(min_length=3, max_length=60, description="β at which the optimum is computed")
     resample: Few[Samples] = Field(description="draws of which one is kept, more likely one of high reward")
 
-    def clashes(self) -> Iterator[str]:
-        yield from super().clashes()
-        if (n := max(self.resample)) > min(self.pool_reference, self.pool_trained):
-            yield f"resample: {n} is more than pool_reference or pool_trained"
+
+def _clashes(p: Rewarded) -> Iterator[str]:
+    """One line for each pair of values that do not go together."""
+    if p.policy_width % p.policy_heads:
+        yield f"policy_width: {p.policy_width} is not a multiple of policy_heads ({p.policy_heads})"
+    if len(set(p.seeds)) < len(p.seeds):
+        yield f"seeds: {p.seeds} names a seed twice"
+    if p.reward_width % p.reward_heads:
+        yield f"reward_width: {p.reward_width} is not a multiple of reward_heads ({p.reward_heads})"
+    room = max(128, p.sft_tokens) - 20
+    if p.policy == "scratch" and p.new_tokens > room:
+        yield f"new_tokens: {p.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
+    if isinstance(p, RewardModel) and p.train_reviews and p.held_out + max(p.curve_reviews) > p.train_reviews:
+        total = f"train_reviews ({p.train_reviews})"
+        yield f"held_out: {p.held_out} and the largest of curve_reviews are more than {total}"
+    if isinstance(p, Loop) and p.warp_batch % p.warp_samples:
+        yield f"warp_batch: {p.warp_batch} is not a multiple of warp_samples ({p.warp_samples})"
+    if isinstance(p, Anchored) and p.main_samples > p.warp_batch:
+        yield f"main_samples: {p.main_samples} is more than warp_batch ({p.warp_batch})"
+    if isinstance(p, Fronts) and not {p.liti_rate, 1.0} <= {*p.etas}:
+        yield f"etas: {p.etas} lacks 1.0 or liti_rate ({p.liti_rate})"
+    if isinstance(p, Aligned) and p.winner_reward < p.loser_reward:
+        yield f"winner_reward: {p.winner_reward} is below loser_reward ({p.loser_reward})"
+    if isinstance(p, DpoLosses):
+        for n in (n for n in p.best_of if p.main_completions % n):
+            yield f"best_of: {n} does not divide main_completions ({p.main_completions})"
+    if isinstance(p, Improvements):
+        if used := sorted({*p.confirm_seeds} & {*p.seeds}):
+            yield f"confirm_seeds: {used} are among seeds already; allowed: others"
+        if p.equal_steps % (p.warp_iterations * p.warp_runs):
+            yield f"equal_steps: {p.equal_steps} is not a multiple of warp_iterations x warp_runs"
+        if p.train_reviews is not None and max(p.weak_reviews) > p.train_reviews:
+            yield f"weak_reviews: {max(p.weak_reviews)} is more than train_reviews ({p.train_reviews})"
+        if (k := max(p.rloo_samples)) > p.warp_batch:
+            yield f"rloo_samples: {k} is more than warp_batch ({p.warp_batch})"
+    if isinstance(p, OneFront) and (n := max(p.resample)) > min(p.pool_reference, p.pool_trained):
+        yield f"resample: {n} is more than pool_reference or pool_trained"
 
 
-NOTEBOOKS: dict[str, type[World]] = {
+NOTEBOOKS: dict[str, type[Rewarded]] = {
     "0_primer": Primer,
     "1_reward_model": RewardModel,
     "2_dpo_losses": DpoLosses,

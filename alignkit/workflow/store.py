@@ -18,17 +18,22 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from filelock import FileLock
+from IPython import get_ipython
+from IPython.display import clear_output
 
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
-from alignkit.workflow import identity
+from alignkit.workflow import checksums, identity
+from alignkit.world.models import precision
 from alignkit.world.reviews import Reviews
 
 LIBRARIES = (
@@ -97,57 +102,41 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
                 # Holding the lock, nobody else writes this run: what is there was left by a killed process.
                 for left in home.glob(f"tmp-{run_id}-*"):
                     shutil.rmtree(left, ignore_errors=True)
-                seed = f" for seed {inputs['seed']}" if "seed" in inputs else ""
-                _announce(f"training {train.__name__}{seed} ...")
                 _train(train, run, known, settings, inputs)
-                _announce("")
     _verify(run, paths.stamp(str(run.folder)))
     return run
 
 
 def identify(train: Callable[..., Any], settings: Any = None, **inputs: Any) -> dict[str, Any]:
-    """Everything that the result depends on, as JSON values."""
+    """Everything that the result depends on, as JSON values: a run by its files, reviews by what they say."""
+    counted = {k: v.fingerprint() if isinstance(v, Reviews) else v for k, v in inputs.items()}
+    given = {} if settings is None else _as_dict(settings)
+    words = frozenset(value for value in (*given.values(), *inputs.values()) if isinstance(value, str))
     return {
         "function": train.__name__,
-        "settings": _as_dict(settings) if settings is not None else {},
-        "inputs": {name: _counted(value) for name, value in inputs.items()},
-        "source": identity.source(train),
+        "settings": given,
+        "inputs": {name: _each(value, attrgetter("content")) for name, value in counted.items()},
+        "source": identity.source(train, words),
         "versions": {name: version(name) for name in LIBRARIES},
         "numerics": numerics.in_force(),
-        "precision": _precision(),
+        "precision": precision(),
     }
 
 
 def _as_dict(settings: Any) -> dict[str, Any]:
-    """Settings as JSON values; a model in a local folder counts by its files."""
-    out = {}
+    """Settings; a model in a local folder counts by its files."""
+    out = dict(vars(settings))
     for field in fields(settings):
-        value = vars(settings)[field.name]
-        is_model = field.metadata.get("model") and isinstance(value, str)
-        out[field.name] = (paths.content(value) or value) if is_model else _plain(value)
+        if field.metadata.get("model") and isinstance(out[field.name], str):
+            out[field.name] = checksums.content(out[field.name]) or out[field.name]
     return out
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _counted(value: Any) -> Any:
-    """An input as it counts: a run by its files, reviews by what they say wherever they lie."""
+def _each(value: Any, run_as: Callable[[Run], Any]) -> Any:
+    """An input with something else in place of each run in it."""
     if isinstance(value, Run):
-        return value.content
-    if isinstance(value, Reviews):
-        return value.fingerprint()
-    return [_counted(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _opened(value: Any) -> Any:
-    """An input as the training function takes it: a run as its folder."""
-    if isinstance(value, Run):
-        return value.path
-    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+        return run_as(value)
+    return [_each(item, run_as) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _named(value: Any) -> Any:
@@ -158,20 +147,15 @@ def _named(value: Any) -> Any:
     return found if any(found) else None
 
 
-@lru_cache(maxsize=1)
-def _precision() -> dict[str, bool]:
-    from alignkit.world.models import precision  # here, as it imports the libraries
-
-    return precision()
-
-
-def _train(
-    train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any], settings: Any, inputs: Mapping[str, Any]
-) -> None:
+def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any], settings: Any, inputs: Any) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f"tmp-{run.id}-", dir=run.folder.parent))
+    in_notebook = get_ipython() is not None
+    if in_notebook:  # for a reader at the keyboard; it leaves no trace in the outputs
+        seed = f" for seed {inputs['seed']}" if "seed" in inputs else ""
+        print(f"training {train.__name__}{seed} ...")
     try:
         started = time.monotonic()
-        opened = {name: _opened(value) for name, value in inputs.items()}
+        opened = {name: _each(value, attrgetter("path")) for name, value in inputs.items()}
         metrics = train(folder, **opened) if settings is None else train(folder, settings, **opened)
         record = {
             **known,
@@ -180,7 +164,7 @@ def _train(
             "metrics": metrics,
             "seconds": round(time.monotonic() - started, 1),
             "hardware": hardware(),
-            "files": {str(f.relative_to(folder)): _checksum(f) for f in sorted(folder.rglob("*")) if f.is_file()},
+            "files": _checksums(folder),
         }
         record["checksum"] = _hash(record)
         (folder / RECORD).write_text(json.dumps(record, indent=1))
@@ -189,33 +173,25 @@ def _train(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    if in_notebook:
+        clear_output()
 
 
 @lru_cache(maxsize=4096)  # for each state of its files, a run is read through once a process
-def _verify(run: Run, files: paths.Stamp) -> None:
+def _verify(run: Run, _: paths.Stamp) -> None:
     try:
         record = run.record
         sound = record.pop("checksum") == _hash(record) and record["id"] == run.id
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
-    damaged = _damaged(run, record["files"], files) if sound else [RECORD]
-    if damaged:
+    if damaged := checksums.differing(record["files"], _checksums(run.folder)) if sound else [RECORD]:
         raise UserFault(f"run: {run.folder} is damaged: {', '.join(damaged)}; delete this folder to train it again")
 
 
-def _damaged(run: Run, checksums: Mapping[str, str], files: paths.Stamp) -> list[str]:
-    """Files that are missing, of other content, or not the run's own."""
-    there = {os.path.relpath(name, run.folder) for name, *_ in files} - {RECORD}
-    wrong = [name for name in sorted(there & set(checksums)) if _checksum(run.folder / name) != checksums[name]]
-    return wrong + sorted(there ^ set(checksums))
-
-
-def _checksum(file: Path) -> str:
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""
+def _checksums(folder: Path) -> dict[str, str]:
+    """Of all files of a run but its record."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / RECORD)
+    return checksums.of(folder, files)
 
 
 def _hash(values: Any) -> str:
@@ -224,23 +200,6 @@ def _hash(values: Any) -> str:
 
 def hardware() -> str:
     """The processor or GPU, in words."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"
-
-
-def _announce(line: str) -> None:
-    """Tell a reader at the keyboard what is being trained; leaves no trace in the notebook's outputs."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import clear_output
-    except ImportError:
-        return
-    if get_ipython() is None:
-        return
-    if line:
-        print(line)
-    else:
-        clear_output()

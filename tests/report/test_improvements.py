@@ -6,6 +6,7 @@ import pytest
 
 from alignkit import paths
 from alignkit.divergences import NAMES, divergence
+from alignkit.faults import UserFault
 from alignkit.metrics import holm
 from alignkit.report.improvements import (
     COMPARED,
@@ -45,9 +46,8 @@ def test_the_confirmation_has_every_seed_but_that_of_the_choices(p):
 
 def test_a_new_seed_that_is_also_a_seed_is_one_line(p):
     values = p.model_dump() | {"confirm_seeds": [p.seeds[0]]}
-    assert parameters.faults(values, "file") == [
-        f"file: confirm_seeds: [{p.seeds[0]}] are among seeds already; allowed: others"
-    ]
+    with pytest.raises(UserFault, match=rf"^file: confirm_seeds: \[{p.seeds[0]}\] are among seeds already; allowed: "):
+        parameters.checked(values, "file")
 
 
 @pytest.mark.parametrize("name", [n for n in NEW_DIVERGENCES if n not in ("total_variation", "chi_alpha")])
@@ -65,13 +65,15 @@ def test_every_divergence_is_trained_but_those_between_the_two_kls(p):
 
 def test_more_reviews_for_a_weak_reward_model_than_there_are_is_one_line(p):
     values = p.model_dump() | {"train_reviews": 1000, "weak_reviews": [200, 30_000]}
-    assert parameters.faults(values, "file") == ["file: weak_reviews: 30000 is more than train_reviews (1000)"]
+    with pytest.raises(UserFault, match=r"^file: weak_reviews: 30000 is more than train_reviews \(1000\)$"):
+        parameters.checked(values, "file")
 
 
 def test_more_samples_of_a_prompt_than_completions_a_step_is_one_line():
     p = parameters.load(paths.PARAMS / "pocket" / "6_one_front.yaml")
     values = p.model_dump() | {"warp_batch": 4, "main_samples": 8}
-    assert parameters.faults(values, "file") == ["file: main_samples: 8 is more than warp_batch (4)"]
+    with pytest.raises(UserFault, match=r"^file: main_samples: 8 is more than warp_batch \(4\)$"):
+        parameters.checked(values, "file")
 
 
 # Tables

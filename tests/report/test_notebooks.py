@@ -11,8 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
-
-from alignkit.workflow.parameters import profile_values
+from helpers import profile_values
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("figures/*/*.ipynb")])

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers import as_run, called
+from helpers import as_run, called, profile_values
 from safetensors.torch import load_file
 
 from alignkit.merging import liti, slerp
@@ -20,7 +20,7 @@ from alignkit.report.warp import seconds_of, variations
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import evaluate_interpolation, interpolate, merge_policies, state_of
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
-from alignkit.workflow import parameters, schema
+from alignkit.workflow import schema
 from alignkit.workflow.store import Run, get
 
 LOOP = LoopSettings(
@@ -147,7 +147,7 @@ def test_a_list_of_runs_counts_by_its_ids_and_their_order(sft: Run, shared):
 
 @pytest.fixture(scope="module")
 def small(world) -> schema.Warp:
-    values = parameters.profile_values("smoke", "4_warp")
+    values = profile_values("smoke", "4_warp")
     sizes = {name: vars(world.data)[name] for name in ("train_reviews", "test_reviews", "unsupervised_reviews")}
     sizes |= {"warp_steps": 2, "step_counts": [1, 2], "prompts": 4, "new_tokens": 8}
     return schema.Warp.model_validate(values | sizes)

@@ -80,7 +80,7 @@ def executed(injected: str = "profile = 'pocket'") -> nbformat.NotebookNode:
     return run
 
 
-def finish(build: Path, profile: str, run: nbformat.NotebookNode, figures: Sequence[str] = ()) -> None:
+def finish(build: Path, profile: str, run: nbformat.NotebookNode, figures: Sequence[str] = (), data: str = "") -> None:
     """Lay an executed notebook and its figures where the batch puts them, and seal them."""
     for old in (build / profile / "executed").glob("*"):
         old.unlink()
@@ -89,7 +89,7 @@ def finish(build: Path, profile: str, run: nbformat.NotebookNode, figures: Seque
     (build / profile / "figures").mkdir()
     for name in figures:
         (build / profile / "figures" / name).write_text(name)
-    batch.seal_up(profile, NOTEBOOK, batch.content_key(NOTEBOOK, profile))
+    batch.seal_up(profile, NOTEBOOK, batch.content_key(NOTEBOOK, profile, data), data)
 
 
 # What it depends on
@@ -307,10 +307,10 @@ def test_publishing_without_a_repository_is_one_line(monkeypatch: pytest.MonkeyP
         batch.publish("pocket")
 
 
-def test_a_pocket_notebook_that_ran_with_other_values_is_not_published(checkout: Path, build: Path):
-    finish(build, "pocket", executed("profile = 'pocket'\nseeds = [0]"), ["1_words.png"])
+def test_a_pocket_notebook_that_ran_on_other_data_is_not_published(checkout: Path, build: Path):
+    finish(build, "pocket", executed("profile = 'pocket'\ndata = 'mine.csv'"), ["1_words.png"], data="mine.csv")
     before = source().read_bytes()
-    with pytest.raises(UserFault, match=r"^publish: 1_reward_model .* other values of seeds "):
+    with pytest.raises(UserFault, match=r"^publish: 1_reward_model .* other values of data "):
         batch.publish("pocket")
     assert source().read_bytes() == before
     assert not (checkout / "figures").exists()
@@ -512,7 +512,7 @@ def test_papermill_from_any_folder_draws_the_same_bytes(smoke: Batch, tmp_path: 
     assert errors(tmp_path / "here" / "out.ipynb") == []
     drawn = other.figures()
     assert drawn
-    assert drawn == {name: content for name, content in smoke.figures().items() if batch.number(name) == "1"}
+    assert drawn == {name: content for name, content in smoke.figures().items() if name.startswith("1_")}
     assert sorted(f.name for f in (other.build / "store").iterdir()) == runs
     assert [f.name for f in (tmp_path / "here").iterdir()] == ["out.ipynb"]
 

@@ -3,10 +3,13 @@
 import contextlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import IPython
 import pytest
 import yaml
+from helpers import profile_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +20,7 @@ from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS
 
 NOTEBOOK = "1_reward_model"
-POCKET = parameters.profile_values("pocket", NOTEBOOK)
+POCKET = profile_values("pocket", NOTEBOOK)
 PROFILES = parameters.profiles()
 
 
@@ -56,7 +59,7 @@ def check(file: Path, capsys: pytest.CaptureFixture) -> list[str]:
 def test_every_profile_loads_for_every_notebook(name: str, notebook: str):
     p = parameters.load(paths.PARAMS / name / f"{notebook}.yaml")
     assert (p.profile, p.notebook) == (name, notebook)
-    assert p.model_dump() == NOTEBOOKS[notebook].model_validate(parameters.profile_values(name, notebook)).model_dump()
+    assert p.model_dump() == NOTEBOOKS[notebook].model_validate(profile_values(name, notebook)).model_dump()
 
 
 def test_the_profiles_of_the_readme_are_shipped():
@@ -124,7 +127,7 @@ def test_a_file_of_ones_own_is_laid_on_the_profile_that_it_names(tmp_path: Path,
     free = tmp_path / "mine.yaml"
     free.write_text(f"notebook: {NOTEBOOK}\nprofile: imdb\nsft_batch: 8")
     assert check(free, capsys) == []
-    assert parameters.load(free).model_dump() == {**parameters.profile_values("imdb", NOTEBOOK), "sft_batch": 8}
+    assert parameters.load(free).model_dump() == {**profile_values("imdb", NOTEBOOK), "sft_batch": 8}
     free.write_text(f"notebook: {NOTEBOOK}\nprofile: nope")
     assert [f"profile: 'nope' (text); allowed: {', '.join(PROFILES)}" in line for line in check(free, capsys)] == [True]
 
@@ -213,7 +216,8 @@ def test_a_folder_without_parameter_files_is_one_line(tmp_path: Path, capsys: py
 
 def test_a_missing_parameter_is_one_line():
     rest = {key: value for key, value in POCKET.items() if key != "sft_lr"}
-    assert parameters.faults(rest, "here") == ["here: sft_lr: missing (highest learning rate)"]
+    with pytest.raises(UserFault, match=r"^here: sft_lr: missing \(highest learning rate\)$"):
+        parameters.checked(rest, "here")
 
 
 def test_several_faults_are_several_lines(file: Path, capsys: pytest.CaptureFixture):
@@ -253,13 +257,14 @@ keys = st.sampled_from(list(POCKET)) | st.text(max_size=12) | st.integers() | st
 @settings(max_examples=150, deadline=None)
 @given(changed=st.dictionaries(keys, values, min_size=1, max_size=3))
 def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(changed: dict[Any, Any]):
-    lines = parameters.faults({**POCKET, **changed}, "here")
-    if lines:
+    try:
+        parameters.checked({**POCKET, **changed}, "here")
+    except UserFault as fault:
+        lines = str(fault).split("\n")
         assert all(line.startswith("here: ") and line.splitlines() == [line] for line in lines)
         assert len(lines) == len(set(lines))
     else:
         assert set(changed) <= set(POCKET)
-        parameters.NOTEBOOKS[NOTEBOOK].model_validate({**POCKET, **changed})
 
 
 @settings(max_examples=100, deadline=None)
@@ -323,7 +328,7 @@ def in_notebook(monkeypatch: pytest.MonkeyPatch, *cells: str) -> list[dict[str, 
         with contextlib.suppress(SyntaxError):
             exec(cell, namespace)
     shown: list[dict[str, str]] = []
-    monkeypatch.setattr(parameters, "_namespace", lambda: namespace)
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(user_ns=namespace))
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
     return shown
 
@@ -335,13 +340,13 @@ def papermill(text: str) -> str:
 @pytest.mark.parametrize("name", ["pocket", "smoke"])
 def test_a_notebook_has_the_values_of_the_profile_it_names(name: str, monkeypatch: pytest.MonkeyPatch):
     in_notebook(monkeypatch, first_cell(profile=name), "prompts = 3  # a reader's own name, in another cell")
-    assert parameters.from_notebook().model_dump() == parameters.profile_values(name, NOTEBOOK)
+    assert parameters.from_notebook().model_dump() == profile_values(name, NOTEBOOK)
 
 
 def test_papermill_wins_over_the_first_cell(monkeypatch: pytest.MonkeyPatch):
     first = first_cell(seeds=[5], sft_batch=4, prompts=7, train_reviews=None)
     in_notebook(monkeypatch, first, papermill("sft_batch = 8\nprofile = 'smoke'\nseeds = None"))
-    usual = parameters.profile_values("smoke", NOTEBOOK)
+    usual = profile_values("smoke", NOTEBOOK)
     assert parameters.from_notebook().model_dump() == {**usual, "sft_batch": 8, "prompts": 7, "train_reviews": None}
 
 
@@ -352,8 +357,8 @@ def test_a_first_cell_that_is_run_again_is_read_as_it_is_now(monkeypatch: pytest
 
 def test_a_kernel_without_a_history_has_the_same_parameters(monkeypatch: pytest.MonkeyPatch):
     in_notebook(monkeypatch, first_cell(), papermill("profile = 'smoke'\nsft_batch = 4"))
-    monkeypatch.setitem(parameters._namespace(), "In", [""])
-    assert parameters.from_notebook().model_dump() == parameters.profile_values("smoke", NOTEBOOK) | {"sft_batch": 4}
+    monkeypatch.setitem(IPython.get_ipython().user_ns, "In", [""])
+    assert parameters.from_notebook().model_dump() == profile_values("smoke", NOTEBOOK) | {"sft_batch": 4}
 
 
 def test_the_file_of_a_profile_is_all_that_papermill_needs(monkeypatch: pytest.MonkeyPatch):
@@ -363,7 +368,7 @@ def test_the_file_of_a_profile_is_all_that_papermill_needs(monkeypatch: pytest.M
         in_notebook(monkeypatch, first_cell(notebook=notebook), cell)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(NOTEBOOKS[notebook], "check_reach", lambda p: None)
-            assert parameters.from_notebook().model_dump() == parameters.profile_values("imdb_scratch", notebook)
+            assert parameters.from_notebook().model_dump() == profile_values("imdb_scratch", notebook)
 
 
 def test_what_is_shown_names_each_value_and_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from helpers import sources
 
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
@@ -24,7 +25,7 @@ from alignkit.training.merge import merge_policies
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.training.reward import train_reward
 from alignkit.training.sft import train_sft
-from alignkit.workflow import identity, store
+from alignkit.workflow import store
 from alignkit.world.models import MODEL
 from alignkit.world.reviews import Reviews
 
@@ -195,19 +196,14 @@ def test_where_the_reviews_lie_does_not_matter_but_what_they_say_does(tmp_path: 
 )  # fmt: skip
 def test_an_edit_changes_the_runs_that_reach_it(edit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file, old, new, changed = edit
-    before = {f.__name__: identity.source(f) for f in TRAINING}
+    before = sources(*TRAINING)
     copy = tmp_path / "alignkit"
     shutil.copytree(paths.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     text = (copy / file).read_text()
     assert old in text
     (copy / file).write_text(text.replace(old, new) if old else text + new)
     monkeypatch.setattr(paths, "PACKAGE", copy)
-    identity.forget()
-    try:
-        assert {f.__name__ for f in TRAINING if identity.source(f) != before[f.__name__]} == changed
-    finally:
-        monkeypatch.undo()
-        identity.forget()
+    assert {f.__name__ for f, a, b in zip(TRAINING, before, sources(*TRAINING), strict=True) if a != b} == changed
 
 
 def test_a_retrain_to_the_same_bits_changes_nothing_after_it(monkeypatch: pytest.MonkeyPatch):
@@ -228,7 +224,7 @@ def test_numerics_and_precision_count(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(numerics, "in_force", lambda: other)
     assert store.get(train, seed=0, data=POCKET).id != before
     monkeypatch.setattr(numerics, "in_force", in_force)
-    monkeypatch.setattr(store, "_precision", lambda: {"bf16": True})
+    monkeypatch.setattr(store, "precision", lambda: {"bf16": True})
     assert store.get(train, seed=0, data=POCKET).id != before
 
 
@@ -255,8 +251,6 @@ from alignkit.workflow import store
 from alignkit.world.reviews import Reviews
 
 HERE = Path(__file__).parent
-store.hardware = lambda: "not asked for, as it imports torch"
-
 def train(out, **settings):
     (out / "model.txt").write_text("weights")
     with open(HERE / "count", "a") as count:
