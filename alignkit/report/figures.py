@@ -20,31 +20,10 @@ from PIL import Image
 from alignkit import paths
 from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
-from alignkit.report.looks import COLOURS, POSITIVE, Look, looks
+from alignkit.report.looks import AXES, COLOURS, POSITIVE, Look, looks
 from alignkit.report.tables import curve, goes_back
 
 PIXELS_PER_INCH = 110
-AXES = {
-    "kl": "KL(π ‖ π_sft) (nats a completion)",
-    "reward": "reward (proxy, nats)",
-    "gold": "gold reward (nats)",
-    "unigram_entropy": "entropy of the words (nats)",
-    "mean_tokens": "length (tokens a completion)",
-    "eval_accuracy": "accuracy on held-out pairs",
-    "eval_loss": "validation loss",
-    "well_formed": "well-formed share of sentences",
-    "self_bleu": "self-BLEU within a prompt",
-    "repetition": "share of repeated 4-grams",
-    "kl_anchor": "KL to the anchor (nats)",
-    "kl_sft": "KL to SFT (nats)",
-    "entropy": "entropy of the next token (nats)",
-    "length": "length (tokens a completion)",
-    "chosen": "log-prob of chosen − its start (nats)",
-    "rejected": "log-prob of rejected − its start (nats)",
-    "eta": "interpolation rate η",
-    "steps": "training steps T",
-}
-"""What stands on an axis, with its unit."""
 GAINS = {"reward": "gain in reward over SFT (proxy, nats)", "gold": "gain in gold reward over SFT (nats)"}
 WIDEST = 9.0
 """Inches; a page shows a wider picture smaller, and its letters with it."""
