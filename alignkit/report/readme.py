@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from alignkit import paths
-from alignkit.metrics import interval_text, seed_interval
+from alignkit.metrics import seed_interval
+from alignkit.report.tables import interval_text
 
 START, END = "<!-- results: written by `make report` from the tables in figures/ -->", "<!-- end of results -->"
 ROWS = {
