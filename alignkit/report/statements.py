@@ -26,9 +26,7 @@ class Answer(NamedTuple):
 
 def rows_of(table: pd.DataFrame, **where: object) -> pd.DataFrame:
     """The rows with these values; raises Unanswered if there are none."""
-    kept = table
-    for column, value in where.items():
-        kept = kept[kept[column] == value]
+    kept = table[(table[list(where)] == list(where.values())).all(axis=1)]
     if kept.empty:
         raise Unanswered("no row with " + ", ".join(f"{column} {value}" for column, value in where.items()))
     return kept
