@@ -48,7 +48,7 @@ def readable(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd
 
 
 def intervals(table: pd.DataFrame, columns: Sequence[str], by: str = "method", digits: int = 2) -> pd.DataFrame:
-    """`summary`, `readable`."""
+    """The `summary` of a table, made `readable`."""
     return readable(summary(table, columns, by), columns, digits)
 
 
@@ -66,9 +66,9 @@ def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def told(row: Any, digits: int = 2) -> str:
+def told(row: Any) -> str:
     """A row of `differences` or `matched_differences` in words: difference, interval, and what they allow to say."""
-    return f"{interval_text(row.difference, row.low, row.high, digits)}; {verdict(row.low, row.high)}"
+    return f"{interval_text(row.difference, row.low, row.high, 2)}; {verdict(row.low, row.high)}"
 
 
 def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: str = "method") -> pd.DataFrame:
@@ -274,8 +274,8 @@ def quantiles(samples: Mapping[str, pd.Series]) -> pd.DataFrame:
 
 def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
     """Best of n by the reward model among the SFT policy's completions, for each n, with its KL bound in nats."""
-    kept = {n: measures(best_of(samples, n)) for n in ns}
-    return pd.DataFrame([{"method": f"best of {n}", "n": n, "kl_bound": best_of_n_kl(n), **kept[n]} for n in kept])
+    kept = [(n, measures(best_of(samples, n))) for n in ns]
+    return pd.DataFrame([{"method": f"best of {n}", "n": n, "kl_bound": best_of_n_kl(n), **told} for n, told in kept])
 
 
 def provenance(runs: Mapping[int, Runs], p: World) -> tuple[pd.DataFrame, pd.DataFrame]:
