@@ -167,7 +167,7 @@ def volumes(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
         line, sound = pd.concat([start, rows]), (rows.status == "ok").all()
         found = dict.fromkeys(measures, np.nan)
         for m in measures if sound else ():
-            read = along_root_kl(kls, line.kl, line[m], beyond=True)
+            read = along_root_kl(kls, line.kl.clip(lower=0), line[m], beyond=True)
             found[m] = hypervolume(kls, read, start[m].iloc[0], MOST_KL)
         row = {"method": name, "seed": seed, "tokens": rows.tokens_generated.max(), **found}
         out.append(row | {"status": "ok" if sound else "diverged"})
