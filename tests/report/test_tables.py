@@ -254,6 +254,14 @@ def test_the_hypervolume_does_not_hang_on_the_number_of_points() -> None:
     assert volume([5.0]) == pytest.approx(3 * 2 / 3 * 4**1.5, rel=0.01)
 
 
+def test_an_estimated_kl_below_zero_counts_as_zero() -> None:
+    def volume(kl: float) -> float:
+        rows = pd.DataFrame({"method": ["sft", "a", "a"], "kl": [0.0, 1.0, kl], "reward": [0.0, 2.0, 0.5]})
+        return volumes(rows.assign(seed=0, tokens_generated=7, status="ok"), ["reward"]).reward.item()
+
+    assert volume(-0.01) == volume(0.0)
+
+
 def test_a_front_is_level_beyond_its_last_policy() -> None:
     rows = pd.DataFrame({"method": ["sft", "a", "b"], "kl": [0.0, 1, 1], "reward": [0.0, 2, 2], "seed": 0,
                          "tokens_generated": 7, "status": ["ok", "ok", "diverged"]})  # fmt: skip
