@@ -132,17 +132,3 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[rank] = np.minimum(np.maximum.accumulate((tests - np.arange(len(p))) * p[rank]), 1)
     return adjusted
-
-
-def verdict(low: float, high: float) -> str:
-    """What an interval of a difference allows to say."""
-    if np.isnan(low):
-        return "one seed, so no interval and no claim"
-    return "the interval is clear of zero" if low > 0 or high < 0 else "the interval includes zero, so no claim"
-
-
-def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:
-    """ "0.974 [0.970, 0.978]", or the mean alone and "(1 seed)" where there is no interval."""
-    if np.isnan(low):
-        return f"{mean:.{digits}f} (1 seed)"
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -1,10 +1,9 @@
-"""House style, the one way to save a figure or a table, and the figures that several notebooks draw.
-
-A method keeps its colour and marker in every figure (`look`).  Each function takes a tidy table and returns a figure.
-"""
+"""House style, the one way to save a figure or a table, and the figures that several notebooks draw."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,10 @@ from PIL import Image
 from alignkit import paths
 from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
-from alignkit.report.looks import COLOURS, POSITIVE, Look, looks
+from alignkit.report.looks import AXES, COLOURS, POSITIVE, Look, looks
 from alignkit.report.tables import curve, goes_back
 
 PIXELS_PER_INCH = 110
-AXES = {
-    "kl": "KL(π ‖ π_sft) (nats a completion)",
-    "reward": "reward (proxy, nats)",
-    "gold": "gold reward (nats)",
-    "unigram_entropy": "entropy of the words (nats)",
-    "mean_tokens": "length (tokens a completion)",
-    "eval_accuracy": "accuracy on held-out pairs",
-    "eval_loss": "validation loss",
-    "well_formed": "well-formed share of sentences",
-    "self_bleu": "self-BLEU within a prompt",
-    "repetition": "share of repeated 4-grams",
-    "kl_anchor": "KL to the anchor (nats)",
-    "kl_sft": "KL to SFT (nats)",
-    "entropy": "entropy of the next token (nats)",
-    "length": "length (tokens a completion)",
-    "chosen": "log-prob of chosen − its start (nats)",
-    "rejected": "log-prob of rejected − its start (nats)",
-    "eta": "interpolation rate η",
-    "steps": "training steps T",
-}
-"""What stands on an axis, with its unit."""
 GAINS = {"reward": "gain in reward over SFT (proxy, nats)", "gold": "gain in gold reward over SFT (nats)"}
 WIDEST = 9.0
 """Inches; a page shows a wider picture smaller, and its letters with it."""
@@ -67,8 +45,7 @@ def house_style() -> None:
 
 def save_figure(figure: Figure, name: str, *, alt: str, profile: str) -> None:
     """Save <name>.png and <name>.svg among the profile's figures, show the PNG with its alt text, close the figure."""
-    folder = paths.figures(profile)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(profile)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Description": alt})
     png = _png(figure)
     (folder / f"{name}.png").write_bytes(png)
@@ -100,10 +77,10 @@ def show_table(table: pd.DataFrame, digits: int = 3) -> None:
     measured = kept.drop(columns=[table.columns[0], "seeds"], errors="ignore")
     kept = kept[measured.notna().any(axis=1)] if measured.shape[1] else kept
     shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})
-    left = [i for i, column in enumerate(kept) if not pd.api.types.is_numeric_dtype(kept[column])]
     html = shown.to_html(index=False, border=0, justify="left", na_rep="")
-    rows = html.split("<tr>")
-    display(HTML("<tr>".join([rows[0], *(_aligned(row, left) for row in rows[1:])])))
+    numeric = [pd.api.types.is_numeric_dtype(kept[column]) for column in kept]
+    cells = cycle("<td>" if number else '<td style="text-align: left">' for number in numeric)
+    display(HTML(re.sub("<td>", lambda _: next(cells), html)))
 
 
 def _readable(column: pd.Series, digits: int) -> pd.Series:
@@ -117,19 +94,16 @@ def _number(x: float, digits: int) -> str:
     return f"{x:.0e}" if 0 < abs(x) < 0.5 * 10.0**-digits else f"{x:,.{digits}f}"
 
 
-def _aligned(row: str, left: Sequence[int]) -> str:
-    cells = row.split("<td>")
-    styles = ["", *(' style="text-align: left"' if i in left else "" for i in range(len(cells) - 1))]
-    return "".join([cells[0], *(f"<td{style}>{cell}" for style, cell in zip(styles[1:], cells[1:], strict=True))])
-
-
-def save_table(table: pd.DataFrame, name: str, *, profile: str) -> Path:
+def save_table(table: pd.DataFrame, name: str, *, profile: str) -> None:
     """Save <name>.csv among the profile's figures, with as many digits as a reader can use."""
+    file = _folder(profile) / f"{name}.csv"
+    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _folder(profile: str) -> Path:
     folder = paths.figures(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.csv"
-    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
-    return file
+    return folder
 
 
 # Figures of several notebooks
@@ -264,9 +238,9 @@ def bars(table: pd.DataFrame, label: str, value: str, xlabel: str, seeds: pd.Dat
     axis.barh(places, table[value], color=COLOURS[0], alpha=0.35)
     if f"{value}_low" in table:
         axis.hlines(places, table[f"{value}_low"], table[f"{value}_high"], color=COLOURS[0], linewidth=2)
-    for place, name in zip(places, table[label], strict=True):
-        each = [] if seeds is None else seeds.loc[seeds[label] == name, value]
-        axis.plot(each, np.full(len(each), place), "o", color=COLOURS[0], markersize=4)
+    if seeds is not None:
+        beside = seeds[label].map(dict(zip(table[label], places, strict=True)))
+        axis.plot(seeds[value], beside, "o", color=COLOURS[0], markersize=4)
     axis.set(xlabel=xlabel)
     axis.set_yticks(places, table[label], fontsize="small")
     axis.invert_yaxis()

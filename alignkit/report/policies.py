@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -31,10 +32,9 @@ TOKENS = ("tokens_generated", "tokens_trained")
 
 @dataclass(frozen=True)
 class Policy:
-    """One evaluated policy: what it is, where it stands among its like, and the runs behind it."""
+    """One evaluated policy: what its notebook calls it, where it stands among its like, and the runs behind it."""
 
     method: str
-    """What its notebook calls it."""
     seed: int
     evaluation: Run
     main: bool = False
@@ -51,7 +51,7 @@ class Policy:
 
 
 def rows(policies: Iterable[Policy], p: Evaluated) -> pd.DataFrame:
-    """One row for each policy: settings, reward, gold, KL, diversity, cost and status; "sft" is the supervised policy.
+    """One row for each policy: settings, reward, gold, KL, diversity, cost and status.
 
     A policy made of a diverged run has status "diverged" and no numbers.
     """
@@ -76,7 +76,7 @@ def shared(p: World, seed: int) -> dict[str, Any]:
 
 
 def supervised(p: World, seed: int) -> Run:
-    """The SFT policy."""
+    """The supervised policy, SFT."""
     return get(train_sft, SftSettings(**p.sft()), **shared(p, seed))
 
 
@@ -140,11 +140,8 @@ def dpo(loss: str, beta: float, **settings: Any) -> dict[str, Any]:
 def common_sweeps(p: Any) -> list[Method]:
     """Reverse KL, forward KL and Jensen-Shannon, each over its own betas: main rows in notebook 3, measure in 5."""
     sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
-    return [
-        Method(f"{name} β={b:g}", f_dpo(name, b), main=True, family=f"DPO, {name}")
-        for name, betas in sweeps.items()
-        for b in betas
-    ]
+    each = [(name, beta) for name, betas in sweeps.items() for beta in betas]
+    return [Method(f"{name} β={b:g}", f_dpo(name, b), main=True, family=f"DPO, {name}") for name, b in each]
 
 
 def prepared(p: Aligned, seed: int) -> Runs:
@@ -181,15 +178,12 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
 def on_pairs(runs: Mapping[int, Runs], methods: Iterable[Method]) -> list[Policy]:
     """The supervised policies, and those that `aligned` trained with these methods."""
     found = [replace(sft, where={}) for sft in sft_policies(runs)]
-    for method in methods:
-        for seed, by_name in runs.items():
-            if method.name not in by_name:
-                continue
-            run = by_name[method.name]
-            settings, metrics = run.record["settings"], run.metrics
-            shown = {name: settings[name] for name in PAIRED} | {name: metrics[name] for name in LEARNED}
+    for method, (seed, by_name) in product(methods, runs.items()):
+        if method.name in by_name:
+            run, record = by_name[method.name], by_name[method.name + EVALUATION]
+            shown = {name: run.record["settings"][name] for name in PAIRED}
+            shown |= {name: run.metrics[name] for name in LEARNED}
             shown |= {"pairs": method.pairs, "tokens_generated": by_name["generations"].metrics["tokens_generated"]}
-            record = by_name[method.name + EVALUATION]
             found.append(Policy(method.name, seed, record, method.main, method.family, (run,), settings=shown))
     return found
 
@@ -222,8 +216,8 @@ class Variation(NamedTuple):
 
 def loop_settings(p: Loop, **changes: Any) -> LoopSettings:
     """The inner loop's settings, some of them changed."""
-    settings = {**p.inner_loop(), **changes}
-    return LoopSettings(**{**settings, "keep": tuple(settings["keep"])})
+    settings = p.inner_loop() | changes
+    return LoopSettings(**settings | {"keep": tuple(settings["keep"])})
 
 
 def points(p: Any, seed: int, sft: Run, reward: Run, variation: Variation) -> list[Policy]:
@@ -232,29 +226,28 @@ def points(p: Any, seed: int, sft: Run, reward: Run, variation: Variation) -> li
     size = {"iterations": variation.iterations, "runs": variation.runs, "eta": p.liti_rate, "how": variation.how}
     inputs = {**shared(p, seed), "reward": reward}
     iterations = warp(sft, training, inputs, **size, train=variation.train)
-    found: list[Policy] = []
-
-    def add(iteration: int, eta: float, steps: int, thetas: list[Run], merged: Run) -> None:
+    asked = []
+    for number, done in enumerate(iterations, start=1):
+        if variation.every or number == len(iterations):
+            thetas = [theta for earlier in iterations[:number] for theta in earlier.thetas]
+            asked += [(number, eta, training.steps, thetas, done.merged) for eta in variation.etas]
+    for step in variation.steps:
+        thetas = iterations[0].thetas
+        merged = get(merge_policies, init=sft, thetas=thetas, how=variation.how, step=step)
+        asked.append((1, 1.0, step, thetas, merged))
+    found = []
+    for iteration, eta, steps, thetas, merged in asked:
         last, whole = iteration == len(iterations), steps == training.steps
         main = variation.main and eta in (p.liti_rate, 1.0) and whole
         models = {"init": sft, "merged": merged, "reference": sft, "reward": reward}
         record = get(evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
-        joined = last and (whole or min(variation.etas) == 1)
+        family = variation.family if last and (whole or min(variation.etas) == 1) else ""
         settings = {name: vars(training)[name] for name in LOOPED}
         settings |= {"runs": variation.runs, "merge": variation.how, "angle": merged.metrics["angle"]}
         # What a run had cost at an earlier step is not recorded.
         settings |= {} if whole else dict.fromkeys(TOKENS)
         where = {"iteration": iteration, "eta": eta, "steps": steps}
-        family = variation.family if joined else ""
         found.append(Policy(variation.name, seed, record, main, family, thetas, merged, settings, where))
-
-    for number, done in enumerate(iterations, start=1):
-        if variation.every or number == len(iterations):
-            for eta in variation.etas:
-                add(number, eta, training.steps, [t for i in iterations[:number] for t in i.thetas], done.merged)
-    for step in variation.steps:
-        thetas = iterations[0].thetas
-        add(1, 1.0, step, thetas, get(merge_policies, init=sft, thetas=thetas, how=variation.how, step=step))
     return found
 
 

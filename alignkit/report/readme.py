@@ -1,24 +1,27 @@
 """The README's numbers, written by the code that read them from the tables."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from alignkit import paths
-from alignkit.metrics import interval_text, seed_interval
+from alignkit.report import tables
+from alignkit.report.statements import family_of_warp
 
 START, END = "<!-- results: written by `make report` from the tables in figures/ -->", "<!-- end of results -->"
-ROWS = {
+MODELS = {
     "reward": "reward model, all pairs, all training reviews",
     "tfidf_words": "TF-IDF, words",
     "tfidf_word_pairs": "TF-IDF, words and word pairs",
     "exact posterior": "exact posterior (nobody can do better)",
 }
-USUAL = {"WARP": "WARP, T=50", "REINFORCE with an EMA anchor": "REINFORCE, EMA anchor", "DPO": "DPO, reverse_kl"}
+MEASURES = {"pairwise_accuracy": "pairwise accuracy", "sign_accuracy": "sign accuracy", "ece": "calibration error"}
+PLACED = {"kl": "KL to SFT (nats)", "reward": "reward (proxy)", "gold": "gold reward"}
+PLACED |= {"unigram_entropy": "entropy of words"}
+"""What the README tells of a reward model, and of a policy."""
+USUAL = {"REINFORCE with an EMA anchor": "REINFORCE, EMA anchor", "DPO": "DPO, reverse_kl"}
 """Methods as published, and what notebook 6 calls them."""
-MEASURES = ["pairwise_accuracy", "sign_accuracy", "ece"]
-PLACED = ["kl", "reward", "gold", "unigram_entropy"]
-"""What the README tells of a policy."""
 
 
 def results(figures: Path) -> str:
@@ -28,8 +31,8 @@ def results(figures: Path) -> str:
 
 def efficiencies(figures: Path) -> str:
     """The Markdown table of notebook 6: methods with all seeds, by their efficiency at the middle KL."""
-    lines = []
-    for file in sorted(_published(figures, "6_efficiency"), reverse=True):
+    parts = []
+    for file in _published(figures, "6_efficiency"):
         table = pd.read_csv(file)
         columns = [c for c in ("KL 0.5", "KL 1", "KL 2") if c in table]
         if "KL 1" not in columns or "draws" not in table:
@@ -37,46 +40,47 @@ def efficiencies(figures: Path) -> str:
         kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
         kept = kept.sort_values("KL 1", ascending=False)
         # Of the numbers of draws the largest; notebook 6 has all.
-        shown = kept[kept.draws.isna() | (kept.draws == kept.draws.max())]
-        head = f"| {file.parent.name}: share of the optimal gain | seeds | {' | '.join(columns)} |"
-        lines += [_headline(kept), "", head, "|---" * (2 + len(columns)) + "|"]
-        for row in shown.to_dict("records"):
-            cells = [_interval(row, c) for c in columns]
-            lines.append(f"| {row['family']} | {row['seeds']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        shown = tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
+        usual = {"WARP": family_of_warp(pd.read_csv(file.with_name("4_warp.csv"))), **USUAL}
+        names = {"family": f"{file.parent.name}: share of the optimal gain", "seeds": "seeds"}
+        parts += [_headline(kept, usual), _markdown([shown], names | dict(zip(columns, columns, strict=True)))]
+    return "\n\n".join(filter(None, parts))
 
 
-def _headline(kept: pd.DataFrame) -> str:
+def _headline(kept: pd.DataFrame, usual: Mapping[str, str]) -> str:
     """The table in one sentence: what one draw gets, what the usual methods get, and what many draws get."""
     single, several = kept[kept.draws.isna()], kept[kept.draws.notna()]
     shares = single.set_index("family")["KL 1"]
     told = []
     if len(single):
         best = f"the best policy that is used with one draw a text (*{shares.index[0]}*) gets {shares.iloc[0]:.2f}"
-        told = [best, *(f"{label} {shares[name]:.2f}" for label, name in USUAL.items() if name in shares)]
+        told = [best, *(f"{label} {shares[name]:.2f}" for label, name in usual.items() if name in shares)]
     if len(several):
         told.append(f"and keeping one of several draws (*{several.family.iloc[0]}*) {several['KL 1'].iloc[0]:.2f}")
     return "Of the gain in reward that is possible at a KL of 1 nat, " + ", ".join(told) + "." if told else ""
 
 
-def _interval(row: dict[str, float], column: str) -> str:
-    values = [row[name] for name in (column, f"{column}_low", f"{column}_high")]
-    return "" if pd.isna(values[0]) else interval_text(*values, 2)
+def reward_models(figures: Path) -> str:
+    """The Markdown table of notebook 1's main rows; what is trained on no seed has no interval."""
+    found = []
+    for file in _published(figures, "1_reward_model"):
+        table = pd.read_csv(file)
+        rows = pd.concat(table[table.method == name].assign(method=told) for name, told in MODELS.items())
+        plain = rows[rows.seed.isna()].assign(seeds="", **rows[list(MEASURES)].map("{:.3f}".format))
+        told = pd.concat([tables.intervals(rows[rows.seed.notna()], list(MEASURES), digits=3), plain])
+        found.append(told.assign(reviews=file.parent.name))
+    return _markdown(found, {"reviews": "reviews", "method": "model", "seeds": "seeds", **MEASURES})
 
 
 def policies(figures: Path) -> str:
     """The Markdown table of notebook 2's main rows and of WARP after its last iteration; nothing if not published."""
-    lines = [
-        "| reviews | policy | seeds | KL to SFT (nats) | reward (proxy) | gold reward | entropy of words |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for file in sorted(_published(figures, "2_dpo_losses"), reverse=True):
+    found = []
+    for file in _published(figures, "2_dpo_losses"):
         table = pd.read_csv(file)
         table = pd.concat([table, *(_warp(pd.read_csv(f)) for f in [file.with_name("4_warp.csv")] if f.is_file())])
-        for method, rows in table[(table.row == "main") & (table.status == "ok")].groupby("method", sort=False):
-            cells = [interval_text(*seed_interval(rows[m].to_numpy()), 2) if m in rows else "" for m in PLACED]
-            lines.append(f"| {file.parent.name} | {method} | {len(rows)} | {' | '.join(cells)} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+        main = table[table.row == "main"].reindex(columns=["method", "seed", "status", *PLACED])
+        found.append(tables.intervals(main, list(PLACED)).assign(reviews=file.parent.name))
+    return _markdown(found, {"reviews": "reviews", "method": "policy", "seeds": "seeds", **PLACED})
 
 
 def _warp(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,29 +92,15 @@ def _warp(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _published(figures: Path, notebook: str) -> list[Path]:
-    return [f for f in figures.glob(f"*/{notebook}.csv") if f.parent.name != "smoke"]
+    """The table of a notebook in every profile but smoke, pocket first."""
+    return [f for f in sorted(figures.glob(f"*/{notebook}.csv"), reverse=True) if f.parent.name != "smoke"]
 
 
-def reward_models(figures: Path) -> str:
-    """The Markdown table of notebook 1's main rows."""
-    lines = [
-        "| reviews | model | seeds | pairwise accuracy | sign accuracy | calibration error |",
-        "|---|---|---|---|---|---|",
-    ]
-    for file in sorted(_published(figures, "1_reward_model"), reverse=True):
-        table = pd.read_csv(file)
-        for method, name in ROWS.items():
-            rows = table[table.method == method]
-            if rows.empty:
-                continue
-            fixed = rows.seed.isna().all()
-            cells = [
-                f"{rows[m].iloc[0]:.3f}" if fixed else interval_text(*seed_interval(rows[m].to_numpy()))
-                for m in MEASURES
-            ]
-            seeds = "" if fixed else str(len(rows))
-            lines.append(f"| {file.parent.name} | {name} | {seeds} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> str:
+    """These columns of several tables in one, under other names; "" without a table."""
+    rows = [columns.values(), *(row for table in found for row in table[list(columns)].astype(str).to_numpy())]
+    head, *lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(columns) + "|", *lines]) if found else ""
 
 
 def with_results(text: str, figures: Path) -> str:

@@ -1,8 +1,5 @@
 """Which runs each notebook asks for: a notebook and `alignkit train` call the same recipe, so one loads what the other
-trained, and a run that two notebooks ask for is trained once.
-
-Main rows are trained for every seed, side rows for the first seed of the profile only.
-"""
+trained.  Main rows are trained for every seed, side rows for the first seed of the profile only."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,6 +1,6 @@
 """Tables that several notebooks make: means over seeds, differences, rows at one KL, fronts, where numbers are from."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 
 from alignkit import __version__
 from alignkit.frontier import LEAST_KL, along_root_kl, best_of_n_kl, hypervolume
-from alignkit.metrics import holm, interval_text, paired_p_value, seed_interval, verdict
+from alignkit.metrics import holm, paired_p_value, seed_interval
 from alignkit.report.policies import Policy, Runs
 from alignkit.training.baselines import best_of
 from alignkit.training.evaluate import measures
@@ -30,13 +30,11 @@ def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "method") -> 
     Rows whose status is not "ok" are left out.
     """
     sound = table[table.status == "ok"] if "status" in table else table
+    names = [name for column in columns for name in (column, f"{column}_low", f"{column}_high")]
     out = []
     for key, group in sound.groupby(by, sort=False):
-        row = {by: key, "seeds": group.seed.nunique()}
-        for column in columns:
-            row[column], row[f"{column}_low"], row[f"{column}_high"] = seed_interval(group[column])
-        out.append(row)
-    names = [name for column in columns for name in (column, f"{column}_low", f"{column}_high")]
+        numbers = [number for column in columns for number in seed_interval(group[column])]
+        out.append([key, group.seed.nunique(), *numbers])
     return pd.DataFrame(out, columns=[by, "seeds", *names])
 
 
@@ -50,32 +48,51 @@ def readable(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd
 
 
 def intervals(table: pd.DataFrame, columns: Sequence[str], by: str = "method", digits: int = 2) -> pd.DataFrame:
-    """`summary`, `readable`."""
+    """The `summary` of a table, made `readable`."""
     return readable(summary(table, columns, by), columns, digits)
 
 
-def told(row: Any, digits: int = 2) -> str:
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference allows to say."""
+    if np.isnan(low):
+        return "one seed, so no interval and no claim"
+    return "the interval is clear of zero" if low > 0 or high < 0 else "the interval includes zero, so no claim"
+
+
+def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:
+    """ "0.974 [0.970, 0.978]", or the mean alone and "(1 seed)" where there is no interval."""
+    if np.isnan(low):
+        return f"{mean:.{digits}f} (1 seed)"
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def told(row: Any) -> str:
     """A row of `differences` or `matched_differences` in words: difference, interval, and what they allow to say."""
-    return f"{interval_text(row.difference, row.low, row.high, digits)}; {verdict(row.low, row.high)}"
+    return f"{interval_text(row.difference, row.low, row.high, 2)}; {verdict(row.low, row.high)}"
 
 
 def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: str = "method") -> pd.DataFrame:
     """Each main method minus another, seed by seed: mean, 95 % t interval, p value, and p adjusted by Holm.
 
-    Long form, one row for each (method, column); the adjustment is over all methods, for each column of its own.
+    Long form, one row for each (method, column); the adjustment is over all methods, for each column of its own.  What
+    is a side row, or diverged for some seed, has no row.
     """
-    wide = table[table.status == "ok"].pivot(index="seed", columns=by, values=list(columns))
+    sound = table.assign(**{column: table[column].where(table.status == "ok") for column in columns})
+    return _minus({None: sound}, by, against, columns).drop(columns="at_kl")
+
+
+def _minus(places: Mapping[Any, pd.DataFrame], by: str, against: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Differences within each table of `places` (by KL), of what has a number for every seed; Holm over all places."""
     out = []
     for column in columns:
-        base = wide[column][against]
-        part = []
-        for method in wide[column].columns.drop(against):
-            gain = (wide[column][method] - base).dropna()
-            if len(gain) < table.seed.nunique():
-                continue  # a side row, or one that diverged for some seed: no comparison over all seeds
-            part.append((method, column, len(gain), *seed_interval(gain), paired_p_value(gain.to_numpy())))
-        frame = pd.DataFrame(part, columns=[by, "measure", "seeds", "difference", "low", "high", "p"])
-        out.append(frame.assign(holm=holm(frame.p.to_numpy())))
+        rows = []
+        for kl, table in places.items():
+            wide = table.pivot(index="seed", columns=by, values=column)
+            for name, gain in wide.drop(columns=against).sub(wide[against], axis=0).dropna(axis=1).items():
+                rows.append((name, kl, column, len(gain), *seed_interval(gain), paired_p_value(gain)))
+        names = [by, "at_kl", "measure", "seeds", "difference", "low", "high", "p"]
+        found = pd.DataFrame(rows, columns=names)
+        out.append(found.assign(holm=holm(found.p)))
     return pd.concat(out, ignore_index=True)
 
 
@@ -93,16 +110,19 @@ def at_kl(table: pd.DataFrame, kls: Iterable[float], columns: Sequence[str]) -> 
     A family that `goes_back` starts at SFT, whose rows have the family "sft".
     Columns family, seed, at_kl and `columns`.
     """
-    sound = table[table.status == "ok"]
     out = []
-    for (name, seed), rows in sound[sound.family != "sft"].groupby(["family", "seed"], sort=False):
-        curve = rows
-        if goes_back(rows):
-            curve = pd.concat([sound[(sound.family == "sft") & (sound.seed == seed)], rows])
+    for name, seed, start, rows in _lines(table[table.status == "ok"], "family"):
+        line = pd.concat([start, rows]) if goes_back(rows) else rows
         for kl in kls:
-            values = {column: along_root_kl(kl, curve.kl, curve[column]) for column in columns}
+            values = {column: along_root_kl(kl, line.kl, line[column]) for column in columns}
             out.append({"family": name, "seed": seed, "at_kl": kl, **values})
     return pd.DataFrame(out, columns=["family", "seed", "at_kl", *columns])
+
+
+def _lines(table: pd.DataFrame, by: str) -> Iterator[tuple[str, int, pd.DataFrame, pd.DataFrame]]:
+    """For each value of `by` but "sft" and each seed: both, SFT's rows with this seed, and its own."""
+    for (name, seed), rows in table[table[by] != "sft"].groupby([by, "seed"], sort=False):
+        yield name, seed, table[(table[by] == "sft") & (table.seed == seed)], rows
 
 
 def matched_differences(matched: pd.DataFrame, against: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -111,22 +131,10 @@ def matched_differences(matched: pd.DataFrame, against: str, columns: Sequence[s
     `matched` is a table of `at_kl`.  Long form like `differences`, with at_kl and a label for figures; a family that
     misses a KL in some seed has no row there.
     """
-    out = []
-    for column in columns:
-        part = []
-        for kl, here in matched.groupby("at_kl"):
-            wide = here.pivot(index="seed", columns="family", values=column)
-            if against not in wide:
-                continue
-            for family in wide.columns.drop(against):
-                gain = wide[family] - wide[against]
-                if gain.isna().any():
-                    continue
-                label = f"{family} at KL {kl:g}"
-                part.append((label, family, kl, column, *seed_interval(gain), paired_p_value(gain.to_numpy())))
-        frame = pd.DataFrame(part, columns=["label", "family", "at_kl", "measure", "difference", "low", "high", "p"])
-        out.append(frame.assign(holm=holm(frame.p.to_numpy())))
-    return pd.concat(out, ignore_index=True)
+    places = {kl: here for kl, here in matched.groupby("at_kl") if (here.family == against).any()}
+    found = _minus(places, "family", against, columns).drop(columns="seeds")
+    found.insert(0, "label", [f"{row.family} at KL {row.at_kl:g}" for row in found.itertuples()])
+    return found
 
 
 def front(table: pd.DataFrame, methods: Mapping[str, str] | Sequence[str], **at: Any) -> pd.DataFrame:
@@ -134,10 +142,8 @@ def front(table: pd.DataFrame, methods: Mapping[str, str] | Sequence[str], **at:
 
     `methods` are methods, or what each method is called; the column family is made of it.
     """
-    named = methods if isinstance(methods, Mapping) else {method: method for method in methods}
-    kept = table
-    for column, value in at.items():
-        kept = kept[kept[column] == value]
+    named = methods if isinstance(methods, Mapping) else dict(zip(methods, methods, strict=True))
+    kept = table[(table[list(at)] == list(at.values())).all(axis=1)]
     parts = [kept[kept.method == method].assign(family=label) for method, label in named.items()]
     return pd.concat([table[table.method == "sft"], *parts], ignore_index=True)
 
@@ -149,30 +155,30 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{c: table[c] - table.seed.map(start[c]) for c in columns})
 
 
-def volumes(table: pd.DataFrame, measures: Sequence[str], by: str = "method") -> pd.DataFrame:
-    """Hypervolume of each front for each seed, one column for each measure; columns `by`, seed, tokens, status.
+def volumes(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Hypervolume of each front for each seed, one column for each measure; columns method, seed, tokens, status.
 
     `table` has SFT's rows among its own, the method "sft".  The fronts are read every STEP nats, level beyond their
     last point, so that the volume does not hang on which η were evaluated.  Status is "diverged" if any point is.
     """
     kls = np.arange(0, MOST_KL + STEP, STEP)
     out = []
-    for (name, seed), rows in table[table.method != "sft"].groupby([by, "seed"], sort=False):
-        start = table[(table.method == "sft") & (table.seed == seed)]
-        sound = (rows.status == "ok").all()
-        both = pd.concat([start, rows])
+    for name, seed, start, rows in _lines(table, "method"):
+        line, sound = pd.concat([start, rows]), (rows.status == "ok").all()
         found = dict.fromkeys(measures, np.nan)
-        if sound:
-            for m in measures:
-                read = along_root_kl(kls, both.kl.clip(lower=0), both[m], beyond=True)
-                found[m] = hypervolume(kls, read, start[m].iloc[0], MOST_KL)
-        row = {by: name, "seed": seed, "tokens": rows.tokens_generated.max(), **found}
+        for m in measures if sound else ():
+            read = along_root_kl(kls, line.kl.clip(lower=0), line[m], beyond=True)
+            found[m] = hypervolume(kls, read, start[m].iloc[0], MOST_KL)
+        row = {"method": name, "seed": seed, "tokens": rows.tokens_generated.max(), **found}
         out.append(row | {"status": "ok" if sound else "diverged"})
     return pd.DataFrame(out)
 
 
 # Reward-model over-optimisation (Gao et al. 2023): how the true reward bends while the proxy rises.  With d = √KL its
 # gain follows R(d) = d (α - β log d) for reinforcement learning and d (α - β d) for best of n, in their experiments.
+
+
+BENDS = {"rl": lambda d: np.log(np.maximum(d, 1e-12)), "bon": lambda d: d}
 
 
 class Fit(NamedTuple):
@@ -190,15 +196,14 @@ def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> Fit:
 
     Raises ValueError for another form or fewer than three points.
     """
-    bends = {"rl": np.log, "bon": lambda d: d}
-    if form not in bends:
-        raise ValueError(f"form: {form!r}; allowed: {', '.join(bends)}")
+    if form not in BENDS:
+        raise ValueError(f"form: {form!r}; allowed: {', '.join(BENDS)}")
     kl, gain = np.asarray(kl, dtype=float), np.asarray(gain, dtype=float)
     used = kl >= LEAST_KL
     if used.sum() < 3:
         raise ValueError(f"a fit needs 3 points with a KL of {LEAST_KL} or more, got {used.sum()}")
     d, gain = np.sqrt(kl[used]), gain[used]
-    (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d * bends[form](d)], axis=1), gain, rcond=None)
+    (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d * BENDS[form](d)], axis=1), gain, rcond=None)
     beta = -minus_beta
     fitted = curve(d**2, alpha, beta, form)
     r2 = 1 - ((gain - fitted) ** 2).sum() / ((gain - gain.mean()) ** 2).sum()
@@ -211,8 +216,7 @@ def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> Fit:
 def curve(kl: np.ndarray, alpha: float, beta: float, form: str = "rl") -> np.ndarray:
     """The fitted gain at given KLs; 0 at KL 0."""
     d = np.sqrt(np.asarray(kl, dtype=float))
-    bend = np.log(np.maximum(d, 1e-12)) if form == "rl" else d
-    return d * (alpha - beta * bend)
+    return d * (alpha - beta * BENDS[form](d))
 
 
 def fits(table: pd.DataFrame) -> pd.DataFrame:
@@ -222,11 +226,9 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
     `table` has columns family, seed, kl, gold, SFT's rows ("sft") among them.
     """
     out = []
-    sound = table[(table.family != "sft") & (table.status == "ok")]
-    for (name, seed), rows in sound.groupby(["family", "seed"], sort=False):
-        start = table[(table.family == "sft") & (table.seed == seed)].gold.iloc[0]
+    for name, seed, start, rows in _lines(table[table.status == "ok"], "family"):
         few = (rows.kl >= LEAST_KL).sum() < 3
-        found = Fit(*[np.nan] * 4) if few else fit(rows.kl.to_numpy(), rows.gold.to_numpy() - start)
+        found = Fit(*[np.nan] * 4) if few else fit(rows.kl, rows.gold - start.gold.iloc[0])
         out.append({"family": name, "seed": seed, **found._asdict(), "most_kl": rows.kl.max(), "status": "ok"})
     return pd.DataFrame(out)
 
@@ -239,15 +241,15 @@ def completions(run: Run) -> pd.DataFrame:
     return pd.read_parquet(run.path / "completions.parquet")
 
 
-def histories(policies: Iterable[Policy], methods: Iterable[str], window: int = 1) -> pd.DataFrame:
+def histories(policies: Sequence[Policy], methods: Iterable[str], window: int = 1) -> pd.DataFrame:
     """The training log of the first run of each method and seed, as means over windows of steps.
 
     Columns method, seed, step (the middle of a window) and those of the log.
     """
-    known = {(p.method, p.seed): p.trained[0] for p in reversed(list(policies)) if p.trained}
     found = []
     for method in methods:
-        for (_, seed), run in sorted(item for item in known.items() if item[0][0] == method):
+        first = {p.seed: p.trained[0] for p in reversed(policies) if p.method == method}
+        for seed, run in sorted(first.items()):
             log = pd.read_csv(run.path / "history.csv")
             if window > 1:
                 log = log.groupby((log.step - 1) // window).mean().assign(step=lambda t: t.step.round().astype(int))
@@ -265,27 +267,26 @@ def since_start(log: pd.DataFrame) -> pd.DataFrame:
 
 def quantiles(samples: Mapping[str, pd.Series]) -> pd.DataFrame:
     """What a box plot draws: 5, 25, 50, 75 and 95 percent quantile and mean of each sample."""
-    shares = [0.05, 0.25, 0.5, 0.75, 0.95]
-    out = {name: values.quantile(shares).rename(lambda q: f"q{100 * q:02.0f}") for name, values in samples.items()}
-    table = pd.DataFrame(out).T.rename_axis("method").reset_index()
-    return table.assign(mean=[values.mean() for values in samples.values()])
+    wide = pd.DataFrame(samples)
+    table = wide.quantile([0.05, 0.25, 0.5, 0.75, 0.95]).rename(lambda q: f"q{100 * q:02.0f}").T
+    return table.assign(mean=wide.mean()).rename_axis("method").reset_index()
 
 
 def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
     """Best of n by the reward model among the SFT policy's completions, for each n, with its KL bound in nats."""
-    kept = {n: measures(best_of(samples, n)) for n in ns}
-    return pd.DataFrame([{"method": f"best of {n}", "n": n, "kl_bound": best_of_n_kl(n), **kept[n]} for n in kept])
+    kept = [(n, measures(best_of(samples, n))) for n in ns]
+    return pd.DataFrame([{"method": f"best of {n}", "n": n, "kl_bound": best_of_n_kl(n), **told} for n, told in kept])
 
 
 def provenance(runs: Mapping[int, Runs], p: World) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The run index (run, seed, id) and the timings (run, seed, seconds, hardware)."""
-    records = [(name, seed, run, run.record) for seed, by_name in runs.items() for name, run in by_name.items()]
-    index = pd.DataFrame([{"run": name, "seed": seed, "id": run.id} for name, seed, run, _ in records])
-    times = [
-        {"run": name, "seed": seed, "seconds": record["seconds"], "hardware": record["hardware"]}
-        for name, seed, _, record in records
+    rows = [
+        {"run": name, "seed": seed, "id": run.id, "seconds": run.record["seconds"], "hardware": run.record["hardware"]}
+        for seed, by_name in runs.items()
+        for name, run in by_name.items()
     ]
-    return index.assign(profile=p.profile), pd.DataFrame(times)
+    table = pd.DataFrame(rows)
+    return table[["run", "seed", "id"]].assign(profile=p.profile), table.drop(columns="id")
 
 
 def environment(p: World, run: Run) -> str:
@@ -293,12 +294,8 @@ def environment(p: World, run: Run) -> str:
     record = run.record
     libraries = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     numerics = ", ".join(f"{name} {value}" for name, value in record["numerics"].items())
-    return "\n".join(
-        [
-            f"alignkit {__version__}, profile {p.profile}, seeds {p.seeds}",
-            f"reviews: fingerprint {record['inputs']['data']}",
-            f"libraries: {libraries}",
-            f"numerics: {numerics}",
-            f"trained on: {record['hardware']}",
-        ]
+    return (
+        f"alignkit {__version__}, profile {p.profile}, seeds {p.seeds}\n"
+        f"reviews: fingerprint {record['inputs']['data']}\n"
+        f"libraries: {libraries}\nnumerics: {numerics}\ntrained on: {record['hardware']}"
     )

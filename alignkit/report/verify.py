@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ TOLD = 10
 def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
     """The lines to print, and whether no statement of the working tree's tables fails.
 
-    Raises UserFault without a repository, without tables of the profile, or where git knows no such revision.
+    Raises UserFault without a repository, without tables of the profile, or where git has none of that revision.
     """
     if paths.CHECKOUT is None:
         raise UserFault("verify: alignkit was installed without its repository; run this in a clone of it")
@@ -38,30 +39,24 @@ def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
         known = sorted({file.parent.name for file in folder.parent.glob("*/*.csv")})
         raise UserFault(f"verify: {profile!r} has no tables in figures; allowed: {', '.join(known)}")
     before, after = committed(profile, against), {f.stem: f.read_text(encoding="utf-8") for f in folder.glob("*.csv")}
-    lines = [f"{profile}: the tables in figures/{profile} against those of {against}", *_files(before, after)]
-    lines += _moves(_main_rows(before), _main_rows(after))
     told, sound = _told(profile, after)
-    return lines + told, sound
+    head = f"{profile}: the tables in figures/{profile} against those of {against}"
+    return [head, *_files(before, after), *_moves(_main_rows(before), _main_rows(after)), *told], sound
 
 
 def committed(profile: str, revision: str) -> dict[str, str]:
     """The text of each table of a profile at a revision; raises UserFault if git has none."""
-    folder = f"figures/{profile}/"
-    names = [n for n in _git("ls-tree", "--name-only", "-z", revision, folder).split("\0") if n.endswith(".csv")]
-    if not names:
-        raise UserFault(f"verify: {revision} has no tables in {folder}")
-    return {Path(name).stem: _git("show", f"{revision}:{name}") for name in names}
-
-
-def _git(*arguments: str) -> str:
+    wanted = f"figures/{profile}/*.csv"
     try:
-        done = subprocess.run(["git", *arguments], cwd=paths.CHECKOUT, capture_output=True, check=True)
+        command = ["git", "archive", revision, wanted]
+        packed = subprocess.run(command, cwd=paths.CHECKOUT, capture_output=True, check=True).stdout
     except FileNotFoundError:
         raise UserFault("verify: git is not installed; the committed tables are read with it") from None
     except subprocess.CalledProcessError as error:
-        told = error.stderr.decode(errors="replace").strip().splitlines()
-        raise UserFault(f"verify: git {arguments[0]}: {told[0] if told else 'failed'}") from None
-    return done.stdout.decode()
+        why = error.stderr.decode(errors="replace").partition("\n")[0]
+        raise UserFault(f"verify: {revision} has no tables in figures/{profile} ({why})") from None
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tables:
+        return {Path(file.name).stem: tables.extractfile(file).read().decode() for file in tables if file.isfile()}
 
 
 def _files(before: dict[str, str], after: dict[str, str]) -> list[str]:
@@ -119,14 +114,12 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     paired = before.merge(after, on=["place", "notebook", "seed"])
     old, new = (paired[[f"{m}_{side}" for m in MEASURES]].to_numpy(float) for side in "xy")
     same = int(((old == new) | (np.isnan(old) & np.isnan(new))).all(axis=1).sum())
-    lines = [
-        f"rows: {len(before)} there, {len(after)} here, {len(paired)} of one policy and seed in both; {same} equal"
-    ]
+    both = f"{len(paired)} of one policy and seed in both; {same} equal"
+    lines = [f"rows: {len(before)} there, {len(after)} here, {both}"]
     if same == len(before) == len(after):
         return [*lines, "same bits: nothing moved"]
-    there, here = set(before.place), set(after.place)
-    lines += [f"no longer here: {place}" for place in sorted(there - here)]
-    lines += [f"new: {place}" for place in sorted(here - there)]
+    lines += [f"no longer here: {place}" for place in sorted({*before.place} - {*after.place})]
+    lines += [f"new: {place}" for place in sorted({*after.place} - {*before.place})]
     means = compare(before, after)
     size = means.moved.abs()
     equal, close, beyond = (size == 0).sum(), ((size > 0) & (size <= LIMIT)).sum(), (size > LIMIT).sum()

@@ -57,7 +57,8 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
         digest.update(f"{source} {checksums.content(source)}".encode())
     digest.update((paths.CHECKOUT / "requirements.lock").read_bytes())
     for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
-        digest.update(str(module.relative_to(paths.PACKAGE)).encode() + module.read_bytes())
+        for file in filter(Path.is_file, (module, module.with_suffix(".yaml"))):  # a module's data lie beside it
+            digest.update(str(file.relative_to(paths.PACKAGE)).encode() + file.read_bytes())
     for name in sorted(set(p.reads) & set(notebooks(profile))):
         digest.update(content_key(name, profile, data).encode())
     return digest.hexdigest()[:16]

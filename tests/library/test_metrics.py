@@ -12,7 +12,6 @@ from alignkit.metrics import (
     distinct_n,
     expected_calibration_error,
     holm,
-    interval_text,
     paired_p_value,
     pairwise_accuracy,
     reliability,
@@ -21,7 +20,6 @@ from alignkit.metrics import (
     self_bleu,
     sign_accuracy,
     unigram_entropy,
-    verdict,
 )
 
 TEXT = st.lists(st.sampled_from("abcd"), max_size=9).map(" ".join)
@@ -271,23 +269,3 @@ def test_holm_rejects_what_the_step_down_procedure_rejects_in_any_order(values: 
             break
         rejected += 1
     assert (adjusted <= level).sum() == rejected
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [
-        (0.1, 0.2, "the interval is clear of zero"),
-        (-0.2, -0.1, "the interval is clear of zero"),
-        (-0.1, 0.1, "the interval includes zero, so no claim"),
-        (0.0, 0.1, "the interval includes zero, so no claim"),
-        (math.nan, math.nan, "one seed, so no interval and no claim"),
-    ],
-)
-def test_a_verdict_claims_only_what_the_interval_allows(low: float, high: float, words: str) -> None:
-    assert verdict(low, high) == words
-
-
-def test_interval_text_rounds_and_tells_of_a_single_seed() -> None:
-    assert interval_text(0.97449, 0.96951, 0.9781) == "0.974 [0.970, 0.978]"
-    assert interval_text(12.34, 11, 13, digits=1) == "12.3 [11.0, 13.0]"
-    assert interval_text(0.97449, math.nan, math.nan) == "0.974 (1 seed)"

@@ -104,3 +104,15 @@ def test_there_is_an_interval_just_where_there_are_several_seeds(profile: str):
 def test_no_choice_was_made_on_a_seed_of_the_confirmation(file: Path):
     chosen_on = table(file.with_name("5_improvements.csv")).query("row == 'side'").seed.mode()
     assert not set(chosen_on) & set(table(file).seed)
+
+
+def test_the_readme_calls_warp_what_the_profiles_own_tables_call_it(tmp_path: Path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    pd.DataFrame({"method": ["WARP", "WARP"], "family": ["", "WARP, T=7"]}).to_csv(folder / "4_warp.csv", index=False)
+    shares = pd.DataFrame({"family": ["DPO, js", "WARP, T=50", "WARP, T=7"], "KL 1": [0.9, 0.8, 0.5]})
+    shares = shares.assign(seeds=3, draws=None, **{"KL 1_low": 0.1, "KL 1_high": 1.0})
+    shares.to_csv(folder / "6_efficiency.csv", index=False)
+    told = readme.results(tmp_path)
+    assert "(*DPO, js*) gets 0.90, WARP 0.50." in told
+    assert "| WARP, T=7 | 3 | 0.50 [0.10, 1.00] |" in told

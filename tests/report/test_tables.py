@@ -18,11 +18,13 @@ from alignkit.report.tables import (
     front,
     gains,
     histories,
+    interval_text,
     matched_differences,
     quantiles,
     readable,
     since_start,
     summary,
+    verdict,
     volumes,
 )
 from alignkit.training.evaluate import measures
@@ -200,6 +202,26 @@ def test_a_mean_and_its_interval_are_one_text() -> None:
     assert shown.values.tolist() == [["a", 3, "2.0 [-0.5, 4.5]"], ["b", 3, ""]]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.1, 0.2, "the interval is clear of zero"),
+        (-0.2, -0.1, "the interval is clear of zero"),
+        (-0.1, 0.1, "the interval includes zero, so no claim"),
+        (0.0, 0.1, "the interval includes zero, so no claim"),
+        (math.nan, math.nan, "one seed, so no interval and no claim"),
+    ],
+)
+def test_a_verdict_claims_only_what_the_interval_allows(low: float, high: float, words: str) -> None:
+    assert verdict(low, high) == words
+
+
+def test_interval_text_rounds_and_tells_of_a_single_seed() -> None:
+    assert interval_text(0.97449, 0.96951, 0.9781) == "0.974 [0.970, 0.978]"
+    assert interval_text(12.34, 11, 13, digits=1) == "12.3 [11.0, 13.0]"
+    assert interval_text(0.97449, math.nan, math.nan) == "0.974 (1 seed)"
+
+
 # Fronts
 
 
@@ -230,6 +252,14 @@ def test_the_hypervolume_does_not_hang_on_the_number_of_points() -> None:
 
     assert volume([5.0]) == pytest.approx(volume([0.3, 1.0, 2.2, 5.0]))
     assert volume([5.0]) == pytest.approx(3 * 2 / 3 * 4**1.5, rel=0.01)
+
+
+def test_an_estimated_kl_below_zero_counts_as_zero() -> None:
+    def volume(kl: float) -> float:
+        rows = pd.DataFrame({"method": ["sft", "a", "a"], "kl": [0.0, 1.0, kl], "reward": [0.0, 2.0, 0.5]})
+        return volumes(rows.assign(seed=0, tokens_generated=7, status="ok"), ["reward"]).reward.item()
+
+    assert volume(-0.01) == volume(0.0)
 
 
 def test_a_front_is_level_beyond_its_last_policy() -> None:

@@ -88,7 +88,10 @@ def test_rows_that_went_and_came_are_named(figures: Path, capsys: pytest.Capture
     ("arguments", "told"),
     [
         (["none"], "verify: 'none' has no tables in figures; allowed: pocket"),
-        (["pocket", "--against", "v9"], "verify: git ls-tree: fatal: Not a valid object name v9"),
+        (
+            ["pocket", "--against", "v9"],
+            "verify: v9 has no tables in figures/pocket (fatal: not a valid object name: v9)",
+        ),
     ],
     ids=["profile", "revision"],
 )
@@ -102,7 +105,7 @@ def test_what_cannot_be_compared_is_one_line(
 def test_tables_that_were_never_committed_are_one_line(figures: Path, capsys: pytest.CaptureFixture):
     figures.rename(figures.with_name("smoke"))
     assert main(["verify", "smoke"]) == 2
-    assert capsys.readouterr().err == "verify: HEAD has no tables in figures/smoke/\n"
+    assert capsys.readouterr().err.startswith("verify: HEAD has no tables in figures/smoke (")
 
 
 # Standard errors

@@ -139,13 +139,14 @@ def execute(checkout: Path) -> None:
         edit_cell,
         tag_cell,
         append("alignkit/report/figures.py"),
+        append("alignkit/report/looks.yaml"),
         append("alignkit/report/__init__.py"),
         append("alignkit/paths.py"),
         edit_parameter,
         append("params/smoke/shared.yaml", "reward_batch: 8"),
         append("requirements.lock"),
     ],
-    ids=["cell", "tag", "module", "package", "module of a module", "parameter", "shared parameter", "lock"],
+    ids=["cell", "tag", "module", "its data", "package", "module of a module", "parameter", "shared parameter", "lock"],
 )
 def test_an_edit_of_what_a_notebook_depends_on_changes_its_key(edit: Callable[[Path], None], checkout: Path):
     before = batch.content_key(NOTEBOOK, "smoke")
