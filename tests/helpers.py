@@ -41,10 +41,10 @@ def as_run(folder: Path, name: str) -> Run:
     return Run(name, folder)
 
 
-def sources(*functions: Any) -> list[str]:
+def sources(*functions: Any, words: frozenset[str] = frozenset()) -> list[str]:
     """The source of each training function as the files are now; within a process they are else read once."""
     identity._read.cache_clear()
-    found = [identity.source.__wrapped__(function) for function in functions]
+    found = [identity.source.__wrapped__(function, words) for function in functions]
     identity._read.cache_clear()
     return found
 

@@ -130,9 +130,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def source(module: str = "train") -> str:
+def source(module: str = "train", words: frozenset[str] = frozenset()) -> str:
     """The source of `train`, read anew."""
-    return sources(SimpleNamespace(__module__=f"alignkit.{module}", __name__="train", __qualname__="train"))[0]
+    train = SimpleNamespace(__module__=f"alignkit.{module}", __name__="train", __qualname__="train")
+    return sources(train, words=words)[0]
 
 
 def edited(file: str, old: str, new: str) -> Callable[[Path], None]:
@@ -210,6 +211,25 @@ def test_what_a_run_depends_on_changes_its_source(edit: Callable[[Path], None], 
     before = source()
     edit(package)
     assert source() != before
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [
+        'LOSSES = {"hinge": hinge, "square": square}',
+        "LOSSES: dict = {f.__name__: f for f in (hinge, square)}",
+        'LOSSES = {d.name: d for d in (Loss(name="hinge", of=hinge), Loss(name="square", of=square))}',
+    ],
+    ids=["written out", "by the name of a function", "by the name that is given"],
+)
+def test_of_a_registry_the_entries_count_that_the_settings_name(registry: str, package: Path):
+    edited("losses.py", 'LOSSES = {"hinge": hinge, "square": square}', registry)(package)
+    words = [frozenset({"hinge", "x"}), frozenset({"square"}), frozenset({"another"}), frozenset()]
+    before = [source(words=w) for w in words]
+    assert before[0] != before[1]
+    assert before[2] == before[3]
+    edited("losses.py", "max(0, 1 - x)", "max(0, 2 - x)")(package)
+    assert [a != b for a, b in zip(before, [source(words=w) for w in words], strict=True)] == [True, False, True, True]
 
 
 def test_a_training_function_that_moves_keeps_its_source(package: Path):

@@ -206,6 +206,34 @@ def test_an_edit_changes_the_runs_that_reach_it(edit, tmp_path: Path, monkeypatc
     assert {f.__name__ for f, a, b in zip(TRAINING, before, sources(*TRAINING), strict=True) if a != b} == changed
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("losses.py", "relu(1 - beta", "relu(2 - beta", "hinge"),
+        ("divergences.py", "inverse=lambda x: -1 / x", "inverse=lambda x: -2 / x", "forward_kl"),
+        ("divergences.py", 'name="gan"', 'name="another"', "gan"),
+    ],
+    ids=["a loss", "a divergence", "a divergence under another name"],
+)
+def test_an_edit_of_one_loss_or_divergence_changes_only_its_own_runs(
+    file: str, old: str, new: str, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained = [("hinge", "reverse_kl"), ("sigmoid", "reverse_kl"), ("sigmoid", "forward_kl"), ("sigmoid", "gan")]
+
+    def found() -> list[str]:
+        return [sources(train_dpo, words=frozenset(words))[0] for words in trained]
+
+    before = found()
+    copy = tmp_path / "alignkit"
+    shutil.copytree(paths.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (copy / file).read_text()
+    assert old in text
+    (copy / file).write_text(text.replace(old, new))
+    monkeypatch.setattr(paths, "PACKAGE", copy)
+    moved = [words for words, a, b in zip(trained, before, found(), strict=True) if a != b]
+    assert moved == [words for words in trained if changed in words]
+
+
 def test_a_retrain_to_the_same_bits_changes_nothing_after_it(monkeypatch: pytest.MonkeyPatch):
     first = store.get(train, seed=0, data=POCKET)
     after = store.get(retrain, seed=0, data=POCKET, policy=first)
