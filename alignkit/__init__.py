@@ -3,7 +3,8 @@
 The top of this package is the library, pure functions on NumPy, SciPy and torch:
 
     divergences losses            what a preference costs, under which divergence
-    sampling kl policy_gradient   draws and exact log-probs of a policy, KLs, REINFORCE and RLOO
+    sampling decoding kl          draws and exact log-probs of a policy, the KL between two
+    policy_gradient               REINFORCE and RLOO
     merging                       EMA, LERP, SLERP, LITI and angles on state dicts
     frontier                      the optimal KL-reward frontier, best of n, resampling, over-optimisation
     metrics                       accuracy, calibration, diversity, intervals over seeds

@@ -1,13 +1,11 @@
 """Preference learning on a finite set of responses, where population losses and their optima can be computed.
 
-Does minimising a preference loss end in the policy that the theory promises, and what does each divergence do when the
-policy cannot be everything (mode-seeking and mass-covering)?
+Does minimising a preference loss end in the policy that the theory promises?
 """
 
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from scipy.optimize import OptimizeResult, minimize
 from scipy.special import expit, log_expit, log_softmax
 
@@ -73,42 +71,6 @@ def newton(
     return np.exp(log_softmax(found.x)), found
 
 
-def unimodal(grid: np.ndarray, mean: float, width: float) -> np.ndarray:
-    """A bell of this mean and standard deviation on the points of a grid; probabilities, shape of the grid."""
-    return np.exp(log_softmax(-((grid - mean) ** 2) / (2 * width**2)))
-
-
-def fit_unimodal(div: Divergence, target: np.ndarray, grid: np.ndarray) -> tuple[float, float, float]:
-    """The bell π that is closest to the target ρ in D_f(π ‖ ρ) = Σ ρ f(π/ρ): its mean, its width, and D_f.
-
-    The best of Nelder-Mead searches from several means and widths, as the problem has several valleys.
-    """
-
-    def value(parameters: np.ndarray) -> float:
-        ratio = np.maximum(unimodal(grid, parameters[0], np.exp(parameters[1])) / target, 1e-12)
-        return float(target @ (div.f(ratio).numpy() - div.f(1.0).item()))
-
-    starts = [(mean, np.log(width)) for mean in np.linspace(grid[0], grid[-1], 7) for width in (0.3, 1.0, 3.0)]
-    found = [minimize(value, start, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10}) for start in starts]
-    best = min(found, key=lambda result: result.fun)
-    return float(best.x[0]), float(np.exp(best.x[1])), float(best.fun)
-
-
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     """Half the sum of |p - q|: the largest difference in probability that p and q give to any event."""
     return float(np.abs(p - q).sum() / 2)
-
-
-def random_policy(vocabulary: int, length: int, seed: int) -> torch.Tensor:
-    """Probabilities of all sequences under random logits, each step depending on all tokens before; float64."""
-    random = torch.Generator().manual_seed(seed)
-    probabilities = torch.ones((), dtype=torch.float64)
-    for _ in range(length):
-        logits = torch.randn(*probabilities.shape, vocabulary, generator=random, dtype=torch.float64)
-        probabilities = probabilities[..., None] * logits.softmax(dim=-1)
-    return probabilities
-
-
-def tilted(reference: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
-    """The optimum of E[r] - β KL, π ∝ π_ref exp(r/β); reward has the shape of the reference."""
-    return (reference.log() + reward / beta).flatten().softmax(dim=0).view_as(reference)

@@ -45,15 +45,6 @@ def by_length(rows: Sequence[Sequence[int]], batch: int) -> Iterator[list[int]]:
         yield order[start : start + batch]
 
 
-def logits_of(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Logits after each token of texts padded on the left, (batch, length, vocabulary), float32.
-
-    ids and mask are (batch, length).  Positions count real tokens only: GPT-2 would take padding for words.
-    """
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.float()
-
-
 def distinct(prompt_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Ids and mask of the prompts without repetition, (prompts, longest), padded on the left; which of them each row
     has, (rows,)."""

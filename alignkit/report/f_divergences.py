@@ -1,9 +1,13 @@
-"""Notebook 3: DPO under other divergences than reverse KL; its runs, and how they are read by length of the prompt."""
+"""Notebook 3: DPO under other divergences than reverse KL; runs, lengths of prompts, bells."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
+from alignkit.divergences import Divergence
 from alignkit.report.policies import EVALUATION, Method, Runs, aligned, common_sweeps, f_dpo, prepared
 from alignkit.report.tables import at_kl, completions
 from alignkit.workflow.schema import FDivergences
@@ -51,3 +55,27 @@ def at_kl_by_prompt_length(
             found.append({"prompts": half, "family": row.family, "seed": row.seed, "status": "ok", **means})
     halves = pd.DataFrame(found).groupby("prompts", sort=False)
     return pd.concat(at_kl(part, kls, columns).assign(prompts=half) for half, part in halves)
+
+
+# What a divergence does when the policy cannot be everything: mode-seeking and mass-covering
+
+
+def unimodal(grid: np.ndarray, mean: float, width: float) -> np.ndarray:
+    """A bell of this mean and standard deviation on the points of a grid; probabilities, shape of the grid."""
+    return np.exp(log_softmax(-((grid - mean) ** 2) / (2 * width**2)))
+
+
+def fit_unimodal(div: Divergence, target: np.ndarray, grid: np.ndarray) -> tuple[float, float, float]:
+    """The bell π that is closest to the target ρ in D_f(π ‖ ρ) = Σ ρ f(π/ρ): its mean, its width, and D_f.
+
+    The best of Nelder-Mead searches from several means and widths, as the problem has several valleys.
+    """
+
+    def value(parameters: np.ndarray) -> float:
+        ratio = np.maximum(unimodal(grid, parameters[0], np.exp(parameters[1])) / target, 1e-12)
+        return float(target @ (div.f(ratio).numpy() - div.f(1.0).item()))
+
+    starts = [(mean, np.log(width)) for mean in np.linspace(grid[0], grid[-1], 7) for width in (0.3, 1.0, 3.0)]
+    found = [minimize(value, start, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10}) for start in starts]
+    best = min(found, key=lambda result: result.fun)
+    return float(best.x[0]), float(np.exp(best.x[1])), float(best.fun)

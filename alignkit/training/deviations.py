@@ -17,7 +17,7 @@ from alignkit.divergences import Divergence
 from alignkit.faults import UserFault
 from alignkit.kl import token_log_probs
 from alignkit.policy_gradient import Terms
-from alignkit.sampling import logits_of, pad_left, sample
+from alignkit.sampling import pad_left, sample
 from alignkit.training.reinforce import SENTENCE, LoopSettings, all_terms, policy_gradient_loop
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -82,3 +82,12 @@ def mean_with_prompt(model: PreTrainedModel, anchored: PreTrainedModel, samples:
     own = mean(model)
     with torch.no_grad():
         return {"own": own, "k1": own - mean(anchored), "mask": torch.ones_like(own)}
+
+
+def logits_of(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Logits after each token of texts padded on the left, (batch, length, vocabulary), float32.
+
+    ids and mask are (batch, length).  Positions count real tokens only: GPT-2 would take padding for words.
+    """
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.float()

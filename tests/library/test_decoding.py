@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from alignkit.decoding import decode_gpt2, decode_tokens, draw_token, is_known
-from alignkit.sampling import distinct, logits_of, sample, sequence_log_probs
+from alignkit.sampling import distinct, sample, sequence_log_probs
+from alignkit.training.deviations import logits_of
 from alignkit.world.models import train_tokenizer
 
 END, NEW = 0, 20

@@ -19,7 +19,7 @@ from alignkit import decoding, sampling
 from alignkit.kl import token_log_probs
 from alignkit.pocket import generate_reviews
 from alignkit.sampling import full_texts, pad_left, sample, sequence_log_probs
-from alignkit.sampling import logits_of as logits_after
+from alignkit.training.deviations import logits_of as logits_after
 from alignkit.training.evaluate import sample_completions
 from alignkit.world.models import train_tokenizer
 

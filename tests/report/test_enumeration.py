@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from alignkit.finite import random_policy, tilted
-from alignkit.report.warp import estimator_table, gradient_table, step_log_probs
+from alignkit.report.warp import estimator_table, gradient_table, random_policy, step_log_probs, tilted
 
 REFERENCE = random_policy(4, 3, seed=0)
 OTHER = random_policy(4, 3, seed=1)
