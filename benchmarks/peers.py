@@ -28,6 +28,7 @@ from starts import (
     SAMPLES,
     Start,
     in_turn,
+    of_profile,
     pairs,
     policy_gradient,
     seconds,
@@ -43,7 +44,6 @@ from alignkit.pocket import generate_reviews
 from alignkit.sampling import sample
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.training.reward import RewardSettings, all_pairs_loss, encode, score, train_reward
-from alignkit.workflow.parameters import profile_values
 from alignkit.world import reviews
 from alignkit.world.models import (
     device,
@@ -206,7 +206,7 @@ def reward_at_equal_accuracy(
     All pairs are trained for these shares of the steps, and the time is interpolated between them: a ratio near
     1 / the least share is a lower bound.
     """
-    values = profile_values("pocket", "1_reward_model")
+    values = of_profile("pocket", "1_reward_model")
     names = ("tokenizer", "vocab", "width", "layers", "heads", "sinusoidal", "tokens", "dropout", "word_dropout", "lr")
     settings = {name: values[f"reward_{name}"] for name in names} | {"base": "scratch", "batch": 32}
     data = reviews.Reviews("pocket", n, 2000, 100)

@@ -4,17 +4,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignkit import paths
 from alignkit.training.pairs import GenerationSettings, PairSettings, build_pairs, generate
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
 from alignkit.training.reward import fixed_reviews, write_scores
 from alignkit.training.sft import SftSettings, train_sft
-from alignkit.workflow.parameters import profile_values
+from alignkit.workflow import parameters
 from alignkit.world.models import POSITIONS, new_encoder, new_policy, save, train_tokenizer
 from alignkit.world.reviews import Reviews
 
@@ -45,12 +46,12 @@ def start(folder: Path, size: str, reviews: int = 2000, *, trained: bool = False
     An untrained policy ends no text, and its vocabulary is filled up with words that no review has.
     """
     data = Reviews("pocket", reviews, 100, 100)
-    here = Start(data, folder / "policy", folder / "reward", profile_values(_profile(size), "4_warp")["new_tokens"])
+    here = Start(data, folder / "policy", folder / "reward", of_profile(_profile(size), "4_warp")["new_tokens"])
     here.policy.mkdir(parents=True)
     here.reward.mkdir()
     texts = list(data.load(0)["train"]["text"])
     if trained:
-        _train(here, profile_values(size, "4_warp"), seed)
+        _train(here, of_profile(size, "4_warp"), seed)
     else:
         torch.manual_seed(0)
         save(here.policy, *_untrained(size, texts))
@@ -60,6 +61,11 @@ def start(folder: Path, size: str, reviews: int = 2000, *, trained: bool = False
     save(here.reward, encoder, encoder_words)
     write_scores(here.reward, fixed_reviews(data), encoder, encoder_words, READ)
     return here
+
+
+def of_profile(profile: str, notebook: str) -> dict[str, Any]:
+    """The parameters of a notebook in a shipped profile."""
+    return parameters.load(paths.PARAMS / profile / f"{notebook}.yaml").model_dump()
 
 
 def _profile(size: str) -> str:
@@ -73,7 +79,7 @@ def _train(here: Start, values: dict, seed: int) -> None:
 
 
 def _untrained(size: str, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    values = profile_values(_profile(size), "4_warp")
+    values = of_profile(_profile(size), "4_warp")
     vocab = 49152 if size == LARGE else values["policy_vocab"]
     words = train_tokenizer("word", [*texts, " ".join(f"word{i}" for i in range(vocab))], vocab)
     if size != LARGE:

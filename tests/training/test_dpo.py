@@ -78,7 +78,7 @@ def random_policy(anchor) -> GPT2LMHeadModel:
 
 @pytest.fixture(scope="module")
 def random_reference(random_policy) -> GPT2LMHeadModel:
-    return lively(random_policy, seed=7, scale=0.012)
+    return lively(random_policy, seed=7, scale=0.03)
 
 
 def on_cpu(folder: Path, **settings: Any) -> DPOConfig:
@@ -163,7 +163,7 @@ def test_loss_and_gradient_are_those_of_trl(
     expected, by_trl = backward(other, batch)
     assert loss == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
     assert gradients.keys() == by_trl.keys()
-    assert max(gradient.abs().max() for gradient in by_trl.values()) > 0.05
+    assert max(gradient.abs().max() for gradient in by_trl.values()) > 1000 * TOLERANCE
     for name, gradient in gradients.items():
         apart = (gradient - by_trl[name]).abs().max().item()
         assert apart <= TOLERANCE, name
@@ -403,8 +403,8 @@ def test_training_starts_at_the_reference_and_raises_the_margin(runs) -> None:
     log = history(runs, "sigmoid")
     assert log.eval_loss.iloc[0] == pytest.approx(math.log(2), abs=TOLERANCE)
     assert log.eval_margin.iloc[0] == pytest.approx(0, abs=TOLERANCE)
-    assert log.eval_margin.iloc[-1] > 0.02
-    assert log.eval_loss.iloc[-1] < log.eval_loss.iloc[0]
+    trained = log.margin.dropna()
+    assert trained.iloc[-1] > max(trained.iloc[0], 0.02)
 
 
 def test_training_returns_the_last_of_its_held_out_history(runs, world) -> None:
@@ -522,6 +522,6 @@ def test_a_lora_policy_is_kept_merged_and_differs_in_adapted_layers(runs, world)
     assert changed == layers
     model, _ = load_policy(out)
     assert isinstance(model, GPT2LMHeadModel)
-    assert np.abs(pair_log_probs(out, world) - pair_log_probs(world.sft, world)).max() > 0.05
+    assert np.abs(pair_log_probs(out, world) - pair_log_probs(world.sft, world)).max() > 1000 * TOLERANCE
     rejected = np.split(pair_log_probs(out, world), 2)[1].mean()
     assert rejected == pytest.approx(metrics["rejected_logp"], abs=1e-3)

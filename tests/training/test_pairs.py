@@ -270,7 +270,7 @@ def test_rewards_have_their_zero_at_an_average_review(world, generations: pd.Dat
 def test_log_probs_are_those_of_the_sft_policy(world, generations: pd.DataFrame) -> None:
     model, _ = load_policy(world.sft)
     ids = (generations[name].map(list).tolist() for name in ("prompt_ids", "completion_ids"))
-    np.testing.assert_allclose(generations.ref_logps, sequence_log_probs(model, *ids, batch=7), atol=1e-5)
+    np.testing.assert_allclose(generations.ref_logps, sequence_log_probs(model, *ids), atol=1e-5)
 
 
 def test_the_seed_decides_the_generations(world, generations: pd.DataFrame, tmp_path: Path) -> None:
