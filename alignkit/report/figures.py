@@ -270,10 +270,11 @@ def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> F
 def joined(axis: Axes, rows: pd.DataFrame, y: str, name: str, seen: Look) -> None:
     """A family's gains on the plane of KL and y: points with intervals, joined as `tables.at_kl` reads between them."""
     ordered = rows.sort_values("kl")
-    kls, values = ordered.kl.to_numpy(), ordered[y].to_numpy()
+    # An estimate of a KL near zero may lie below it.
+    kls, values = ordered.kl.clip(lower=0).to_numpy(), ordered[y].to_numpy()
     if goes_back(rows):
         kls, values = np.append(0, kls), np.append(0, values)
-    between = np.linspace(np.sqrt(max(0, kls.min())), np.sqrt(kls.max()), 200) ** 2
+    between = np.linspace(np.sqrt(kls.min()), np.sqrt(kls.max()), 200) ** 2
     axis.plot(between, along_root_kl(between, kls, values, beyond=True), color=seen.color, linewidth=1.1)
     axis.vlines(ordered.kl, ordered[f"{y}_low"], ordered[f"{y}_high"], color=seen.color, linewidth=1, alpha=0.4)
     axis.plot(ordered.kl, ordered[y], seen.marker, color=seen.color, markersize=5, label=name)

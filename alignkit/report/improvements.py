@@ -20,6 +20,7 @@ from alignkit.report.policies import (
     f_dpo,
     loop_settings,
     measured,
+    on_fronts,
     parts,
     points,
     prepared,
@@ -113,12 +114,6 @@ def ideas(p: Improvements) -> list[Variation]:
           for k in p.rloo_samples if k != p.main_samples),
     ]  # fmt: skip
     return [idea._replace(family=idea.family or idea.name) for idea in found]
-
-
-def idea_points(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
-    """The evaluated fronts of all ideas with one seed; beyond those compared, with the first seed only."""
-    wanted = [v for v in ideas(p) if v.main or seed == p.seeds[0]]
-    return [point for variation in wanted for point in points(p, seed, sft, reward, variation)]
 
 
 def unused_seeds(p: Improvements) -> list[int]:
@@ -217,7 +212,7 @@ def recipe(p: Improvements, seed: int) -> Runs:
 
 def beyond_pairs(p: Improvements, seed: int, sft: Run, reward: Run) -> list[tuple[str, Run]]:
     """Variations of WARP, the arc through its iterates, weak proxies and what is trained on them."""
-    found = idea_points(p, seed, sft, reward)
+    found = on_fronts(p, seed, sft, reward, ideas(p))
     named = [pair for policy in found for pair in parts(policy)]
     if seed == p.seeds[0]:
         named += [(f"arc, {s:g}{EVALUATION}", run) for s, run in spherical_path(p, seed, sft, reward, found).items()]

@@ -251,6 +251,12 @@ def points(p: Any, seed: int, sft: Run, reward: Run, variation: Variation) -> li
     return found
 
 
+def on_fronts(p: Any, seed: int, sft: Run, reward: Run, variations: Iterable[Variation]) -> list[Policy]:
+    """The points of all variations with one seed; of side ones with the first seed only."""
+    wanted = [variation for variation in variations if variation.main or seed == p.seeds[0]]
+    return [point for variation in wanted for point in points(p, seed, sft, reward, variation)]
+
+
 def parts(policy: Policy) -> list[tuple[str, Run]]:
     """The runs behind a point of a front, named."""
     where = policy.where

@@ -11,7 +11,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from alignkit.kl import kl_estimates
 from alignkit.policy_gradient import BASELINES, advantages, completion_sums
-from alignkit.report.policies import Policy, Runs, Variation, each_once, parts, points, started
+from alignkit.report.policies import Policy, Runs, Variation, each_once, on_fronts, parts, started
 from alignkit.sampling import pad_left
 from alignkit.training.deviations import train_greedily, train_on_token_means
 from alignkit.workflow.schema import Warp
@@ -52,10 +52,9 @@ def variations(p: Warp) -> list[Variation]:
 
 
 def policies(p: Warp, seed: int) -> list[Policy]:
-    """The points of all variations with one seed; side ones with the first seed only."""
+    """The points of all variations with one seed."""
     runs = started(p, seed)
-    wanted = [v for v in variations(p) if v.main or seed == p.seeds[0]]
-    return [point for v in wanted for point in points(p, seed, runs["sft"], runs["reward"], v)]
+    return on_fronts(p, seed, runs["sft"], runs["reward"], variations(p))
 
 
 def recipe(p: Warp, seed: int) -> Runs:
