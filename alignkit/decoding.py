@@ -25,6 +25,10 @@ GPT2_PARTS = set(
 """The modules of a GPT-2 without adapters."""
 
 
+class NotFinite(ValueError):
+    """A policy that has diverged: its weights may be finite, its logits are not."""
+
+
 def is_known(model: PreTrainedModel) -> bool:
     """Whether `decode_gpt2` computes what the model does: GPT-2 as published, without adapters."""
     c = model.config
@@ -50,7 +54,7 @@ def decode_tokens(
     """Completions, (rows, at most new), filled up with `end` behind their first one, drawn at temperature 1.
 
     ids, mask: (prompts, length), padded on the left.  which: the prompt of each row, (rows,).  bias: added to all
-    logits, (vocabulary,).  greedy: the likeliest token instead of a draw.
+    logits, (vocabulary,).  greedy: the likeliest token instead of a draw.  Raises NotFinite.
     """
     if is_known(model):
         choose = partial(torch.argmax, dim=-1) if greedy else draw_token
@@ -61,15 +65,26 @@ def decode_tokens(
     # A checkpoint's own settings (a repetition penalty, say) would draw from another distribution.
     model.generation_config = type(own)()
     try:
-        drawn = model.generate(ids[which], logits_processor=[lambda _, logits: logits + bias], **settings)
+        drawn = model.generate(ids[which], logits_processor=[lambda _, logits: _finite(logits) + bias], **settings)
     finally:
         model.generation_config = own
     return drawn[:, ids.shape[1] :]
 
 
+def _finite(logits: torch.Tensor) -> torch.Tensor:
+    if not logits.logsumexp(dim=-1).isfinite().all():
+        raise NotFinite("the logits are not finite: this policy cannot be sampled")
+    return logits
+
+
 def draw_token(logits: torch.Tensor) -> torch.Tensor:
-    """One token of each row by its probability: the first whose cumulative probability exceeds a uniform number."""
+    """One token of each row by its probability: the first whose cumulative probability exceeds a uniform number.
+
+    Raises NotFinite if a row has no probabilities.
+    """
     cumulated = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    if not cumulated[:, -1].isfinite().all():
+        raise NotFinite("the logits are not finite: this policy cannot be sampled")
     chance = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, chance, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
@@ -96,7 +111,7 @@ def decode_gpt2(
         torch.stack([torch.nn.functional.pad(t[which], (0, 0, 0, new)) for t in (layer.keys, layer.values)])
         for layer in read.past_key_values.layers
     ]
-    hidden = torch.zeros(len(which), heads, 1, length + new, device=ids.device)
+    hidden = torch.zeros(len(which), heads, 1, length + new, device=ids.device, dtype=caches[0].dtype)
     hidden[..., :length].masked_fill_(mask[which, None, None] == 0, -torch.inf)
     place, logits = positions[which, -1], read.logits[which, -1]
     out = torch.full((len(which), new), end, device=ids.device)

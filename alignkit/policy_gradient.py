@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from alignkit.faults import UserFault
 from alignkit.kl import picked, step_kl
-from alignkit.sampling import by_length, completion_logits, decode, pad_right
+from alignkit.sampling import by_length, completion_logits, decode, pad_right, rows_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +82,7 @@ def token_terms(
     prompt_ids, completion_ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
     # Short completions apart from long ones: less padding.  A GPU waits for launches, not for sums.
     size = -(-len(samples) // (1 if model.device.type == "cuda" else PARTS))
-    parts = list(by_length(completion_ids, size))
+    parts = list(by_length(completion_ids, min(size, rows_at_once(model, completion_ids))))
     longest = max(map(len, completion_ids))
     given = []
     of_policy, of_anchor = (completion_logits(m, prompt_ids, completion_ids, parts) for m in (model, anchored))

@@ -69,27 +69,33 @@ def completion_logits(
     read = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=True)
     for part in parts:
         own = which[part]
-        tokens = pad_right([completion_ids[i][:-1] for i in part], 0)[0].to(model.device)
-        first = read.logits[own].float()
-        if not tokens.shape[1]:
-            yield first
-            continue
-        layers = [(layer.keys[own], layer.values[own]) for layer in read.past_key_values.layers]
-        later = model(
-            tokens,
-            attention_mask=torch.cat([mask[own], torch.ones_like(tokens)], dim=1),
-            position_ids=positions[own, -1:] + 1 + torch.arange(tokens.shape[1], device=model.device),
-            past_key_values=type(read.past_key_values)(layers, model.config),
-        )
-        yield torch.cat([first, later.logits.float()], dim=1)
+        tokens, real = (t.to(model.device) for t in pad_right([completion_ids[i][:-1] for i in part], 0))
+        logits = read.logits[own].float()
+        if tokens.shape[1]:
+            layers = [(layer.keys[own], layer.values[own]) for layer in read.past_key_values.layers]
+            later = model(
+                tokens,
+                attention_mask=torch.cat([mask[own], torch.ones_like(tokens)], dim=1),
+                position_ids=positions[own, -1:] + real.cumsum(dim=1),  # padding takes no further position
+                past_key_values=type(read.past_key_values)(layers, model.config),
+            ).logits
+            logits = torch.cat([logits, later.float()], dim=1)
+            del later, layers
+        yield logits
 
 
 def blocks(model: PreTrainedModel, completion_ids: Sequence[Sequence[int]]) -> Iterator[tuple[slice, list[list[int]]]]:
-    """Rows in blocks, and each block's parts, of completions of like length: logits of half a gigabyte at most."""
-    at_once = max(4, min(128, 2**26 // (64 * model.config.vocab_size)))
+    """Rows in blocks, and each block's parts, of completions of like length: `rows_at_once` at most."""
+    at_once = rows_at_once(model, completion_ids)
     for start in range(0, len(completion_ids), BLOCK):
         block = slice(start, start + BLOCK)
         yield block, list(by_length(completion_ids[block], at_once))
+
+
+def rows_at_once(model: PreTrainedModel, completion_ids: Sequence[Sequence[int]]) -> int:
+    """How many rows have logits of about a quarter of a gigabyte, and no more than 128."""
+    longest = max(map(len, completion_ids), default=1)
+    return max(4, min(128, 2**26 // (max(1, longest) * model.config.vocab_size)))
 
 
 @torch.no_grad()
@@ -102,6 +108,7 @@ def sequence_log_probs(
     """
     if not all(map(len, prompt_ids)):
         raise ValueError("a prompt needs at least one token")
+    prompt_ids, completion_ids = list(prompt_ids), list(completion_ids)
     out = np.zeros(len(completion_ids))
     for block, parts in blocks(model, completion_ids):
         completions = completion_ids[block]
@@ -131,6 +138,8 @@ def sample(
     drawn) and finished.
     """
     each = tokenizer(texts)["input_ids"] if isinstance(texts[0], str) else texts
+    if not all(map(len, each)):
+        raise ValueError("a prompt needs at least one token")
     prompt_ids = [list(ids) for ids in each for _ in range(k)]
     how = {"new": max_new_tokens, "end": tokenizer.eos_token_id, "bias": bias_of(model, bias), "greedy": greedy}
     rows = []
@@ -176,6 +185,8 @@ def sequence_kl(
 
     The two may see different prompts; bias (id -> nats) is added to the policy's logits.
     """
+    completion_ids = list(completion_ids)
+    policy_prompt_ids, ref_prompt_ids = list(policy_prompt_ids), list(ref_prompt_ids)
     out = np.zeros((2, len(completion_ids)))
     added = bias_of(policy, bias)
     for block, parts in blocks(policy, completion_ids):

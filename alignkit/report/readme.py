@@ -7,7 +7,7 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.report import tables
-from alignkit.report.statements import family_of_warp
+from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- results: written by `make report` from the tables in figures/ -->", "<!-- end of results -->"
 MODELS = {
@@ -20,13 +20,26 @@ MEASURES = {"pairwise_accuracy": "pairwise accuracy", "sign_accuracy": "sign acc
 PLACED = {"kl": "KL to SFT (nats)", "reward": "reward (proxy)", "gold": "gold reward"}
 PLACED |= {"unigram_entropy": "entropy of words"}
 """What the README tells of a reward model, and of a policy."""
-USUAL = {"REINFORCE with an EMA anchor": "REINFORCE, EMA anchor", "DPO": "DPO, reverse_kl"}
-"""Methods as published, and what notebook 6 calls them."""
+MAIN = (
+    "best_with_many_draws best_with_one_draw reinforce_is_level_with_warp reinforce_is_cheaper_than_warp "
+    "anchored_beats_warp dpo_raises_reward divergences_gain_no_more reward_model_against_words"
+).split()
+"""The findings that the README tells; figures/<profile>/findings.csv has all."""
 
 
 def results(figures: Path) -> str:
-    """The Markdown tables of every published profile but smoke: efficiencies, reward models, policies."""
-    return "\n\n".join(filter(None, [efficiencies(figures), reward_models(figures), policies(figures)]))
+    """Main findings and tables of every published profile but smoke: efficiencies, reward models, policies, times."""
+    parts = [told(figures), efficiencies(figures), reward_models(figures), policies(figures), times(figures)]
+    return "\n\n".join(filter(None, parts))
+
+
+def told(figures: Path) -> str:
+    """The main findings of each profile, as a list."""
+    lines = []
+    for file in _published(figures, "findings"):
+        table = pd.read_csv(file).set_index("id").reindex(MAIN).dropna(subset="value")
+        lines += [f"- {file.parent.name}: {text}" for text in table.statement]
+    return "\n".join(lines)
 
 
 def efficiencies(figures: Path) -> str:
@@ -41,23 +54,9 @@ def efficiencies(figures: Path) -> str:
         kept = kept.sort_values("KL 1", ascending=False)
         # Of the numbers of draws the largest; notebook 6 has all.
         shown = tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
-        usual = {"WARP": family_of_warp(pd.read_csv(file.with_name("4_warp.csv"))), **USUAL}
         names = {"family": f"{file.parent.name}: share of the optimal gain", "seeds": "seeds"}
-        parts += [_headline(kept, usual), _markdown([shown], names | dict(zip(columns, columns, strict=True)))]
-    return "\n\n".join(filter(None, parts))
-
-
-def _headline(kept: pd.DataFrame, usual: Mapping[str, str]) -> str:
-    """The table in one sentence: what one draw gets, what the usual methods get, and what many draws get."""
-    single, several = kept[kept.draws.isna()], kept[kept.draws.notna()]
-    shares = single.set_index("family")["KL 1"]
-    told = []
-    if len(single):
-        best = f"the best policy that is used with one draw a text (*{shares.index[0]}*) gets {shares.iloc[0]:.2f}"
-        told = [best, *(f"{label} {shares[name]:.2f}" for label, name in usual.items() if name in shares)]
-    if len(several):
-        told.append(f"and keeping one of several draws (*{several.family.iloc[0]}*) {several['KL 1'].iloc[0]:.2f}")
-    return "Of the gain in reward that is possible at a KL of 1 nat, " + ", ".join(told) + "." if told else ""
+        parts.append(_markdown([shown], names | dict(zip(columns, columns, strict=True))))
+    return "\n\n".join(parts)
 
 
 def reward_models(figures: Path) -> str:
@@ -89,6 +88,20 @@ def _warp(table: pd.DataFrame) -> pd.DataFrame:
     alone = table[(table.method == "REINFORCE, EMA anchor") & (table.eta == 1)]
     alone = alone[alone.steps == alone.steps.max()]
     return pd.concat([alone, last.assign(method="WARP, η=" + last.eta.map("{:g}".format))])
+
+
+def times(figures: Path) -> str:
+    """Runs and minutes of each notebook of pocket, each run counted with the first notebook that has it."""
+    parts = []
+    for notebook in NOTEBOOKS:
+        files = [figures / "pocket" / f"{notebook[0]}_{kind}.csv" for kind in ("runs", "timings")]
+        if all(file.is_file() for file in files):
+            parts.append(pd.merge(*map(pd.read_csv, files), on=["run", "seed"]).assign(notebook=notebook))
+    if not parts:
+        return ""
+    once = pd.concat(parts).drop_duplicates("id").groupby("notebook").seconds.agg(["size", "sum"]).reset_index()
+    once["minutes"] = (once["sum"] / 60).map("{:.0f}".format)
+    return _markdown([once], {"notebook": "pocket", "size": "new runs", "minutes": "minutes of one core"})
 
 
 def _published(figures: Path, notebook: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A regenerated report against a committed one: what moved, by how many standard errors, and which statements hold."""
+"""A regenerated report against a committed one: what moved, by how many standard errors, and which findings hold."""
 
 import io
 import subprocess
@@ -12,7 +12,7 @@ from scipy import stats
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.report.statements import STATEMENTS, Unanswered
+from alignkit.report import findings
 from alignkit.workflow.schema import NOTEBOOKS
 
 SETTINGS = ["iteration", "eta", "steps", "beta", "pairs", "reviews"]
@@ -28,7 +28,7 @@ TOLD = 10
 
 
 def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
-    """The lines to print, and whether no statement of the working tree's tables fails.
+    """The lines to print, and whether no finding that held fails.
 
     Raises UserFault without a repository, without tables of the profile, or where git has none of that revision.
     """
@@ -39,7 +39,7 @@ def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
         known = sorted({file.parent.name for file in folder.parent.glob("*/*.csv")})
         raise UserFault(f"verify: {profile!r} has no tables in figures; allowed: {', '.join(known)}")
     before, after = committed(profile, against), {f.stem: f.read_text(encoding="utf-8") for f in folder.glob("*.csv")}
-    told, sound = _told(profile, after)
+    told, sound = _told(before, after)
     head = f"{profile}: the tables in figures/{profile} against those of {against}"
     return [head, *_files(before, after), *_moves(_main_rows(before), _main_rows(after)), *told], sound
 
@@ -136,22 +136,23 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _told(profile: str, tables: dict[str, str]) -> tuple[list[str], bool]:
-    """A line for each statement about the profile, and whether none fails."""
-
-    def table(name: str) -> pd.DataFrame:
-        if name not in tables:
-            raise Unanswered(f"no table {name}")
-        return pd.read_csv(io.StringIO(tables[name]))
-
+def _told(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], bool]:
+    """A line for each finding, and whether all that held before hold now, or are open."""
     lines, sound = [], True
-    for notebook, statements in STATEMENTS.get(profile, {}).items():
-        for statement in statements:
-            try:
-                holds, value = statement(table)
-            except Unanswered as reason:
-                holds, value = None, str(reason)
-            sound &= holds is not False
-            word = {True: "holds", False: "FAILS", None: "open"}[holds]
-            lines.append(f"  {word:5}  {notebook}, {statement.__name__}: {statement.__doc__} ({value})")
-    return (["statements:", *lines] if lines else [f"statements: none about {profile}"]), sound
+    for notebook in findings.CLAIMS:
+        held = findings.found(notebook, _tables(before)).set_index("id").holds
+        for row in findings.found(notebook, _tables(after)).itertuples():
+            fails = row.holds is False and held[row.id] is True
+            sound &= not fails
+            word = "FAILS" if fails else {True: "holds", False: "no"}.get(row.holds, "open")
+            lines.append(f"  {word:5}  {notebook}, {row.id}: {row.statement}")
+    return ["findings (no: did not hold before either):", *lines], sound
+
+
+def _tables(texts: dict[str, str]) -> findings.Tables:
+    def read(name: str) -> pd.DataFrame:
+        if name not in texts:
+            raise findings.Unanswered(f"no table {name}")
+        return pd.read_csv(io.StringIO(texts[name]))
+
+    return read

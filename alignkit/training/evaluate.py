@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from alignkit.decoding import NotFinite
 from alignkit.metrics import distinct_n, repetition_rate, self_bleu, unigram_entropy
-from alignkit.sampling import full_texts, pad_left, sample, sequence_kl
+from alignkit.sampling import full_texts, sample, sequence_kl
 from alignkit.training.reward import score_with, zero_of
 from alignkit.world.known import Truth, truth_of
 from alignkit.world.models import load_policy
@@ -47,11 +47,12 @@ def evaluate(
     s = settings
     model, tokenizer = load_policy(policy)
     texts = evaluation_prompts(data, tokenizer, s.n_prompts)
-    if not _can_be_sampled(model, tokenizer, texts):
-        return {"status": "diverged"}
     by_id = {tokenizer.convert_tokens_to_ids(token): value for token, value in s.bias.items()}
     asked = [f"{s.prefix} {text}".strip() for text in texts]
-    samples = sample(model, tokenizer, asked, k=s.k, max_new_tokens=s.max_new_tokens, seed=seed, bias=by_id)
+    try:
+        samples = sample(model, tokenizer, asked, k=s.k, max_new_tokens=s.max_new_tokens, seed=seed, bias=by_id)
+    except NotFinite:
+        return {"status": "diverged"}
     own_prompt_ids = samples.prompt_ids.tolist()
     samples["prompt"] = [text for text in texts for _ in range(s.k)]
     samples["prompt_ids"] = [ids for ids in tokenizer(texts)["input_ids"] for _ in range(s.k)]
@@ -77,13 +78,6 @@ def evaluation_prompts(data: Reviews, tokenizer: PreTrainedTokenizerBase, n: int
     """The beginnings of n test reviews, 5-20 tokens each, the same for every run and seed."""
     test = data.load(0)["test"]["text"]
     return prompts(test, tokenizer, n=n, shortest=5, longest=20, seed=0)
-
-
-@torch.no_grad()
-def _can_be_sampled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> bool:
-    """Whether the logits after every prompt are finite; weights may be finite and overflow all the same."""
-    ids, mask = (t.to(model.device) for t in pad_left(tokenizer(texts)["input_ids"], 0))
-    return bool(model(ids, attention_mask=mask, logits_to_keep=1).logits.isfinite().all())
 
 
 def with_rewards(samples: pd.DataFrame, reward: Path, tokens: int, truth: Truth | None) -> pd.DataFrame:

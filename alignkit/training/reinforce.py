@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from alignkit.decoding import NotFinite
 from alignkit.faults import UserFault
 from alignkit.merging import ema_
 from alignkit.metrics import repetition_rate
@@ -41,6 +42,7 @@ KL_EVERY = 10
 """Steps between two measurements of the KL to the SFT policy, each of which takes one more forward pass."""
 CLIP = 1.0
 """Largest gradient norm."""
+HISTORY = "step reward kl_anchor entropy length repetition grad_norm kl_sft".split()
 LEAST_RATE = 0.02
 """Share of the learning rate that a falling rate never goes below."""
 
@@ -92,8 +94,8 @@ def train_policy_gradient(
     the anchor.  Runs that differ in `stream` alone start equal and see other prompts and other chances.
 
     Writes the policy, its tokenizer, history.csv (`_row`) and step-<n>/ for each step to keep.  Returns status
-    ("diverged" after a gradient that was not finite), tokens, texts_scored (what the reward model read), and the
-    seconds spent on generation, scoring and update.  Raises UserFault for another baseline or anchor.
+    ("diverged" after a gradient or logits that were not finite), tokens, texts_scored (what the reward model read), and
+    the seconds spent on generation, scoring and update.  Raises UserFault for another baseline or anchor.
     """
     inputs = {"seed": seed, "data": data, "policy": policy, "reference": reference, "reward": reward, "stream": stream}
     return policy_gradient_loop(out, settings, **inputs, draw=sample, credited=all_terms)
@@ -134,14 +136,25 @@ def policy_gradient_loop(
     schedule = LambdaLR(optimizer, lambda done: _rate(done, s))
     asked = train_prompts(data, reference, seed, rng, s.batch // s.k)
     ends = sentence_ends(tokenizer) if s.baseline == SENTENCE else set()
-    log, texts, status = [], 0, "ok"
+    log, texts, tokens, status = [], 0, 0, "ok"
     spent = dict.fromkeys(("generation_seconds", "scoring_seconds", "update_seconds"), 0.0)
 
+    def keep(step: int, stopped: bool) -> None:
+        """The weights at this step, if they are asked for; of a run that stops, those of all later steps too."""
+        for kept in s.keep:
+            if kept == step or (stopped and kept > step):
+                save(out / f"step-{kept}", model, tokenizer)
+
     for step in range(1, s.steps + 1):
-        with _timed(spent, "generation_seconds"):
-            chance = int(rng.integers(2**31))
-            sizes = {"k": s.k, "max_new_tokens": s.max_new_tokens}
-            samples = draw(model, tokenizer, next(asked), **sizes, seed=chance)  # line 6
+        try:
+            with _timed(spent, "generation_seconds"):
+                chance = int(rng.integers(2**31))
+                sizes = {"k": s.k, "max_new_tokens": s.max_new_tokens}
+                samples = draw(model, tokenizer, next(asked), **sizes, seed=chance)  # line 6
+        except NotFinite:
+            keep(step - 1, stopped=True)
+            status = "diverged"
+            break
         with _timed(spent, "scoring_seconds"):
             rewards = read(full_texts(samples, tokenizer))
             starts = sentence_starts(samples, ends) if s.baseline == SENTENCE else []
@@ -158,18 +171,14 @@ def policy_gradient_loop(
             if s.anchor == "ema":
                 ema_(anchored.state_dict(), model.state_dict(), s.ema_rate)  # line 9
         texts += len(samples) + sum(map(len, starts))
+        tokens += int(samples.completion_ids.map(len).sum())
         log.append(_row(step, samples, rewards, terms, norm) | _drift(step, model, sft, samples))
-        stopped = not np.isfinite(norm)
-        for kept in s.keep:
-            if kept == step or (stopped and kept > step):  # what comes after has the last finite weights
-                save(out / f"step-{kept}", model, tokenizer)
-        if stopped:
+        keep(step, stopped=not np.isfinite(norm))
+        if not np.isfinite(norm):
             status = "diverged"
             break
     save(out, model, tokenizer)
-    history = pd.DataFrame(log)
-    history.to_csv(out / "history.csv", index=False)
-    tokens = round((history.length * s.k * (s.batch // s.k)).sum())
+    pd.DataFrame(log, columns=HISTORY).to_csv(out / "history.csv", index=False)
     rounded = {name: round(seconds, 2) for name, seconds in spent.items()}
     return {"status": status, "tokens_generated": tokens, "tokens_trained": tokens, "texts_scored": texts, **rounded}
 

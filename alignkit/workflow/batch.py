@@ -236,13 +236,15 @@ def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:
 
 
 def _write_results(target: Path) -> list[str]:
-    """results.csv: the rows of every notebook that puts policies on the KL-reward plane, in one table."""
-    tables = [pd.read_csv(target / f"{n}.csv") for n in NOTEBOOKS if (target / f"{n}.csv").is_file()]
-    placed = [table for table in tables if "kl" in table]
-    if not placed:
-        return []
-    both = pd.concat(placed).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    return _write(target / "results.csv", both.encode())
+    """results.csv, the rows of every notebook that puts policies on the KL-reward plane; findings.csv, all findings."""
+    changed = []
+    for name, wanted, file in (("{}", "kl", "results"), ("{[0]}_findings", "id", "findings")):
+        tables = [target / f"{name.format(notebook)}.csv" for notebook in NOTEBOOKS]
+        found = [table for table in map(pd.read_csv, filter(Path.is_file, tables)) if wanted in table]
+        if found:
+            both = pd.concat(found).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+            changed += _write(target / f"{file}.csv", both.encode())
+    return changed
 
 
 def _write(file: Path, content: bytes) -> list[str]:

@@ -13,6 +13,7 @@ An edit while a process runs counts in the next one.
 import ast
 import hashlib
 import json
+import re
 import symtable
 import sys
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from alignkit import paths
 
 PACKAGE = "alignkit"
 
+PLAIN = r"(?s)\{(\w+)\.(__name__|name): \1 for \1 in \(.*\)\}"
+"""A registry that is made of a tuple: each item under its name, none of them changed or left out."""
 Place = tuple[str, str]
 """A module and a name in it; the name is "" for the module's own statements."""
 
@@ -74,13 +77,13 @@ def _entries(node: ast.AST, words: frozenset[str]) -> ast.AST:
     A registry is {"a": a, "b": b}, or {f.__name__: f for f in (a, b)}, or the same over calls with a name=.
     """
     value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-    entries: dict[str, ast.AST] = {}
+    entries: dict[str | None, ast.AST] = {}
     if isinstance(value, ast.Dict):
         keys = [key.value if isinstance(key, ast.Constant) else None for key in value.keys]
         entries = dict(zip(keys, value.values, strict=True))
-    elif isinstance(value, ast.DictComp) and isinstance(value.generators[0].iter, ast.Tuple):
+    elif isinstance(value, ast.DictComp) and re.fullmatch(PLAIN, ast.unparse(value)):
         entries = {_name(item): item for item in value.generators[0].iter.elts}
-    if not words & set(entries):
+    if None in entries or not words & set(entries):  # what cannot be told apart counts whole
         return node
     return ast.Module([ast.Expr(ast.Tuple([ast.Constant(n), entries[n]])) for n in sorted(words & set(entries))], [])
 

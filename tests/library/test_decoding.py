@@ -15,7 +15,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from alignkit.decoding import decode_gpt2, decode_tokens, draw_token, is_known
+from alignkit.decoding import NotFinite, decode_gpt2, decode_tokens, draw_token, is_known
 from alignkit.sampling import distinct, sample, sequence_log_probs
 from alignkit.training.deviations import logits_of
 from alignkit.world.models import train_tokenizer
@@ -106,6 +106,21 @@ def test_tokens_without_probability_are_never_drawn() -> None:
     assert (draw_token(logits) == 2).all()
     logits[:, 4] = 0.0
     assert set(draw_token(logits).tolist()) == {2, 4}
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama"])
+def test_a_policy_whose_logits_are_not_finite_is_not_drawn_from(name: str) -> None:
+    model = CONFIGURATIONS[name]().eval()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(NotFinite):
+        decode_tokens(model, *distinct(PROMPTS, model.device), new=NEW, end=END, bias=torch.zeros(30))
+
+
+def test_a_gpt2_in_bfloat16_is_drawn_from() -> None:
+    found = decoded(gpt2().to(torch.bfloat16), PROMPTS)
+    assert found.shape[0] == len(PROMPTS)
+    assert ((found >= 0) & (found < 30)).all()
 
 
 CONFIGURATIONS: dict[str, Callable[[], PreTrainedModel]] = {

@@ -112,6 +112,27 @@ def test_sequence_log_probs_depend_on_neither_order_nor_company(policy, rows, ra
     np.testing.assert_allclose(found, expected[some], atol=TOLERANCE)
 
 
+def test_a_long_prompt_beside_a_long_completion_needs_no_further_position(tokenizer, lively_policy) -> None:
+    policy = lively_policy(tokenizer, 0)
+    room = policy.config.n_positions
+    prompts = [[5] * (room - 3), [6]]
+    completions = [[7, 8, 9], [7] * (room - 1)]
+    found = sequence_log_probs(policy, prompts, completions)
+    alone = [sequence_log_probs(policy, [p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
+    np.testing.assert_allclose(found, alone, atol=1e-4)
+
+
+def test_columns_of_a_table_are_scored_as_lists_are(policy, rows, monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "BLOCK", 7)
+    columns = [pd.Series(side, index=range(100, 100 + len(side))) for side in rows]
+    np.testing.assert_array_equal(sequence_log_probs(policy, *columns), sequence_log_probs(policy, *rows))
+
+
+def test_a_prompt_without_a_token_is_not_sampled_from(policy: GPT2LMHeadModel, tokenizer) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        sample(policy, tokenizer, [[5], []], k=1, max_new_tokens=2, seed=0)
+
+
 def test_rows_beyond_a_block_are_scored_as_those_within_it(policy, rows, monkeypatch) -> None:
     expected = sequence_log_probs(policy, *rows)
     monkeypatch.setattr(sampling, "BLOCK", 7)

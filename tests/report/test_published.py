@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from alignkit import paths
-from alignkit.report import readme
+from alignkit.report import findings, readme
 from alignkit.workflow.parameters import NOTEBOOKS
 
 FIGURES = paths.CHECKOUT / "figures"
@@ -106,13 +106,27 @@ def test_no_choice_was_made_on_a_seed_of_the_confirmation(file: Path):
     assert not set(chosen_on) & set(table(file).seed)
 
 
-def test_the_readme_calls_warp_what_the_profiles_own_tables_call_it(tmp_path: Path):
+def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     folder = tmp_path / "other"
     folder.mkdir()
-    pd.DataFrame({"method": ["WARP", "WARP"], "family": ["", "WARP, T=7"]}).to_csv(folder / "4_warp.csv", index=False)
-    shares = pd.DataFrame({"family": ["DPO, js", "WARP, T=50", "WARP, T=7"], "KL 1": [0.9, 0.8, 0.5]})
+    told = pd.DataFrame(
+        {"id": [readme.MAIN[0], "another"], "statement": ["It is so.", "It is not."], "value": [1.0, 2]}
+    )
+    told.to_csv(folder / "findings.csv", index=False)
+    shares = pd.DataFrame({"family": ["DPO, js", "WARP, T=7"], "KL 1": [0.9, 0.5]})
     shares = shares.assign(seeds=3, draws=None, **{"KL 1_low": 0.1, "KL 1_high": 1.0})
     shares.to_csv(folder / "6_efficiency.csv", index=False)
-    told = readme.results(tmp_path)
-    assert "(*DPO, js*) gets 0.90, WARP 0.50." in told
-    assert "| WARP, T=7 | 3 | 0.50 [0.10, 1.00] |" in told
+    found = readme.results(tmp_path)
+    assert "- other: It is so." in found
+    assert "It is not." not in found
+    assert "| WARP, T=7 | 3 | 0.50 [0.10, 1.00] |" in found
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if (FIGURES / name / "findings.csv").is_file()])
+def test_the_findings_are_what_the_tables_say(profile: str):
+    folder = FIGURES / profile
+    for notebook in findings.CLAIMS:
+        file = folder / f"{notebook[0]}_findings.csv"
+        if file.is_file():
+            found = findings.found(notebook, findings.of_folders(folder))
+            assert table(file).statement.tolist() == found.statement.tolist()

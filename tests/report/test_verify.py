@@ -10,7 +10,7 @@ from scipy import stats
 
 from alignkit import paths
 from alignkit.__main__ import main
-from alignkit.report import statements
+from alignkit.report import findings
 from alignkit.report.verify import MEASURES, compare
 
 SEEDS = (0, 1, 2)
@@ -137,10 +137,10 @@ def test_welchs_sizes_are_those_of_scipy():
     assert (found.moved, found.df) == pytest.approx((expected.statistic, expected.df))
 
 
-# Statements
+# Findings
 
 
-def test_every_statement_has_a_sentence_and_a_name_of_its_own():
-    found = [s for of in statements.STATEMENTS.values() for asked in of.values() for s in asked]
-    assert len({s.__name__ for s in found}) == len(found) > 15
-    assert all(s.__doc__.endswith(".") and "\n" not in s.__doc__ for s in found)
+def test_every_claim_asks_a_question_and_has_a_name_of_its_own():
+    claims = [claim for of in findings.CLAIMS.values() for claim in of]
+    assert len({claim.__name__ for claim in claims}) == len(claims) > 15
+    assert all(claim.__doc__.endswith("?") and "\n" not in claim.__doc__ for claim in claims)

@@ -232,6 +232,25 @@ def test_of_a_registry_the_entries_count_that_the_settings_name(registry: str, p
     assert [a != b for a, b in zip(before, [source(words=w) for w in words], strict=True)] == [True, False, True, True]
 
 
+@pytest.mark.parametrize(
+    "registry",
+    [
+        "LOSSES = {f.__name__: twice(f) for f in (hinge, square)}",
+        "LOSSES = {f.__name__: f for f in (hinge, square) if f is not square}",
+        'LOSSES = {"hinge": hinge, **{"square": square}}',
+        "LOSSES = {f.__name__: f for f in (hinge, *(square,))}",
+    ],
+    ids=["wrapped", "chosen", "joined", "with others"],
+)
+def test_a_registry_that_is_not_plain_counts_whole(registry: str, package: Path):
+    plain = source(words=frozenset({"hinge"}))
+    edited("losses.py", 'LOSSES = {"hinge": hinge, "square": square}', registry)(package)
+    before = source(words=frozenset({"hinge"}))
+    assert before != plain
+    edited("losses.py", "square", "cube")(package)
+    assert source(words=frozenset({"hinge"})) != before
+
+
 def test_a_training_function_that_moves_keeps_its_source(package: Path):
     before = source()
     (package / "train.py").rename(package / "elsewhere.py")

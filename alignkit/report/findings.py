@@ -1,0 +1,336 @@
+"""What the report found: claims as data, sentences as outputs.
+
+A claim is a function of the report's tables.  Its name is its id, its docstring what it asks; it returns the sentence
+that these tables allow, the number behind it with its interval, and whether the committed report's answer holds here.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from IPython.display import DisplayHandle, Markdown, display
+
+from alignkit import paths
+from alignkit.metrics import seed_interval
+from alignkit.report.figures import save_table
+from alignkit.report.tables import interval_text
+
+Tables = Callable[[str], pd.DataFrame]
+"""A table of one profile by its name, such as 2_gain; raises Unanswered if the report has none of that name."""
+Words = tuple[str, str, str]
+"""What is said of a difference above zero, below zero, and of one whose interval includes zero."""
+CHANGES: Words = ("raises", "lowers", "does not measurably change")
+DIFFERENT = 0.05
+"""Holm-adjusted p value below which a difference counts."""
+
+
+class Unanswered(Exception):
+    """This report cannot say: a table or a row is not in it, or it has a single seed and so no interval."""
+
+
+class Finding(NamedTuple):
+    """A sentence with its numbers; `holds` is whether it is what the committed report found."""
+
+    statement: str
+    holds: bool
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    seeds: float = np.nan
+
+
+def rows_of(table: pd.DataFrame, **where: object) -> pd.DataFrame:
+    """The rows with these values; raises Unanswered if there are none."""
+    kept = table[(table[list(where)] == list(where.values())).all(axis=1)]
+    if kept.empty:
+        raise Unanswered("no row with " + ", ".join(f"{column} {value}" for column, value in where.items()))
+    return kept
+
+
+def family_of_warp(table: pd.DataFrame) -> str:
+    """What notebook 6 calls WARP as published, from the table of notebook 4."""
+    if "family" not in table:
+        raise Unanswered("its table has no families")
+    return rows_of(table, method="WARP").family.dropna().iloc[0]
+
+
+def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES, wanted: str = "+") -> Finding:
+    """A finding about a row of differences (difference, low, high, seeds); wanted: "+", "-" or "0"."""
+    row = gains.iloc[0]
+    if np.isnan(row.low):
+        raise Unanswered("one seed has no interval")
+    sign = "+" if row.low > 0 else "-" if row.high < 0 else "0"
+    said = words["+-0".index(sign)]
+    text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, 2)}."
+    return Finding(text, sign == wanted, row.difference, row.low, row.high, row.get("seeds", np.nan))
+
+
+def over_seeds(values: pd.Series) -> pd.DataFrame:
+    """A number for each seed as a row of differences."""
+    mean, low, high = seed_interval(values)
+    return pd.DataFrame([{"difference": mean, "low": low, "high": high, "seeds": len(values)}])
+
+
+def bounded(value: float, words: tuple[str, str], rest: str, least: float = -np.inf, most: float = np.inf) -> Finding:
+    """A finding about a number that should lie between two bounds; words: what is said if it does, and if not."""
+    holds = bool(least <= value <= most)
+    return Finding(f"{words[not holds]} {rest}.", holds, value)
+
+
+def counted(table: pd.DataFrame, words: tuple[str, str], rest: str) -> Finding:
+    """A finding about which rows of a table of differences (label or method, holm) lie clear of zero; none should."""
+    name = "label" if "label" in table else "method"
+    clear = table[table.holm < DIFFERENT]
+    said = words[bool(len(clear))].format(", ".join(clear[name]))
+    return Finding(f"{said} {rest} ({len(clear)} of {len(table)} after Holm).", clear.empty, len(clear))
+
+
+# Notebook 0
+
+
+def implicit_reward_follows_the_reward(tables: Tables) -> Finding:
+    """Does the reward that DPO implies agree with the reward model on held-out pairs?"""
+    found = over_seeds(tables("0_agreement")["correlation of differences"])
+    words = ("agrees with", "contradicts", "has no measurable relation to")
+    return difference(found, "The reward that DPO implies", "the reward model on held-out pairs (correlation)", words)
+
+
+# Notebook 1
+
+
+def reward_model_against_words(tables: Tables) -> Finding:
+    """Does the reward model order more pairs than counts of words and word pairs?"""
+    table = tables("1_reward_model")
+    words = rows_of(table, method="tfidf_word_pairs").pairwise_accuracy.iloc[0]
+    own = rows_of(table, method="reward").pairwise_accuracy
+    mean, low, high = seed_interval(own)
+    sign = "more" if low > words else "fewer" if high < words else "about as many"
+    text = f"The reward model orders {sign} (positive, negative) pairs {'as' if 'as' in sign else 'than'} TF-IDF with "
+    text += f"word pairs: {interval_text(mean, low, high)} and {words:.3f}."
+    return Finding(text, sign != "fewer", mean, low, high, len(own))
+
+
+def reward_model_orders(tables: Tables) -> Finding:
+    """How near is the reward model to the exact posterior, which nobody can beat?"""
+    table = tables("1_reward_model")
+    mine, best = (rows_of(table, method=m).pairwise_accuracy.mean() for m in ("reward", "exact posterior"))
+    words = ("The reward model is near the best possible order:", "The reward model is far from the best order:")
+    return bounded(mine / best, words, f"{mine / best:.1%} of the exact posterior's pairwise accuracy", least=0.98)
+
+
+def reward_model_is_calibrated(tables: Tables) -> Finding:
+    """Can its probabilities be believed?"""
+    error = rows_of(tables("1_reward_model"), method="reward").ece.mean()
+    words = ("Its probabilities can be read as such:", "Its probabilities are off:")
+    return bounded(error, words, f"calibration error {error:.3f}", most=0.05)
+
+
+def all_pairs_order_more(tables: Tables) -> Finding:
+    """Do all pairs of a batch teach more than one partner for each review?"""
+    words = ("orders more pairs than", "orders fewer pairs than", "does not measurably change the order learned from")
+    found = over_seeds(tables("1_all_pairs_gain").pairwise_accuracy)
+    return difference(found, "Comparing all pairs of a batch", "plain pairs of the same reviews", words)
+
+
+def sft_is_near_the_grammar(tables: Tables) -> Finding:
+    """How near is the supervised policy to the grammar that wrote the reviews?"""
+    most = tables("1_sft").ratio.max()
+    words = ("The supervised policy is near the grammar:", "The supervised policy is far from the grammar:")
+    return bounded(most, words, f"{most - 1:.1%} more nats a token than its entropy, at worst", most=1.05)
+
+
+# Notebooks 2 and 3
+
+
+def dpo_raises_reward(tables: Tables) -> Finding:
+    """Does DPO raise the reward that it never saw?"""
+    return difference(rows_of(tables("2_gain"), method="sigmoid", measure="reward"), "DPO", "the reward over SFT")
+
+
+def dpo_raises_gold(tables: Tables) -> Finding:
+    """Does it raise the true reward?"""
+    return difference(rows_of(tables("2_gain"), method="sigmoid", measure="gold"), "DPO", "the gold reward over SFT")
+
+
+def losses_do_not_differ(tables: Tables) -> Finding:
+    """Which loss ends at another reward than the sigmoid loss, each at the KL where it stops?"""
+    words = ("No other loss ends", "These losses end, each at its own KL, at another reward than sigmoid: {};")
+    table = rows_of(tables("2_against_sigmoid"), measure="reward")
+    return counted(table, words, "measurably elsewhere in reward than the sigmoid loss")
+
+
+def divergences_gain_no_more(tables: Tables) -> Finding:
+    """Which divergence gains more reward than reverse KL, at the same KL?"""
+    table = rows_of(tables("3_matched"), measure="reward")
+    above = table.assign(holm=table.holm.where(table.difference > 0, 1.0))
+    words = ("No divergence gains", "These divergences gain more: {};")
+    return counted(above, words, "measurably more reward than reverse KL at the same KL")
+
+
+# Notebook 4
+
+
+def warp_raises_reward(tables: Tables) -> Finding:
+    """Does WARP raise the reward, halfway back to SFT?"""
+    gains = rows_of(tables("4_gain"), measure="reward").sort_values("difference")
+    return difference(gains, "WARP, interpolated back,", "the reward over SFT")
+
+
+def warp_raises_gold(tables: Tables) -> Finding:
+    """Does it raise the true reward?"""
+    gains = rows_of(tables("4_gain"), measure="gold", policy=tables("4_gain").policy.iloc[0])
+    return difference(gains, "WARP, interpolated back,", "the gold reward over SFT")
+
+
+def anchors_rates_do_not_differ(tables: Tables) -> Finding:
+    """Which other rate of the anchor buys another reward at the same KL?"""
+    words = ("No other rate of the anchor buys", "Other rates of the anchor buy another reward: {};")
+    table = rows_of(tables("4_mu_matched"), measure="reward")
+    return counted(table, words, "a measurably other reward at the same KL")
+
+
+# Notebook 5
+
+
+def anchored_beats_warp(tables: Tables) -> Finding:
+    """Does the chosen method dominate more than WARP at equal tokens, on seeds that it was not chosen on?"""
+    gains = rows_of(tables("5_confirmation_gain"), measure="reward", method="WARP")
+    words = ("dominates more than", "dominates less than", "does not measurably differ from")
+    return difference(gains, "Anchored RLOO", "WARP at equal tokens (hypervolume in reward, fresh seeds)", words)
+
+
+def anchored_beats_warp_in_gold(tables: Tables) -> Finding:
+    """And in the true reward?"""
+    gains = rows_of(tables("5_confirmation_gain"), measure="gold", method="WARP")
+    words = ("dominates more than", "dominates less than", "does not measurably differ from")
+    return difference(gains, "Anchored RLOO", "WARP at equal tokens in gold (fresh seeds)", words)
+
+
+def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
+    """Did the compared methods see as many tokens?"""
+    tokens = tables("5_confirmation").groupby("method").tokens.mean()
+    ratio = tokens.max() / tokens.min()
+    words = ("That comparison is at equal tokens:", "That comparison is not at equal tokens:")
+    return bounded(ratio, words, f"the most are {ratio:.2f} of the fewest", most=1.15)
+
+
+# Notebook 6
+
+
+def _shares(tables: Tables) -> pd.DataFrame:
+    """Efficiencies at a KL of 1 of methods that have every seed."""
+    table = tables("6_efficiency")
+    return table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
+
+
+def _share(row: pd.Series, name: str, least: float) -> Finding:
+    low, high = row["KL 1_low"], row["KL 1_high"]
+    text = f"{name} ({row.family}) gets {interval_text(row['KL 1'], low, high, 2)} of the possible gain at a KL of 1."
+    return Finding(text, row["KL 1"] >= least, row["KL 1"], low, high, row.seeds)
+
+
+def best_with_many_draws(tables: Tables) -> Finding:
+    """How near to the optimum does keeping one of several draws come?"""
+    table = _shares(tables)
+    return _share(table[table.draws.notna()].nlargest(1, "KL 1").iloc[0], "Keeping one of several draws", 0.98)
+
+
+def best_with_one_draw(tables: Tables) -> Finding:
+    """How near does the best policy come that is used with one draw?"""
+    table = _shares(tables)
+    return _share(table[table.draws.isna()].nlargest(1, "KL 1").iloc[0], "The best policy used with one draw", 0.6)
+
+
+def none_lies_above_the_optimum(tables: Tables) -> Finding:
+    """Does any policy lie above the optimal frontier by more than noise explains?"""
+    above, every = int(tables("6_above").above.sum()), len(tables("6_above"))
+    words = ("No policy lies above the optimal frontier", "Some policies lie above the optimal frontier")
+    return bounded(above, words, f"by more than noise explains ({above} of {every})", most=0)
+
+
+def reinforce_is_level_with_warp(tables: Tables) -> Finding:
+    """Does one run, interpolated back, do as well as WARP?"""
+    table, kls = tables("6_efficiency"), ["KL 0.5", "KL 1", "KL 2"]
+    warps = rows_of(table, family=family_of_warp(tables("4_warp")))[kls].iloc[0]
+    apart = (rows_of(table, family="REINFORCE, EMA anchor")[kls].iloc[0] - warps).abs().max()
+    words = ("REINFORCE interpolated back is level with WARP", "REINFORCE interpolated back and WARP differ")
+    return bounded(apart, words, f"in its share of the possible gain (by {apart:.2f} at most)", most=0.05)
+
+
+def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
+    """At which cost?"""
+    own, warps = (
+        rows_of(tables("6_hypervolume"), method=name).tokens.mean()
+        for name in ("REINFORCE, EMA anchor", family_of_warp(tables("4_warp")))
+    )
+    words = ("REINFORCE takes a fraction of WARP's tokens:", "REINFORCE is not much cheaper than WARP:")
+    return bounded(own / warps, words, f"{own / warps:.2f}", most=0.3)
+
+
+def anchored_keeps_more_gold(tables: Tables) -> Finding:
+    """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does at a KL of 2?"""
+    swept = rows_of(tables("6_settings"), family="anchored RLOO, over β")
+    optimum = rows_of(tables("6_frontier_gains"), kl=2)
+    least, kept = (swept.gold / swept.reward).min(), (optimum.gold / optimum.reward).iloc[0]
+    words = (
+        "Anchored RLOO gains more gold for one of reward than",
+        "Anchored RLOO gains less gold for one of reward than",
+    )
+    return bounded(least - kept, words, f"the proxy's own optimum ({least:.2f} and {kept:.2f})", least=0)
+
+
+CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
+    "0_primer": (implicit_reward_follows_the_reward,),
+    "1_reward_model": (
+        reward_model_against_words, reward_model_orders, reward_model_is_calibrated, all_pairs_order_more,
+        sft_is_near_the_grammar,
+    ),
+    "2_dpo_losses": (dpo_raises_reward, dpo_raises_gold, losses_do_not_differ),
+    "3_f_divergences": (divergences_gain_no_more,),
+    "4_warp": (warp_raises_reward, warp_raises_gold, anchors_rates_do_not_differ),
+    "5_improvements": (anchored_beats_warp, anchored_beats_warp_in_gold, confirmation_is_at_equal_tokens),
+    "6_one_front": (
+        best_with_many_draws, best_with_one_draw, none_lies_above_the_optimum, reinforce_is_level_with_warp,
+        reinforce_is_cheaper_than_warp, anchored_keeps_more_gold,
+    ),
+}  # fmt: skip
+COLUMNS = ["id", "notebook", "statement", *Finding._fields[2:], "holds"]
+
+
+def found(notebook: str, tables: Tables) -> pd.DataFrame:
+    """The findings of a notebook, one row for each claim; what cannot be answered has no value and says why."""
+    rows = []
+    for claim in CLAIMS[notebook]:
+        row = {"id": claim.__name__, "notebook": notebook}
+        try:
+            rows.append(row | claim(tables)._asdict())
+        except Unanswered as reason:
+            rows.append(row | {"statement": f"Open: {claim.__doc__} ({reason})"})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object})
+
+
+def of_folders(*folders: Path) -> Tables:
+    """Tables by name, from the first folder that has them."""
+
+    def read(name: str) -> pd.DataFrame:
+        for folder in folders:
+            if (folder / f"{name}.csv").is_file():
+                return pd.read_csv(folder / f"{name}.csv")
+        raise Unanswered(f"no table {name}")
+
+    return read
+
+
+def opening() -> DisplayHandle:
+    """The place at the top of a notebook where its findings appear once its last cell has run."""
+    return display(Markdown("*The findings appear here when all cells have run.*"), display_id=True)
+
+
+def tell(place: DisplayHandle, notebook: str, *, profile: str) -> None:
+    """Read what this run's tables allow to say, save it as <n>_findings, and show it at the top."""
+    published = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile
+    table = found(notebook, of_folders(paths.figures(profile), published))
+    save_table(table, f"{notebook[0]}_findings", profile=profile)
+    place.update(Markdown("\n".join(f"- {text}" for text in table.statement)))

@@ -1,0 +1,77 @@
+"""Claims about small tables: what is said for each outcome."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignkit.report import findings
+from alignkit.report.findings import CLAIMS, Unanswered, difference, found
+
+
+def tables(**known: pd.DataFrame) -> findings.Tables:
+    """The tables named t_<name>."""
+
+    def read(name: str) -> pd.DataFrame:
+        if f"t_{name}" not in known:
+            raise Unanswered(f"no table {name}")
+        return known[f"t_{name}"]
+
+    return read
+
+
+def gains(value: float, low: float, high: float) -> pd.DataFrame:
+    row = {"method": "sigmoid", "measure": "reward", "seeds": 5, "difference": value, "low": low, "high": high}
+    return pd.DataFrame([row])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said", "holds"),
+    [(0.5, 1.5, "raises", True), (-1.5, -0.5, "lowers", False), (-0.5, 1.5, "does not measurably change", False)],
+)
+def test_a_sentence_says_what_its_interval_allows(low: float, high: float, said: str, holds: bool):
+    row = found("2_dpo_losses", tables(t_2_gain=gains((low + high) / 2, low, high))).iloc[0]
+    assert row.statement == f"DPO {said} the reward over SFT: {(low + high) / 2:.2f} [{low:.2f}, {high:.2f}]."
+    assert (row.holds, row.value, row.seeds) == (holds, (low + high) / 2, 5)
+
+
+def test_one_seed_allows_no_sentence():
+    row = found("2_dpo_losses", tables(t_2_gain=gains(1.0, np.nan, np.nan))).iloc[0]
+    assert row.statement.startswith("Open: ")
+    assert pd.isna(row.holds)
+    assert pd.isna(row.value)
+
+
+@pytest.mark.parametrize("notebook", CLAIMS)
+def test_without_tables_every_claim_is_open(notebook: str):
+    rows = found(notebook, tables())
+    assert len(rows) == len(CLAIMS[notebook])
+    assert rows.statement.str.startswith("Open: ").all()
+
+
+def test_a_wanted_lack_of_difference_holds_where_zero_is_inside():
+    assert difference(gains(0.1, -1, 1), "It", "it", wanted="0").holds
+    assert not difference(gains(2, 1, 3), "It", "it", wanted="0").holds
+
+
+def shares(own: float, warps: float) -> Callable[[str], pd.DataFrame]:
+    rows = [{"family": "REINFORCE, EMA anchor", "KL 0.5": own, "KL 1": own, "KL 2": np.nan}]
+    rows += [{"family": f"WARP, T={t}", "KL 0.5": v, "KL 1": v, "KL 2": v} for t, v in ((7, warps), (9, 9.0))]
+    named = pd.DataFrame({"method": ["WARP", "WARP", "WARP, other"], "family": [None, "WARP, T=7", "WARP, T=9"]})
+    return tables(t_6_efficiency=pd.DataFrame(rows), t_4_warp=named)
+
+
+@pytest.mark.parametrize(("own", "holds"), [(0.6, True), (0.4, False)])
+def test_warp_is_what_the_profiles_own_table_calls_it(own: float, holds: bool):
+    assert findings.reinforce_is_level_with_warp(shares(own, 0.58)).holds == holds
+
+
+def test_what_differs_is_named():
+    table = pd.DataFrame(
+        {"method": ["hinge", "ipo"], "measure": "reward", "difference": [1.0, -1], "holm": [0.01, 0.5]}
+    )
+    found = findings.losses_do_not_differ(tables(t_2_against_sigmoid=table))
+    assert "hinge" in found.statement
+    assert "ipo" not in found.statement
+    assert not found.holds
