@@ -6,7 +6,6 @@ token to token: the expected gradient of E[r] - β KL stays what it is (under an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +15,10 @@ from torch.nn.functional import pad
 
 from alignkit.faults import UserFault
 from alignkit.kl import picked, step_kl
-from alignkit.sampling import by_length, completion_logits, decode, pad_right, rows_at_once
+from alignkit.sampling import by_length, completion_logits, pad_right, rows_at_once
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 BASELINES = ("none", "mean", "rloo")
 PARTS = 3
@@ -102,9 +101,6 @@ def token_terms(
     return whole
 
 
-SENTENCE_ENDS = (".", "!", "?")
-
-
 def token_advantages(
     rewards: torch.Tensor,
     terms: Terms,
@@ -119,7 +115,7 @@ def token_advantages(
     prompt.
 
     Without values: the `advantages` of r - β KL for all tokens alike; with k = 1 their baseline is taken over the whole
-    batch.  With values V(t), the reward of the text before the token's sentence (`values_before`):
+    batch.  With values V(t), the reward of the text before the token's sentence (`training.credit.values_before`):
     r - V(t) - β Σ_{s >= t} log-ratio(s), less the mean of the same quantity over the batch's other completions at that
     position.  What was written before a token cannot depend on it, so nothing that is subtracted here changes the
     expected gradient.
@@ -136,33 +132,3 @@ def token_advantages(
     gains = (rewards[:, None] - values - beta * to_go) * mask
     others = (gains.sum(dim=0) - gains) / (mask.sum(dim=0) - 1).clamp(min=1)
     return (gains - others) * mask
-
-
-def sentence_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end a sentence."""
-    return {i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().endswith(SENTENCE_ENDS)}
-
-
-def sentence_starts(samples: pd.DataFrame, ends: set[int]) -> list[list[int]]:
-    """The positions at which each completion's sentences begin, the first at 0; `ends` are tokens that end one."""
-    return [
-        [0, *(t + 1 for t, token in enumerate(completion[:-1]) if token in ends)]
-        for completion in samples.completion_ids
-    ]
-
-
-def values_before(
-    samples: pd.DataFrame, starts: list[list[int]], tokenizer: PreTrainedTokenizerBase, read: Callable
-) -> torch.Tensor:
-    """The reward of the text before each token's sentence, (batch, longest completion), float64.
-
-    In a completion's first sentence that text is the prompt.  `read` maps texts to rewards, (texts,).
-    """
-    rows = list(zip(samples.prompt_ids, samples.completion_ids, starts, strict=True))
-    before = [list(p) + list(c[:start]) for p, c, here in rows for start in here]
-    rewards = read(decode(before, tokenizer))
-    values = torch.zeros(len(samples), max(map(len, samples.completion_ids)), dtype=torch.float64)
-    places = [(row, start) for row, here in enumerate(starts) for start in here]
-    for (row, start), value in zip(places, rewards, strict=True):
-        values[row, start:] = value
-    return values

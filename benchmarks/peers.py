@@ -120,7 +120,10 @@ def their_steps(here: Start, steps: int) -> None:
 
 
 def gradient_step(here: Start, repeats: int, steps: int = 10) -> Row:
-    """A step of the policy gradient against TRL's: k = 4, 64 completions, RLOO baseline, KL to a fixed anchor."""
+    """A step of the policy gradient against TRL's: k = 4, 64 completions, RLOO baseline, KL to a fixed anchor.
+
+    On a GPU TRL's trainer has mixed precision, as `precision` has it for all trainers.
+    """
     ours, theirs = (partial(seconds_a_step, partial(run, here), steps) for run in (policy_gradient, their_steps))
     return in_turn(ours, theirs, repeats)
 
@@ -204,7 +207,8 @@ def reward_at_equal_accuracy(
     """Time of plain pairs against the time in which all pairs are as accurate on test reviews, seed by seed.
 
     All pairs are trained for these shares of the steps, and the time is interpolated between them: a ratio near
-    1 / the least share is a lower bound.
+    1 / the least share is a lower bound.  A seed in which
+    they never get there does not count; `turns` says how many do.
     """
     values = of_profile("pocket", "1_reward_model")
     names = ("tokenizer", "vocab", "width", "layers", "heads", "sinusoidal", "tokens", "dropout", "word_dropout", "lr")
@@ -224,10 +228,11 @@ def reward_at_equal_accuracy(
     def turn(seed: int) -> tuple[float, float]:
         taken, reached = zip(*(run(seed, "all", share) for share in shares), strict=True)
         theirs, accuracy = run(seed, "matched", 1.0)
-        return float(np.interp(accuracy, np.maximum.accumulate(reached), taken)), theirs
+        return float(np.interp(accuracy, np.maximum.accumulate(reached), taken, right=np.nan)), theirs
 
     run(0, "all", 0.05)
-    return summary(turn(seed) for seed in range(repeats))
+    turns = [turn(seed) for seed in range(repeats)]
+    return summary([turn for turn in turns if not np.isnan(turn[0])] or [(np.nan, np.nan)])
 
 
 # 5. Share of the rate of matrix products
@@ -245,7 +250,7 @@ def rate(here: Start) -> float:
             for left, right in factors:
                 torch.mm(left, right)
 
-    products()
+    seconds(products)  # once, so that libraries set themselves up
     return 20 * 2 * tokens * sum(w.numel() for w in weights) / seconds(products)
 
 

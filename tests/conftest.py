@@ -9,9 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hypothesis
 import pytest
 from filelock import FileLock
 from helpers import called
+
+# How long an example takes says something about the machine, nothing about the code.
+hypothesis.settings.register_profile("alignkit", deadline=None)
+hypothesis.settings.load_profile("alignkit")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = tempfile.TemporaryDirectory(prefix="alignkit-tests-")

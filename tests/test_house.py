@@ -74,8 +74,15 @@ def test_no_module_has_more_than_400_lines():
     assert [file.name for file in MODULES if lines([file]) > 400] == []
 
 
-def test_the_package_has_fewer_than_8500_lines():
-    assert lines(MODULES) < 8500
+def test_the_package_has_fewer_than_8650_lines():
+    assert lines(MODULES) < 8650
+
+
+def test_every_data_file_belongs_to_the_module_of_its_name():
+    """The identity of runs and the keys of notebooks count a module's data by its name."""
+    data = [file for file in PACKAGE.rglob("*.yaml") if "params" not in file.parts]
+    assert data
+    assert [file.name for file in data if not file.with_suffix(".py").is_file()] == []
 
 
 def test_every_tests_name_is_shorter_than_70_characters():

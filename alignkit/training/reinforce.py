@@ -24,13 +24,11 @@ from alignkit.policy_gradient import (
     Terms,
     completion_sums,
     reinforce_loss,
-    sentence_ends,
-    sentence_starts,
     token_advantages,
     token_terms,
-    values_before,
 )
 from alignkit.sampling import full_texts, sample
+from alignkit.training.credit import sentence_ends, sentence_starts, values_before
 from alignkit.training.reward import score, zero_of
 from alignkit.world.models import load_encoder, load_policy, save
 from alignkit.world.reviews import Reviews, prompts

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from alignkit.policy_gradient import sentence_starts, token_advantages, token_terms, values_before
+from alignkit.policy_gradient import token_advantages, token_terms
 from alignkit.sampling import full_texts, sample
+from alignkit.training.credit import sentence_starts, values_before
 from alignkit.world.models import load_policy, train_tokenizer
 
 BETA, PROMPT, STOP = 0.3, [1, 3, 2], 2
