@@ -250,6 +250,8 @@ def best_with_one_draw(tables: Tables) -> Finding:
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
     """Does any policy lie above the optimal frontier by more than noise explains?"""
     above, every = int(tables("6_above").above.sum()), len(tables("6_above"))
+    if not every:
+        raise Unanswered("no policy stands where the frontier is known")
     words = ("No policy lies above the optimal frontier", "Some policies lie above the optimal frontier")
     return bounded(above, words, f"by more than noise explains ({above} of {every})", most=0)
 
