@@ -48,7 +48,7 @@ test: environment
 test-fast: environment
 	@$(PYTEST) -m "not batch and not slow"
 
-## the report in figures/$(PROFILE) against the committed one, and whether its statements hold
+## the report in figures/$(PROFILE) against the committed one, and which findings no longer hold
 verify: environment
 	@python -m alignkit verify "$$PROFILE" $${AGAINST:+--against "$$AGAINST"}
 

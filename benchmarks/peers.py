@@ -41,6 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trl import DPOConfig, DPOTrainer, RLOOConfig, RLOOTrainer
 
 from alignkit.pocket import generate_reviews
+from alignkit.report import readme
 from alignkit.sampling import sample
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.training.reward import RewardSettings, all_pairs_loss, encode, score, train_reward
@@ -304,19 +305,6 @@ def keep(row: Row, file: Path) -> pd.DataFrame:
     return frame
 
 
-def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each benchmark, with median and quartiles of its ratio in each column."""
-    cells = rows.assign(cell=[f"{r.ratio:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rows.itertuples()])
-    wide = cells.pivot(index="benchmark", columns="column", values="cell")
-    return wide.loc[rows.benchmark.unique(), rows.column.unique()].fillna("")
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """The table with its index as Markdown."""
-    lines = [[table.index.name, *table.columns], ["---"] * (1 + table.shape[1]), *table.reset_index().values]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def main() -> None:
     """Measure, print and keep."""
     names = ("drawing", "step", "dpo", "reward", "share", "growth")
@@ -337,13 +325,13 @@ def main() -> None:
             for name, row in measured(Path(folder), asked.repeats, asked.only, again=column == "2 threads"):
                 print(f"{column}, {name}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
                 keep({"benchmark": name, "column": column, **row}, asked.out / "peers.csv")
-    if (asked.out / "peers.csv").exists():
-        print(markdown(ratios(pd.read_csv(asked.out / "peers.csv"))))
+    print(readme.speeds(asked.out.with_name("figures")))
     if "growth" in asked.only and asked.device == "cpu":
         torch.set_num_threads(1)
         table = growth(min(3, asked.repeats))
         table.to_csv(asked.out / "growth.csv", float_format="%.3g")
-        print(f"\n{markdown(table.round(2))}")
+        shown = table.round(2).reset_index()
+        print(f"\n{readme.markdown([shown], dict(zip(shown, shown, strict=True)))}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.report import readme
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,7 +52,8 @@ def test_reward_models_give_finite_ratios(bench) -> None:
 
 
 def test_a_row_measured_again_takes_the_place_of_the_first(bench, tmp_path: Path) -> None:
-    peers, file = bench["peers"], tmp_path / "peers.csv"
+    peers, file = bench["peers"], tmp_path / "benchmarks" / "peers.csv"
+    file.parent.mkdir()
     given = {"ratio": 2.0, "low": 1.0, "high": 3.0}
     for name, column, ratio in [
         ("a", "1 thread", 9.0),
@@ -58,10 +61,10 @@ def test_a_row_measured_again_takes_the_place_of_the_first(bench, tmp_path: Path
         ("a", "1 thread", 2.5),
         ("b", "GPU", 8),
     ]:
-        rows = peers.keep({"benchmark": name, "column": column, **given, "ratio": ratio}, file)
-    assert peers.markdown(peers.ratios(rows)).splitlines() == [
-        "| benchmark | 1 thread | GPU |",
-        "| --- | --- | --- |",
+        peers.keep({"benchmark": name, "column": column, **given, "ratio": ratio}, file)
+    assert readme.speeds(tmp_path / "figures").splitlines() == [
+        "| time of ... / time of alignkit | 1 thread | GPU |",
+        "|---|---|---|",
         "| a | 2.50 [1.00, 3.00] |  |",
         "| b | 2.00 [1.00, 3.00] | 8.00 [1.00, 3.00] |",
     ]

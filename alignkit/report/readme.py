@@ -9,7 +9,8 @@ from alignkit import paths
 from alignkit.report import tables
 from alignkit.workflow.schema import NOTEBOOKS
 
-START, END = "<!-- results: written by `make report` from the tables in figures/ -->", "<!-- end of results -->"
+START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
+"""Around each block of the README that is written here."""
 MODELS = {
     "reward": "reward model, all pairs, all training reviews",
     "tfidf_words": "TF-IDF, words",
@@ -28,9 +29,8 @@ MAIN = (
 
 
 def results(figures: Path) -> str:
-    """Main findings and tables of every published profile but smoke: efficiencies, reward models, policies, times."""
-    parts = [told(figures), efficiencies(figures), reward_models(figures), policies(figures), times(figures)]
-    return "\n\n".join(filter(None, parts))
+    """Main findings and tables of every published profile but smoke: efficiencies, reward models, policies."""
+    return "\n\n".join(filter(None, [told(figures), efficiencies(figures), reward_models(figures), policies(figures)]))
 
 
 def told(figures: Path) -> str:
@@ -55,7 +55,7 @@ def efficiencies(figures: Path) -> str:
         # Of the numbers of draws the largest; notebook 6 has all.
         shown = tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
         names = {"family": f"{file.parent.name}: share of the optimal gain", "seeds": "seeds"}
-        parts.append(_markdown([shown], names | dict(zip(columns, columns, strict=True))))
+        parts.append(markdown([shown], names | dict(zip(columns, columns, strict=True))))
     return "\n\n".join(parts)
 
 
@@ -68,7 +68,7 @@ def reward_models(figures: Path) -> str:
         plain = rows[rows.seed.isna()].assign(seeds="", **rows[list(MEASURES)].map("{:.3f}".format))
         told = pd.concat([tables.intervals(rows[rows.seed.notna()], list(MEASURES), digits=3), plain])
         found.append(told.assign(reviews=file.parent.name))
-    return _markdown(found, {"reviews": "reviews", "method": "model", "seeds": "seeds", **MEASURES})
+    return markdown(found, {"reviews": "reviews", "method": "model", "seeds": "seeds", **MEASURES})
 
 
 def policies(figures: Path) -> str:
@@ -79,7 +79,7 @@ def policies(figures: Path) -> str:
         table = pd.concat([table, *(_warp(pd.read_csv(f)) for f in [file.with_name("4_warp.csv")] if f.is_file())])
         main = table[table.row == "main"].reindex(columns=["method", "seed", "status", *PLACED])
         found.append(tables.intervals(main, list(PLACED)).assign(reviews=file.parent.name))
-    return _markdown(found, {"reviews": "reviews", "method": "policy", "seeds": "seeds", **PLACED})
+    return markdown(found, {"reviews": "reviews", "method": "policy", "seeds": "seeds", **PLACED})
 
 
 def _warp(table: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +101,7 @@ def times(figures: Path) -> str:
         return ""
     once = pd.concat(parts).drop_duplicates("id").groupby("notebook").seconds.agg(["size", "sum"]).reset_index()
     once["minutes"] = (once["sum"] / 60).map("{:.0f}".format)
-    return _markdown([once], {"notebook": "pocket", "size": "new runs", "minutes": "minutes of one core"})
+    return markdown([once], {"notebook": "pocket", "size": "new runs", "minutes": "minutes of one core"})
 
 
 def _published(figures: Path, notebook: str) -> list[Path]:
@@ -109,19 +109,36 @@ def _published(figures: Path, notebook: str) -> list[Path]:
     return [f for f in sorted(figures.glob(f"*/{notebook}.csv"), reverse=True) if f.parent.name != "smoke"]
 
 
-def _markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> str:
+def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> str:
     """These columns of several tables in one, under other names; "" without a table."""
     rows = [columns.values(), *(row for table in found for row in table[list(columns)].astype(str).to_numpy())]
     head, *lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|---" * len(columns) + "|", *lines]) if found else ""
 
 
+def speeds(figures: Path) -> str:
+    """Medians and quartiles of the ratios that `make bench` measured; benchmarks/ lies beside `figures`."""
+    file = figures.with_name("benchmarks") / "peers.csv"
+    if not file.is_file():
+        return ""
+    rows = pd.read_csv(file)
+    cells = rows.assign(cell=[tables.interval_text(r.ratio, r.low, r.high, 2) for r in rows.itertuples()])
+    wide = cells.pivot(index="benchmark", columns="column", values="cell").loc[rows.benchmark.unique()]
+    wide = wide[rows.column.unique()].fillna("").reset_index()
+    return markdown([wide], dict(zip(wide.columns, ["time of ... / time of alignkit", *wide.columns[1:]], strict=True)))
+
+
+BLOCKS = {"results": results, "times": times, "speeds": speeds}
+
+
 def with_results(text: str, figures: Path) -> str:
-    """The README with its block of results made anew; text without the markers is returned as it is."""
-    if START not in text or END not in text:
-        return text
-    before, rest = text.split(START)
-    return f"{before}{START}\n{results(figures)}\n{END}{rest.split(END)[1]}"
+    """The README with its blocks made anew; a block without markers in the text is left out."""
+    for name, block in BLOCKS.items():
+        start, end = START.format(name), END.format(name)
+        if start in text and end in text:
+            before, rest = text.split(start)
+            text = f"{before}{start}\n{block(figures)}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def update() -> list[str]:
