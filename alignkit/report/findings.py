@@ -340,5 +340,5 @@ def tell(place: DisplayHandle, notebook: str, *, profile: str) -> None:
     """Read what this run's tables allow to say, save it as <n>_findings, and show it at the top."""
     published = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile
     table = found(notebook, of_folders(paths.figures(profile), published))
-    save_table(table, f"{notebook[0]}_findings", profile=profile)
+    save_table(table, f"{notebook.partition('_')[0]}_findings", profile=profile)
     place.update(Markdown("\n".join(f"- {text}" for text in table.statement)))

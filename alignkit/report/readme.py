@@ -94,7 +94,8 @@ def times(figures: Path) -> str:
     """Runs and minutes of each notebook of pocket, each run counted with the first notebook that has it."""
     parts = []
     for notebook in NOTEBOOKS:
-        files = [figures / "pocket" / f"{notebook[0]}_{kind}.csv" for kind in ("runs", "timings")]
+        number = notebook.partition("_")[0]
+        files = [figures / "pocket" / f"{number}_{kind}.csv" for kind in ("runs", "timings")]
         if all(file.is_file() for file in files):
             parts.append(pd.merge(*map(pd.read_csv, files), on=["run", "seed"]).assign(notebook=notebook))
     if not parts:

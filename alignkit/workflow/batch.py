@@ -238,8 +238,9 @@ def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:
 def _write_results(target: Path) -> list[str]:
     """results.csv, the rows of every notebook that puts policies on the KL-reward plane; findings.csv, all findings."""
     changed = []
-    for name, wanted, file in (("{}", "kl", "results"), ("{[0]}_findings", "id", "findings")):
-        tables = [target / f"{name.format(notebook)}.csv" for notebook in NOTEBOOKS]
+    of_findings = [f"{notebook.partition('_')[0]}_findings" for notebook in NOTEBOOKS]
+    for names, wanted, file in ((NOTEBOOKS, "kl", "results"), (of_findings, "id", "findings")):
+        tables = [target / f"{name}.csv" for name in names]
         found = [table for table in map(pd.read_csv, filter(Path.is_file, tables)) if wanted in table]
         if found:
             both = pd.concat(found).to_csv(index=False, float_format="%.6g", lineterminator="\n")

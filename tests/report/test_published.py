@@ -126,7 +126,7 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
 def test_the_findings_are_what_the_tables_say(profile: str):
     folder = FIGURES / profile
     for notebook in findings.CLAIMS:
-        file = folder / f"{notebook[0]}_findings.csv"
+        file = folder / f"{notebook.partition('_')[0]}_findings.csv"
         if file.is_file():
             found = findings.found(notebook, findings.of_folders(folder))
             assert table(file).statement.tolist() == found.statement.tolist()
