@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from alignkit import paths
@@ -27,9 +28,13 @@ def _train(args: argparse.Namespace) -> None:
     if args.seed not in p.training_seeds():
         parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name
     p.check_reach()
-    from alignkit.report.recipes import RECIPES
+    import transformers
 
-    for name, run in RECIPES[p.notebook](p, args.seed).items():
+    # Bars of loading models would fill the log.
+    transformers.logging.disable_progress_bar()
+    module = import_module(f"alignkit.report.{p.notebook.partition('_')[2]}")
+
+    for name, run in module.recipe(p, args.seed).items():
         print(f"{name}: {run.id} ({run.record['seconds']} s)", flush=True)
 
 

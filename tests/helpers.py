@@ -52,5 +52,5 @@ def sources(*functions: Any, words: frozenset[str] = frozenset()) -> list[str]:
 def profile_values(profile: str, notebook: str) -> dict[str, Any]:
     """What the files of a shipped profile say about one notebook, each key of the notebook once."""
     files = [paths.PARAMS / folder / f"{name}.yaml" for folder in ("pocket", profile) for name in ("shared", notebook)]
-    values = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
+    values = {key: value for file in files if file.exists() for key, value in yaml.safe_load(file.read_text()).items()}
     return {key: values[key] for key in NOTEBOOKS[notebook].model_fields}

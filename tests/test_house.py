@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "alignkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NOTEBOOKS = "primer reward_model dpo_losses f_divergences warp improvements one_front".split()
+NOTEBOOKS = [file.stem.partition("_")[2] for file in (PACKAGE.parent / "notebooks").glob("*.ipynb")]
 """Modules of `report` that are one notebook's; the others serve several."""
 NEVER = {
     "library": {"world", "training", "workflow", "report"},

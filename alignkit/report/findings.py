@@ -308,7 +308,7 @@ COLUMNS = ["id", "notebook", "statement", *Finding._fields[2:], "holds"]
 def found(notebook: str, tables: Tables) -> pd.DataFrame:
     """The findings of a notebook, one row for each claim; what cannot be answered has no value and says why."""
     rows = []
-    for claim in CLAIMS[notebook]:
+    for claim in CLAIMS.get(notebook, ()):
         row = {"id": claim.__name__, "notebook": notebook}
         try:
             rows.append(row | claim(tables)._asdict())

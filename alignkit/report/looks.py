@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 
 COLOURS = sns.color_palette("colorblind")
 """Safe for colour-blind readers."""
-MARKERS = "osD^vPX<>phd"
+MARKERS = "osD^vPX<>phd8H"
 POSITIVE, NEGATIVE, NEUTRAL = COLOURS[0], COLOURS[3], "0.45"
 NAMES = "blue orange green vermilion purple brown pink grey _ sky".split()
 HUES = dict(zip(NAMES, COLOURS.as_hex(), strict=True)) | {"black": "black", "neutral": NEUTRAL}

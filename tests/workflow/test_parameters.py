@@ -63,7 +63,7 @@ def test_every_profile_loads_for_every_notebook(name: str, notebook: str):
 
 
 def test_the_profiles_of_the_readme_are_shipped():
-    assert {*PROFILES} == {"smoke", "pocket", "imdb_scratch", "imdb"}
+    assert {*PROFILES} >= {"smoke", "pocket", "imdb_scratch", "imdb"}
 
 
 def test_checking_all_shipped_files_imports_no_deep_learning_library(alone):
@@ -362,8 +362,8 @@ def test_a_kernel_without_a_history_has_the_same_parameters(monkeypatch: pytest.
 
 
 def test_the_file_of_a_profile_is_all_that_papermill_needs(monkeypatch: pytest.MonkeyPatch):
-    for notebook in NOTEBOOKS:
-        told = yaml.safe_load((paths.PARAMS / "imdb_scratch" / f"{notebook}.yaml").read_text())
+    for file in (paths.PARAMS / "imdb_scratch").glob("[0-9]*.yaml"):
+        notebook, told = file.stem, yaml.safe_load(file.read_text())
         cell = papermill("\n".join(f"{key} = {value!r}" for key, value in told.items()))
         in_notebook(monkeypatch, first_cell(notebook=notebook), cell)
         with pytest.MonkeyPatch.context() as patch:

@@ -93,8 +93,9 @@ def test_the_pocket_profile_holds_every_key_of_a_notebook_once(notebook: str):
 
 @pytest.mark.parametrize("profile", sorted({file.parent.name for file in PARAMETERS} - {"pocket"}))
 def test_a_profile_says_only_what_differs_from_the_pocket_one(profile: str):
+    files = (ROOT / "params" / "pocket").glob("*.yaml")
+    pocket = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
     for file in sorted((ROOT / "params" / profile).glob("*.yaml")):
-        pocket = yaml.safe_load((ROOT / "params" / "pocket" / file.name).read_text())
         values = yaml.safe_load(file.read_text())
         assert [key for key, value in values.items() if key != "notebook" and pocket[key] == value] == []
 
