@@ -66,8 +66,8 @@ rule train:
     params:
         file=lambda w: str(paths.PARAMS / PROFILE / f"{w.notebook}.yaml"),
         log=lambda w: f"{BUILD}/logs/{w.notebook}-seed-{w.seed}.log",
-    # The first seed trains the side rows as well.
-    priority: lambda w: int(int(w.seed) == VALUES[w.notebook].seeds[0] and w.notebook in LONGEST)
+    # The longest chain first, and in it the first seed, which trains the side rows as well: short jobs fill the end.
+    priority: lambda w: (w.notebook in LONGEST) * (1 + (int(w.seed) == VALUES[w.notebook].seeds[0]))
     # With all kernels and few seeds, each job gets several cores.
     threads: lambda w: 1 if PINNED else max(1, workflow.cores // len(VALUES[w.notebook].training_seeds()))
     shell:
