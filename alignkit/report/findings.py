@@ -1,7 +1,7 @@
 """What the report found: claims as data, sentences as outputs.
 
 A claim is a function of the report's tables.  Its name is its id, its docstring what it asks; it returns the sentence
-that these tables allow, the number behind it with its interval, and whether the committed report's answer holds here.
+that these tables allow, the number behind it with its interval, and whether the claim that its name makes holds.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ class Unanswered(Exception):
 
 
 class Finding(NamedTuple):
-    """A sentence with its numbers; `holds` is whether it is what the committed report found."""
+    """A sentence with its numbers; `holds` says whether the claim of the function's name does."""
 
     statement: str
     holds: bool
@@ -79,14 +79,15 @@ def bounded(value: float, words: tuple[str, str], rest: str, least: float = -np.
     return Finding(f"{words[not holds]} {rest}.", holds, value)
 
 
-def counted(table: pd.DataFrame, words: tuple[str, str], rest: str) -> Finding:
-    """A finding about which rows of a table of differences (label or method, holm) lie clear of zero; none should."""
+def counted(table: pd.DataFrame, none: str, some: str) -> Finding:
+    """That no row of a table of differences (label or method, holm) lies clear of zero; names those that do."""
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
     name = "label" if "label" in table else "method"
     clear = table[table.holm < DIFFERENT]
-    said = words[bool(len(clear))].format(", ".join(clear[name]))
-    return Finding(f"{said} {rest} ({len(clear)} of {len(table)} after Holm).", clear.empty, len(clear))
+    told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in clear.iterrows()]
+    text = f"{some}: {', '.join(told)}" if told else none
+    return Finding(f"{text} ({len(clear)} of {len(table)} after Holm).", clear.empty, len(clear))
 
 
 # Notebook 0
@@ -160,17 +161,17 @@ def dpo_raises_gold(tables: Tables) -> Finding:
 
 def losses_do_not_differ(tables: Tables) -> Finding:
     """Which loss ends at another reward than the sigmoid loss, each at the KL where it stops?"""
-    words = ("No other loss ends", "These losses end, each at its own KL, at another reward than sigmoid: {};")
-    table = rows_of(tables("2_against_sigmoid"), measure="reward")
-    return counted(table, words, "measurably elsewhere in reward than the sigmoid loss")
+    none = "No other loss ends at a measurably other reward than the sigmoid loss"
+    some = "Losses that end at another reward than the sigmoid loss, each at its own KL"
+    return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some)
 
 
 def divergences_gain_no_more(tables: Tables) -> Finding:
     """Which divergence gains more reward than reverse KL, at the same KL?"""
     table = rows_of(tables("3_matched"), measure="reward")
     above = table.assign(holm=table.holm.where(table.difference > 0, 1.0))
-    words = ("No divergence gains", "These divergences gain more: {};")
-    return counted(above, words, "measurably more reward than reverse KL at the same KL")
+    none = "No divergence gains measurably more reward than reverse KL at the same KL"
+    return counted(above, none, "Divergences that gain more reward than reverse KL at the same KL")
 
 
 # Notebook 4
@@ -190,9 +191,9 @@ def warp_raises_gold(tables: Tables) -> Finding:
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
     """Which other rate of the anchor buys another reward at the same KL?"""
-    words = ("No other rate of the anchor buys", "Other rates of the anchor buy another reward: {};")
-    table = rows_of(tables("4_mu_matched"), measure="reward")
-    return counted(table, words, "a measurably other reward at the same KL")
+    none = "No other rate of the anchor buys a measurably other reward at the same KL"
+    some = "Rates of the anchor that buy another reward than WARP's own, at the same KL"
+    return counted(rows_of(tables("4_mu_matched"), measure="reward"), none, some)
 
 
 # Notebook 5
@@ -276,9 +277,9 @@ def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
 
 
 def anchored_keeps_more_gold(tables: Tables) -> Finding:
-    """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does at a KL of 2?"""
+    """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does at a KL of 1?"""
     swept = rows_of(tables("6_settings"), family="anchored RLOO, over β")
-    optimum = rows_of(tables("6_frontier_gains"), kl=2)
+    optimum = rows_of(tables("6_frontier_gains"), kl=1)
     least, kept = (swept.gold / swept.reward).min(), (optimum.gold / optimum.reward).iloc[0]
     words = (
         "Anchored RLOO gains more gold for one of reward than",

@@ -47,7 +47,7 @@ def efficiencies(figures: Path) -> str:
     parts = []
     for file in _published(figures, "6_efficiency"):
         table = pd.read_csv(file)
-        columns = [c for c in ("KL 0.5", "KL 1", "KL 2") if c in table]
+        columns = [c for c in ("KL 0.5", "KL 1", "KL 2") if c in table and table[c].notna().any()]
         if "KL 1" not in columns or "draws" not in table:
             continue
         kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]

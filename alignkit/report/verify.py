@@ -146,7 +146,7 @@ def _told(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], boo
             sound &= not fails
             word = "FAILS" if fails else {True: "holds", False: "no"}.get(row.holds, "open")
             lines.append(f"  {word:5}  {notebook}, {row.id}: {row.statement}")
-    return ["findings (no: did not hold before either):", *lines], sound
+    return ["findings (no: does not hold, nor did it before):", *lines], sound
 
 
 def _tables(texts: dict[str, str]) -> findings.Tables:
