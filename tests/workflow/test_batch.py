@@ -570,7 +570,8 @@ def test_publishing_puts_notebook_figures_and_tables_side_by_side(smoke: Batch):
     target = smoke.root / "figures" / "smoke"
     assert {f"figures/smoke/{f.name}" for f in target.iterdir()} <= set(done.stdout.splitlines())
     made = {f.name for f in paths_in(smoke.build / "smoke" / "figures")}
-    assert {f.name for f in target.iterdir()} == made | {f"{name}.ipynb" for name in NOTEBOOKS} | {"results.csv"}
+    joined = {"results.csv", "findings.csv"}
+    assert {f.name for f in target.iterdir()} == made | {f"{name}.ipynb" for name in NOTEBOOKS} | joined
     results = pd.read_csv(target / "results.csv")
     assert {"2_dpo_losses", "3_f_divergences"} <= set(results.notebook)
     assert {"method", "seed", "kl", "reward", "gold", "status"} <= set(results)
