@@ -53,4 +53,5 @@ def profile_values(profile: str, notebook: str) -> dict[str, Any]:
     """What the files of a shipped profile say about one notebook, each key of the notebook once."""
     files = [paths.PARAMS / folder / f"{name}.yaml" for folder in ("pocket", profile) for name in ("shared", notebook)]
     values = {key: value for file in files if file.exists() for key, value in yaml.safe_load(file.read_text()).items()}
+    values |= {"notebook": notebook, "profile": profile}  # by its place where the profile has no file of the notebook
     return {key: values[key] for key in NOTEBOOKS[notebook].model_fields}
