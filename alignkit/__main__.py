@@ -61,7 +61,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; exit code 0, 1 if a statement fails, or 2 with one line for each fault of the user's."""
+    """Run one command; exit code 0, 1 if a finding that held fails, or 2 with one line for each fault of the user's."""
     parser = argparse.ArgumentParser(prog="python -m alignkit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     publish.set_defaults(run=_publish)
     publish.add_argument("profile")
 
-    verify = commands.add_parser("verify", help="compare a report with the committed one; exit 1 if a statement fails")
+    verify = commands.add_parser("verify", help="compare a report with the committed one; exit 1 if a finding fails")
     verify.set_defaults(run=_verify)
     verify.add_argument("profile")
     verify.add_argument("--against", default="HEAD", help="the commit to compare with")
