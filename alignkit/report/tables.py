@@ -137,6 +137,15 @@ def matched_differences(matched: pd.DataFrame, against: str, columns: Sequence[s
     return found
 
 
+def side_by_side(differences: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """`matched_differences` with one row for each label and one column for each measure; * where Holm's p < 0.05."""
+    texts = [interval_text(row.difference, row.low, row.high, digits) for row in differences.itertuples()]
+    marked = [f"{text} *" if row.holm < 0.05 else text for text, row in zip(texts, differences.itertuples(), strict=True)]
+    wide = differences.assign(text=marked).pivot(index="label", columns="measure", values="text")
+    order = [differences[name].drop_duplicates() for name in ("label", "measure")]
+    return wide.loc[order[0], order[1]].reset_index().rename_axis(columns=None)
+
+
 def front(table: pd.DataFrame, methods: Mapping[str, str] | Sequence[str], **at: Any) -> pd.DataFrame:
     """SFT's rows, then those of each method where columns have these values.
 

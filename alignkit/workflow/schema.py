@@ -263,6 +263,7 @@ class Warp(Fronts):
     """Notebook 4."""
 
     after = ("1_reward_model",)
+    task_steps: Steps = Field(description="T as the task names it; a row of its own where it is not warp_steps")
     ema_rates: Few[Rate] = Field(description="other values of μ that are compared")
     run_counts: Few[Runs] = Field(description="values of M that are compared, in one iteration (first seed only)")
     step_counts: Few[Steps] = Field(description="values of T that are compared, in one iteration (first seed only)")
