@@ -174,12 +174,19 @@ def divergences_gain_no_more(tables: Tables) -> Finding:
     return counted(above, none, "Divergences that gain more reward than reverse KL at the same KL")
 
 
+def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
+    """Which divergence keeps another entropy of words than reverse KL, at the same KL?"""
+    none = "No divergence changes the entropy of the words measurably against reverse KL at the same KL"
+    some = "Divergences with another entropy of words than reverse KL at the same KL"
+    return counted(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some)
+
+
 # Notebook 4
 
 
 def warp_raises_reward(tables: Tables) -> Finding:
     """Does WARP raise the reward, halfway back to SFT?"""
-    gains = rows_of(tables("4_gain"), measure="reward").sort_values("difference")
+    gains = rows_of(tables("4_gain"), measure="reward", policy=tables("4_gain").policy.iloc[0])
     return difference(gains, "WARP, interpolated back,", "the reward over SFT")
 
 
@@ -187,6 +194,13 @@ def warp_raises_gold(tables: Tables) -> Finding:
     """Does it raise the true reward?"""
     gains = rows_of(tables("4_gain"), measure="gold", policy=tables("4_gain").policy.iloc[0])
     return difference(gains, "WARP, interpolated back,", "the gold reward over SFT")
+
+
+def longer_runs_buy_no_more(tables: Tables) -> Finding:
+    """Do the task's own steps, of which there are more, buy another reward at the same KL?"""
+    none = "Runs as long as the task names them buy no measurably other reward than shorter ones at the same KL"
+    some = "KLs at which runs as long as the task names them buy another reward than shorter ones"
+    return counted(rows_of(tables("4_task_matched"), measure="reward"), none, some)
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
@@ -295,8 +309,8 @@ CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
         sft_is_near_the_grammar,
     ),
     "2_dpo_losses": (dpo_raises_reward, dpo_raises_gold, losses_do_not_differ),
-    "3_f_divergences": (divergences_gain_no_more,),
-    "4_warp": (warp_raises_reward, warp_raises_gold, anchors_rates_do_not_differ),
+    "3_f_divergences": (divergences_gain_no_more, divergences_keep_no_more_diversity),
+    "4_warp": (warp_raises_reward, warp_raises_gold, longer_runs_buy_no_more, anchors_rates_do_not_differ),
     "5_improvements": (anchored_beats_warp, anchored_beats_warp_in_gold, confirmation_is_at_equal_tokens),
     "6_one_front": (
         best_with_many_draws, best_with_one_draw, none_lies_above_the_optimum, reinforce_is_level_with_warp,

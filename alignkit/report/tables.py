@@ -139,9 +139,11 @@ def matched_differences(matched: pd.DataFrame, against: str, columns: Sequence[s
 
 def side_by_side(differences: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     """`matched_differences` with one row for each label and one column for each measure; * where Holm's p < 0.05."""
-    texts = [interval_text(row.difference, row.low, row.high, digits) for row in differences.itertuples()]
-    marked = [f"{text} *" if row.holm < 0.05 else text for text, row in zip(texts, differences.itertuples(), strict=True)]
-    wide = differences.assign(text=marked).pivot(index="label", columns="measure", values="text")
+    texts = [
+        interval_text(row.difference, row.low, row.high, digits) + " *" * (row.holm < 0.05)
+        for row in differences.itertuples()
+    ]
+    wide = differences.assign(text=texts).pivot(index="label", columns="measure", values="text")
     order = [differences[name].drop_duplicates() for name in ("label", "measure")]
     return wide.loc[order[0], order[1]].reset_index().rename_axis(columns=None)
 

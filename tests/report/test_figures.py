@@ -151,6 +151,18 @@ def test_a_shown_table_has_no_empty_row_or_column(shown: list[str]):
                                ["a", "3", "25,000", "1.2", "x"], ["c", "3", "7", "0.5", "z"]]  # fmt: skip
 
 
+def test_of_a_long_table_ten_rows_are_shown_and_the_rest_is_linked(shown: list[str], tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.paths, "figures", lambda profile: tmp_path / profile)
+    long = pd.DataFrame({"a": range(13), "b": 1.5})
+    for profile, link in (("pocket", "../figures/pocket/9_long.csv"), ("smoke", "9_long.csv")):
+        figures.save_table(long, "9_long", profile=profile)
+        figures.show_table(long)
+        assert [row[0] for row in cells(shown[-2])[1:]] == [str(i) for i in range(10)]
+        assert shown[-1] == f"3 more rows in [9_long.csv]({link})."
+    figures.show_table(long, most=13)
+    assert len(cells(shown[-1])) == 14
+
+
 def test_text_stands_on_the_left_and_a_tiny_number_is_not_zero(shown: list[str]):
     figures.show_table(pd.DataFrame({"method": ["a", "b"], "p": [0.00004, 0.5]}))
     assert cells(shown[0])[1:] == [["a", "4e-05"], ["b", "0.500"]]
