@@ -83,9 +83,9 @@ def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> N
     kept = kept[measured.notna().any(axis=1)] if measured.shape[1] else kept
     shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})
     html = shown.head(most).to_html(index=False, border=0, justify="left", na_rep="")
-    numeric = [pd.api.types.is_numeric_dtype(kept[column]) for column in kept]
-    cells = cycle("<td>" if number else '<td style="text-align: left">' for number in numeric)
-    display(HTML(re.sub("<td>", lambda _: next(cells), html)))
+    left = ["" if pd.api.types.is_numeric_dtype(kept[column]) else ' style="text-align: left"' for column in kept]
+    styles = cycle(left)  # a page's style sheet sets each cell to the right, those of the header too
+    display(HTML(re.sub("<(t[hd])>", lambda cell: f"<{cell[1]}{next(styles)}>", html)))
     if len(kept) > most:
         say(f"{len(kept) - most} more rows{f' in {_saved[-1]}' if _saved else ''}.")
 

@@ -61,9 +61,8 @@ def verdict(low: float, high: float) -> str:
 
 def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:
     """ "0.974 [0.970, 0.978]", or the mean alone and "(1 seed)" where there is no interval."""
-    if np.isnan(low):
-        return f"{mean:.{digits}f} (1 seed)"
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    mean, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (mean, low, high))  # no minus before a zero
+    return f"{mean} (1 seed)" if low == "nan" else f"{mean} [{low}, {high}]"
 
 
 def told(row: Any) -> str:
