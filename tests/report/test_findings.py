@@ -8,6 +8,7 @@ import pytest
 
 from alignkit.report import findings
 from alignkit.report.findings import CLAIMS, Unanswered, difference, found
+from alignkit.report.warp import clear_of_zero
 
 
 def tables(**known: pd.DataFrame) -> findings.Tables:
@@ -75,3 +76,20 @@ def test_what_differs_is_named():
     assert "hinge" in found.statement
     assert "ipo" not in found.statement
     assert not found.holds
+
+
+def test_findings_about_warp_are_about_the_setting_that_they_name():
+    names = ["WARP, T=9, η=0.5", "WARP, T=9, η=1", "WARP, η=0.5", "WARP, η=1"]
+    table = pd.DataFrame({"policy": names, "measure": "reward", "difference": [4.0, 8, 3, 6]})
+    told = tables(t_4_gain=table.assign(low=table.difference - 1, high=table.difference + 1, seeds=5))
+    assert findings.warp_raises_reward(told).value == 3
+    assert findings.warp_of_the_task_raises_reward(told).value == 4
+    with pytest.raises(Unanswered):
+        findings.warp_raises_gold(told)
+
+
+def test_rows_clear_of_zero_are_named_and_one_seed_answers_nothing():
+    table = pd.DataFrame({"label": ["a", "b"], "measure": "gold", "difference": [0.5, -0.5], "holm": [0.01, 0.9]})
+    assert clear_of_zero(table) == "a +0.50 in gold (1 of 2 after Holm)"
+    assert clear_of_zero(table[1:]) == "no difference is clear of zero (0 of 1 after Holm)"
+    assert clear_of_zero(table.assign(holm=np.nan)) == "no interval, so no answer"
