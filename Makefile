@@ -43,7 +43,7 @@ smoke: environment
 check: environment
 	@python -m alignkit check params
 	@ruff check . && ruff format --check .
-	@pytest tests/report/test_notebooks.py tests/workflow/test_project.py
+	@pytest tests/report/test_notebooks.py tests/report/test_text_cells.py tests/workflow/test_project.py
 
 ## all tests, the end-to-end smoke run among them
 test: environment
