@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 # The kernel of this environment, not one that the user registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: report test test-fast verify smoke check bench clean environment
+.PHONY: report replicate test test-fast verify smoke check bench clean environment
 .DELETE_ON_ERROR:
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
@@ -27,6 +27,11 @@ report: environment
 	@python -m alignkit check params/"$$PROFILE" --reach $${DATA:+--data "$$DATA"}
 	@$(SNAKEMAKE) --config profile="$$PROFILE"; status=$$?; [ $$status != 2 ] || exit 2; \
 	python -m alignkit publish "$$PROFILE" && exit $$status
+
+## the report with fresh seeds (params/$(PROFILE)_replica), and which findings of figures/$(PROFILE) hold again
+replicate: environment
+	@$(MAKE) --no-print-directory report PROFILE="$${PROFILE}_replica"
+	@python -m alignkit replicate "$$PROFILE"
 
 ## all notebooks with tiny sizes, then again under nbval
 smoke: environment
@@ -38,7 +43,7 @@ smoke: environment
 check: environment
 	@python -m alignkit check params
 	@ruff check . && ruff format --check .
-	@pytest tests/report/test_notebooks.py tests/workflow/test_project.py
+	@pytest tests/report/test_notebooks.py tests/report/test_text_cells.py tests/workflow/test_project.py
 
 ## all tests, the end-to-end smoke run among them
 test: environment

@@ -1,8 +1,9 @@
 # The batch: train (notebook x seed) -> notebook.  Every target lies under build/.
 #
-# A target's name holds the key of what it depends on: its cells, its parameters, the alignkit modules that it reaches
-# and the lock.  So a job runs again when one of them has changed; file times play no part (--rerun-triggers params).
-# What is trained is decided by the run store: an edit that no run depends on retrains nothing.
+# A target's name holds the key of what it depends on.  An executed notebook: its cells, its parameters, the alignkit
+# modules that it reaches and the lock; a training job: the parameters, the lock and the definitions that the recipe of
+# its notebook reaches.  So a job runs again when one of them has changed; file times play no part (--rerun-triggers
+# params).  What such a job trains is decided by the run store.
 
 import os
 import sys
@@ -23,6 +24,7 @@ except UserFault as fault:
     print(fault, file=sys.stderr, flush=True)
     os._exit(2)  # Snakemake would tell an exception in more than one line
 KEYS = {name: batch.content_key(name, PROFILE, DATA) for name in NOTEBOOKS}
+TRAINING_KEYS = {name: batch.training_key(name, PROFILE, DATA) for name in NOTEBOOKS}
 LONGEST = max((batch.chain(name) for name in NOTEBOOKS), key=len, default=[])
 BUILD = str(paths.build() / PROFILE)
 batch.break_seals(PROFILE)
@@ -39,7 +41,7 @@ def sealed(notebook):
 
 
 def trained(notebook, seed):
-    return f"{BUILD}/trained/{notebook}-{KEYS[notebook]}-seed-{seed}"
+    return f"{BUILD}/trained/{notebook}-{TRAINING_KEYS[notebook]}-seed-{seed}"
 
 
 def start(notebook, seed):

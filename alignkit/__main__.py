@@ -1,4 +1,4 @@
-"""Command line: python -m alignkit check | show | train | execute | publish | verify."""
+"""Command line: python -m alignkit check | show | train | execute | publish | replicate | verify."""
 
 import argparse
 import sys
@@ -45,11 +45,18 @@ def _execute(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from alignkit.report import readme
+    from alignkit.report import readme, replication
     from alignkit.workflow import batch
 
-    for line in batch.publish(args.profile) + readme.update():
+    for line in batch.publish(args.profile) + replication.publish(args.profile) + readme.update():
         print(line)
+
+
+def _replicate(args: argparse.Namespace) -> None:
+    from alignkit.report import readme, replication
+
+    *changed, told = replication.replicate(args.profile)
+    print("\n".join([*changed, *readme.update(), told]))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -91,6 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
     publish = commands.add_parser("publish", help="copy executed notebooks, figures and tables out of the build folder")
     publish.set_defaults(run=_publish)
     publish.add_argument("profile")
+
+    replicate = commands.add_parser("replicate", help="say which findings of a profile its replica has as well")
+    replicate.set_defaults(run=_replicate)
+    replicate.add_argument("profile")
 
     verify = commands.add_parser("verify", help="compare a report with the committed one; exit 1 if a finding fails")
     verify.set_defaults(run=_verify)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from alignkit import paths
-from alignkit.report import tables
+from alignkit.report import replication, tables
+from alignkit.workflow.parameters import REPLICA
 from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
@@ -29,16 +30,20 @@ MAIN = (
 
 
 def results(figures: Path) -> str:
-    """Main findings and tables of every published profile but smoke: efficiencies, reward models, policies."""
+    """Main findings and tables of every profile but smoke and replicas: efficiencies, reward models, policies."""
     return "\n\n".join(filter(None, [told(figures), efficiencies(figures), reward_models(figures), policies(figures)]))
 
 
 def told(figures: Path) -> str:
-    """The main findings of each profile, as a list."""
+    """The main findings of each profile, as a list: which hold with fresh seeds, and how many of all do."""
     lines = []
     for file in _published(figures, "findings"):
-        table = pd.read_csv(file).set_index("id").reindex(MAIN).dropna(subset="value")
-        lines += [f"- {file.parent.name}: {text}" for text in table.statement]
+        found, profile = pd.read_csv(file), file.parent.name
+        main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "replicated"])
+        for row in main.dropna(subset="value").itertuples():
+            mark = "" if pd.isna(row.replicated) else " (replicated)" if row.replicated else " (not replicated)"
+            lines.append(f"- {profile}: {row.statement}{mark}")
+        lines += [f"- {profile}: {text}." for text in [replication.told(found)] if text]
     return "\n".join(lines)
 
 
@@ -106,8 +111,9 @@ def times(figures: Path) -> str:
 
 
 def _published(figures: Path, notebook: str) -> list[Path]:
-    """The table of a notebook in every profile but smoke, pocket first."""
-    return [f for f in sorted(figures.glob(f"*/{notebook}.csv"), reverse=True) if f.parent.name != "smoke"]
+    """The table of a notebook in every profile but smoke and replicas, pocket first."""
+    files = sorted(figures.glob(f"*/{notebook}.csv"), reverse=True)
+    return [f for f in files if f.parent.name != "smoke" and not f.parent.name.endswith(REPLICA)]
 
 
 def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> str:

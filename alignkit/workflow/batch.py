@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow import checksums, parameters
+from alignkit.workflow import checksums, identity, parameters
 from alignkit.workflow.schema import NOTEBOOKS, World
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -52,16 +52,33 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     for cell in cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
     p = values(notebook, profile, data)
-    digest.update(json.dumps(p.model_dump(), sort_keys=True).encode())
-    for source in sorted({p.data, p.policy, p.reward_model} - {"pocket", "scratch"}):
-        digest.update(f"{source} {checksums.content(source)}".encode())
-    digest.update((paths.CHECKOUT / "requirements.lock").read_bytes())
+    digest.update(_given(p))
     for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
         for file in filter(Path.is_file, (module, module.with_suffix(".yaml"))):  # a module's data lie beside it
             digest.update(str(file.relative_to(paths.PACKAGE)).encode() + file.read_bytes())
     for name in sorted(set(p.reads) & set(notebooks(profile))):
         digest.update(content_key(name, profile, data).encode())
     return digest.hexdigest()[:16]
+
+
+def training_key(notebook: str, profile: str, data: str = "") -> str:
+    """Hash of what decides which runs a notebook asks for, and what is in them.
+
+    These are its parameters, the lock, what lies at a local path among the parameters, and all definitions that the
+    `recipe` of its module reaches: neither its cells nor its figures, tables and sentences.
+    """
+    asked = identity.reached(f"{identity.PACKAGE}.report.{notebook.partition('_')[2]}", "recipe")
+    digest = hashlib.sha256(_given(values(notebook, profile, data)))
+    digest.update(identity.digest(asked).encode())
+    return digest.hexdigest()[:16]
+
+
+def _given(p: World) -> bytes:
+    """Parameters, what lies at a local path among them, and the lock."""
+    told = json.dumps(p.model_dump(), sort_keys=True)
+    for source in sorted({p.data, p.policy, p.reward_model} - {"pocket", "scratch"}):
+        told += f"{source} {checksums.content(source)}"
+    return told.encode() + (paths.CHECKOUT / "requirements.lock").read_bytes()
 
 
 def reached(code: str) -> list[Path]:
@@ -188,7 +205,7 @@ def check_executed(profile: str, notebook: str) -> None:
     data, _ = _read(file)
     if file != seal(profile, notebook, content_key(notebook, profile, data)):
         raise UserFault(f"publish: {notebook} was executed with other parameters or code; {again}")
-    if profile == "pocket" and data not in ("", values(notebook, profile).data):
+    if profile.removesuffix(parameters.REPLICA) == "pocket" and data not in ("", values(notebook, profile).data):
         what = "other values of data than its profile has; publishing needs the profile's own"
         raise UserFault(f"publish: {notebook} was executed with {what}")
 
@@ -199,9 +216,9 @@ def check_executed(profile: str, notebook: str) -> None:
 def publish(profile: str) -> list[str]:
     """Copy a profile's executed notebooks, figures and tables out of the build folder; returns the files that changed.
 
-    The pocket notebooks go into notebooks/, so that what is read is what ran; those of other profiles
-    lie beside their figures.  Raises UserFault if nothing of the profile was executed, if what was executed is
-    damaged or out of date, while another batch runs, or without a repository.
+    The pocket notebooks go into notebooks/, so that what is read is what ran; those of other profiles lie beside
+    their figures; of a replica, tables alone are kept.  Raises UserFault if nothing of the profile was executed, if
+    what was executed is damaged or out of date, while another batch runs, or without a repository.
     """
     if paths.CHECKOUT is None:
         raise UserFault("publish: alignkit was installed without its repository; run this in a clone of it")
@@ -216,8 +233,9 @@ def publish(profile: str) -> list[str]:
             check_executed(profile, name)
         changed = []
         for name in done:
-            file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
-            changed += _write(file, f"{nbformat.writes(published(profile, name))}\n".encode())
+            if not profile.endswith(parameters.REPLICA):
+                file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
+                changed += write(file, f"{nbformat.writes(published(profile, name))}\n".encode())
             changed += _write_figures(profile, name, target)
         return changed + _write_results(target)
 
@@ -226,29 +244,31 @@ def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:
     """Figures and tables of a notebook; those that it no longer makes are removed."""
     changed = []
     fresh = of_notebook(paths.figures(profile), notebook)
+    if profile.endswith(parameters.REPLICA):
+        fresh = [file for file in fresh if file.suffix == ".csv"]
     for old in of_notebook(target, notebook):
         if old.name not in {f.name for f in fresh}:
             old.unlink()
             changed.append(f"{old.relative_to(paths.CHECKOUT)} (removed)")
     for file in fresh:
-        changed += _write(target / file.name, file.read_bytes())
+        changed += write(target / file.name, file.read_bytes())
     return changed
 
 
 def _write_results(target: Path) -> list[str]:
-    """results.csv, the rows of every notebook that puts policies on the KL-reward plane; findings.csv, all findings."""
-    changed = []
-    of_findings = [f"{notebook.partition('_')[0]}_findings" for notebook in NOTEBOOKS]
-    for names, wanted, file in ((NOTEBOOKS, "kl", "results"), (of_findings, "id", "findings")):
-        tables = [target / f"{name}.csv" for name in names]
-        found = [table for table in map(pd.read_csv, filter(Path.is_file, tables)) if wanted in table]
-        if found:
-            both = pd.concat(found).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-            changed += _write(target / f"{file}.csv", both.encode())
-    return changed
+    """results.csv, the rows of every notebook that puts policies on the KL-reward plane."""
+    tables = [target / f"{name}.csv" for name in NOTEBOOKS]
+    found = [table for table in map(pd.read_csv, filter(Path.is_file, tables)) if "kl" in table]
+    return write_table(target / "results.csv", pd.concat(found)) if found else []
 
 
-def _write(file: Path, content: bytes) -> list[str]:
+def write_table(file: Path, table: pd.DataFrame) -> list[str]:
+    """Write a table into the checkout, if it says something else; returns the files that changed."""
+    return write(file, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+
+
+def write(file: Path, content: bytes) -> list[str]:
+    """Write a file into the checkout, whole or not at all; returns the files that changed."""
     if file.is_file() and file.read_bytes() == content:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import json
 import re
 import symtable
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ def source(function: Callable[..., Any], words: frozenset[str] = frozenset()) ->
     found = reached(function.__module__, function.__name__, words)
     if (function.__module__, function.__name__) not in found:
         raise ValueError(f"{function.__qualname__}: a training function must stand at the top of a module")
+    return digest(found)
+
+
+def digest(found: Mapping[Place, ast.AST]) -> str:
+    """SHA-256 of definitions (first 16 hex digits), with the data of their modules and what their names stand for."""
     lines = set()
     for (module, name), node in found.items():
         meaning = _read(module).meaning

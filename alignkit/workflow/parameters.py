@@ -1,8 +1,9 @@
 """The one reader and checker of params/, and of what a notebook's first cell or papermill sets.
 
 A notebook's values are laid over each other: params/pocket, which holds every key; its profile's shared.yaml; its
-profile's file for this notebook, if there is one; and last what was set in the notebook.  What the keys mean and allow
-stands in `alignkit.workflow.schema`.  A fault is one line: where, key, value, what is allowed.
+profile's file for this notebook, if there is one; and last what was set in the notebook.  A replica lies on the profile
+that it repeats.  What the keys mean and allow stands in `alignkit.workflow.schema`.  A fault is one line: where, key,
+value, what is allowed.
 """
 
 import ast
@@ -24,6 +25,9 @@ from alignkit.workflow.schema import NOTEBOOKS, Rewarded
 
 SHARED = "shared"
 """The file of a profile (without its suffix) whose values go to all notebooks that know them."""
+
+REPLICA = "_replica"
+"""What follows the name of a profile in the name of the one that repeats it with fresh seeds."""
 
 LONGEST_FILE = 100_000
 """Bytes."""
@@ -163,8 +167,13 @@ def _profile(profile: Any, notebook: str, where: str) -> Layers:
     """What a shipped profile says about one notebook.  Raises UserFault if there is no such profile."""
     if profile not in profiles():
         raise UserFault(f"{where}: profile: {_shown(profile)}; allowed: {', '.join(profiles())}, the folders of params")
-    above = [] if profile == "pocket" else _folder(paths.PARAMS / profile, notebook)
-    return [*_folder(paths.PARAMS / "pocket", notebook), *above]
+    below = [] if profile == "pocket" else _below(profile, notebook, where)
+    return [*below, *_folder(paths.PARAMS / profile, notebook)]
+
+
+def _below(profile: str, notebook: str, where: str) -> Layers:
+    """What a profile is laid on: a replica on the profile that it repeats, any other on pocket."""
+    return _profile(profile.removesuffix(REPLICA) if profile.endswith(REPLICA) else "pocket", notebook, where)
 
 
 def _merged(layers: Layers) -> dict[str, Any]:
@@ -183,7 +192,7 @@ def load(path: Path, data: str | None = None, **override: Any) -> Rewarded:
     in_profile = (path.parent / f"{SHARED}.yaml").exists() or path.parent.parent.resolve() == paths.PARAMS
     if in_profile and path.stem in NOTEBOOKS and path.suffix == ".yaml":
         profile, notebook = path.parent.name, path.stem
-        layers = [*_profile("pocket", notebook, str(path)), *_folder(path.parent, notebook)]
+        layers = [*_below(profile, notebook, str(path)), *_folder(path.parent, notebook)]
     else:
         values = read_file(path)
         notebook, profile = _notebook(values.get("notebook", path.stem), str(path)), values.get("profile", "pocket")

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow import batch
+from alignkit.workflow import batch, identity, parameters
 
 NOTEBOOK = "1_reward_model"
 NOTEBOOKS = sorted(file.stem for file in (paths.CHECKOUT / "notebooks").glob("*.ipynb"))
@@ -265,6 +265,72 @@ def test_a_seal_is_kept_while_its_files_are_as_they_were_made(checkout: Path, bu
     assert list((build / "smoke" / "executed").iterdir()) == [batch.seal("smoke", NOTEBOOK, key)]
 
 
+# What its training depends on
+
+
+def replace(file: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(checkout: Path) -> None:
+        text = (checkout / file).read_text()
+        assert text.count(old) == 1
+        (checkout / file).write_text(text.replace(old, new))
+
+    return edit
+
+
+def training_key() -> str:
+    identity._read.cache_clear()
+    return batch.training_key(NOTEBOOK, "smoke")
+
+
+@pytest.fixture
+def read_again():
+    yield
+    identity._read.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        edit_cell,
+        append("alignkit/report/figures.py", "DPI = 1"),
+        append("alignkit/report/looks.yaml"),
+        append("alignkit/report/tables.py", "DPI = 1"),
+        append("alignkit/report/findings.py", "DPI = 1"),
+        append("alignkit/report/reward_model.py", "def picture():\n    return 1"),
+        append("alignkit/training/reward.py"),
+        append("alignkit/training/dpo.py", "RATE = 1"),
+    ],
+    ids=["cell", "figure", "look", "table", "sentence", "its own picture", "comment", "another's training"],
+)
+def test_an_edit_of_what_is_shown_starts_no_training_job(
+    edit: Callable[[Path], None], checkout: Path, read_again: None
+):
+    before = training_key()
+    edit(checkout)
+    assert training_key() == before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        edit_parameter,
+        append("requirements.lock"),
+        replace(
+            "alignkit/report/reward_model.py", "def recipe(p: RewardModel, seed", "def recipe(p: RewardModel, number"
+        ),
+        append("alignkit/training/reward.py", "def train_reward(out):\n    return {}"),
+        append("alignkit/workflow/store.py", "RECORD = 'other.json'"),
+    ],
+    ids=["parameter", "lock", "recipe", "training function", "store"],
+)
+def test_an_edit_of_what_is_trained_starts_training_jobs(
+    edit: Callable[[Path], None], checkout: Path, read_again: None
+):
+    before = training_key()
+    edit(checkout)
+    assert training_key() != before
+
+
 @pytest.mark.parametrize("file", ["params/pocket/shared.yaml", "alignkit/report/figures.py"])
 def test_what_was_executed_with_other_parameters_or_code_is_not_published(file: str, checkout: Path, build: Path):
     finish(build, "smoke", executed("profile = 'smoke'"))
@@ -365,6 +431,15 @@ def test_a_figure_that_is_no_longer_drawn_is_removed_and_others_stay(checkout: P
     assert sorted(f.name for f in figures.iterdir()) == [
         "10_other_notebook.png", "1_new.svg", f"{NOTEBOOK}.ipynb", "1_words.png", "README.md",
     ]  # fmt: skip
+
+
+def test_of_a_replica_only_tables_are_kept(checkout: Path, build: Path):
+    name = f"smoke{parameters.REPLICA}"
+    (checkout / "params" / name).mkdir()
+    (checkout / "params" / name / "shared.yaml").write_text("seeds: [7]")
+    finish(build, name, executed(f"profile = '{name}'"), ["1_words.png", "1_words.svg", "1_words.csv"])
+    assert batch.publish(name) == [f"figures/{name}/1_words.csv"]
+    assert batch.values(NOTEBOOK, name).seeds == [7]
 
 
 # End to end
@@ -475,7 +550,10 @@ def test_an_edit_makes_the_notebook_run_again_whoever_made_the_build(edited: str
         shutil.rmtree(memory, ignore_errors=True)
         memory.with_name("away").rename(memory)
     assert done.returncode == 0
-    assert ("Nothing to be done" in done.stderr + done.stdout) == (edited == "Snakefile")
+    told = done.stderr + done.stdout
+    assert ("Nothing to be done" in told) == (edited == "Snakefile")
+    made = re.search(r"output files have to be generated:\s+(.*)", told)
+    assert ("train" in (made[1] if made else "")) == edited.startswith("params")
 
 
 @pytest.mark.batch

@@ -93,6 +93,18 @@ def test_a_profile_needs_one_file(profile: Path, capsys: pytest.CaptureFixture):
     assert parameters.load(profile / "6_one_front.yaml").front_steps == 9
 
 
+def test_a_replica_is_laid_on_the_profile_that_it_repeats(profile: Path, capsys: pytest.CaptureFixture):
+    replica = profile.with_name("mine_replica")
+    replica.mkdir()
+    (replica / "shared.yaml").write_text("seeds: [7]\n")
+    assert check(replica, capsys) == []
+    loaded = parameters.load(replica / f"{NOTEBOOK}.yaml").model_dump()
+    assert loaded == {**POCKET, "profile": "mine_replica", "sft_batch": 8, "seeds": [7]}
+    of_pocket = parameters.load(paths.PARAMS / "pocket_replica" / f"{NOTEBOOK}.yaml")
+    assert of_pocket.model_dump() == {**POCKET, "profile": "pocket_replica", "seeds": of_pocket.seeds}
+    assert not {*of_pocket.seeds} & {*POCKET["seeds"]}
+
+
 def test_an_override_wins_over_a_notebooks_file_and_that_over_shared(profile: Path):
     own = profile / f"{NOTEBOOK}.yaml"
     own.write_text(f"notebook: {NOTEBOOK}\nprofile: mine\nsft_batch: 4\nheld_out: 200\n")

@@ -1,0 +1,74 @@
+"""Which findings hold again: those of a profile beside those of its replica, the same report with fresh seeds."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.report import findings
+from alignkit.workflow.batch import write_table
+from alignkit.workflow.parameters import REPLICA
+
+OUTCOME = ["statement", "value", "low", "high", "holds"]
+"""Columns of a finding that two reports may have otherwise."""
+
+
+def publish(profile: str) -> list[str]:
+    """Write a profile's findings.csv, and replication.csv where it has a replica; returns the files that changed."""
+    folder, replica = (paths.CHECKOUT / "figures" / name for name in (profile, profile + REPLICA))
+    tables = [folder / f"{notebook.partition('_')[0]}_findings.csv" for notebook in findings.CLAIMS]
+    if not (own := [pd.read_csv(table) for table in tables if table.is_file()]):
+        return []
+    both = compare(pd.concat(own, ignore_index=True), asked_again(replica))
+    shown = [*findings.COLUMNS, "replicated", "replica_value", "replica_low", "replica_high"]
+    changed = write_table(folder / "findings.csv", both[shown])
+    if replica.is_dir():
+        replicas = [f"replica_{column}" for column in OUTCOME]
+        changed += write_table(folder / "replication.csv", both[["id", "notebook", *OUTCOME, *replicas]])
+    return changed
+
+
+def asked_again(folder: Path) -> pd.DataFrame:
+    """What today's claims say of the tables in a folder; each is open where it has none."""
+    tables = findings.of_folders(folder)
+    return pd.concat([findings.found(notebook, tables) for notebook in findings.CLAIMS], ignore_index=True)
+
+
+def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """Findings with those of the same id in a replica, as replica_<column>.
+
+    `replicated` says of a finding that holds whether it holds there; it is empty for one that does not hold here, or
+    that the replica leaves open.
+    """
+    theirs = again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_")
+    both = own.join(theirs, on="id")
+    asked = both.holds.eq(True) & both.replica_holds.notna()
+    return both.assign(replicated=both.replica_holds.astype(object).where(asked))
+
+
+def told(found: pd.DataFrame) -> str:
+    """How many of the findings that hold also hold with fresh seeds, and which do not; "" without a replica."""
+    if "replicated" not in found or found.replicated.isna().all():
+        return ""
+    asked = found.replicated.notna()
+    again = found.replicated.eq(True)
+    text = f"{again.sum()} of {asked.sum()} findings that hold also hold with fresh seeds"
+    for word, kept in (("not", asked & ~again), ("open there", found.holds.eq(True) & ~asked)):
+        text += f"; {word}: {', '.join(found.id[kept])}" if kept.any() else ""
+    return text
+
+
+def replicate(profile: str) -> list[str]:
+    """Compare a published profile with its published replica; returns the files that changed, and what to say.
+
+    Raises UserFault without a repository, or where one of both has no findings.
+    """
+    if paths.CHECKOUT is None:
+        raise UserFault("replicate: alignkit was installed without its repository; run this in a clone of it")
+    for name in (profile, profile + REPLICA):
+        if not list((paths.CHECKOUT / "figures" / name).glob("?_findings.csv")):
+            raise UserFault(f"replicate: {name!r} has no findings in figures; run make report PROFILE={name} first")
+    changed = publish(profile)
+    found = pd.read_csv(paths.CHECKOUT / "figures" / profile / "findings.csv")
+    return [*changed, f"{profile}: {told(found) or 'no finding that holds was answered again'}"]

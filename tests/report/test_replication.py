@@ -1,0 +1,122 @@
+"""Findings of a profile beside those of its replica, from tables made by hand."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from alignkit import paths
+from alignkit.__main__ import main
+from alignkit.report import findings, readme, replication
+from alignkit.workflow import parameters
+
+PROFILE, REPLICA = "smoke", f"smoke{parameters.REPLICA}"
+
+
+def gain(low: float) -> pd.DataFrame:
+    """What DPO and WARP gain in reward: 2, from `low` to 3."""
+    row = {"method": "sigmoid", "policy": "WARP, η=0.5", "measure": "reward", "seeds": 3, "difference": 2.0}
+    return pd.DataFrame([row | {"low": low, "high": 3.0}])
+
+
+def lay(folder: Path, **tables: pd.DataFrame) -> None:
+    """Tables 2_gain and 4_gain, and the findings that notebooks 2 and 4 make of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name[1:]}.csv", index=False)
+    for notebook in ("2_dpo_losses", "4_warp"):
+        found = findings.found(notebook, findings.of_folders(folder))
+        found.to_csv(folder / f"{notebook[0]}_findings.csv", index=False)
+
+
+@pytest.fixture
+def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with a profile in which DPO and WARP raise the reward, and a replica in which DPO alone does."""
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
+    (tmp_path / "README.md").write_text("nothing to fill in")
+    lay(tmp_path / "figures" / PROFILE, t2_gain=gain(1), t4_gain=gain(1))
+    lay(tmp_path / "figures" / REPLICA, t2_gain=gain(0.5), t4_gain=gain(-1))
+    return tmp_path / "figures"
+
+
+def published(figures: Path) -> pd.DataFrame:
+    return pd.read_csv(figures / PROFILE / "findings.csv").set_index("id")
+
+
+def test_replicate_says_which_findings_hold_again(figures: Path, capsys: pytest.CaptureFixture):
+    assert main(["replicate", PROFILE]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "figures/smoke/findings.csv",
+        "figures/smoke/replication.csv",
+        "smoke: 1 of 2 findings that hold also hold with fresh seeds; not: warp_raises_reward",
+    ]
+    rows = published(figures)
+    assert rows.replicated.dropna().to_dict() == {"dpo_raises_reward": True, "warp_raises_reward": False}
+    assert rows.loc["dpo_raises_reward", ["value", "low", "replica_value", "replica_low"]].tolist() == [2, 1, 2, 0.5]
+
+
+def test_both_runs_stand_side_by_side(figures: Path):
+    replication.publish(PROFILE)
+    row = pd.read_csv(figures / PROFILE / "replication.csv").set_index("id").loc["warp_raises_reward"]
+    assert (row.holds, row.replica_holds) == (True, False)
+    assert "raises" in row.statement
+    assert "does not measurably change" in row.replica_statement
+    assert row[["low", "high", "replica_low", "replica_high"]].tolist() == [1, 3, -1, 3]
+
+
+def test_publishing_again_keeps_what_the_replica_says(figures: Path):
+    assert replication.publish(PROFILE)
+    before = published(figures)
+    assert replication.publish(PROFILE) == []
+    lay(figures / PROFILE, t2_gain=gain(0.9))
+    assert replication.publish(PROFILE) == ["figures/smoke/findings.csv", "figures/smoke/replication.csv"]
+    assert published(figures).replica_low.equals(before.replica_low)
+
+
+def test_what_the_replica_leaves_open_is_told_apart(figures: Path):
+    (figures / REPLICA / "4_gain.csv").unlink()
+    replication.publish(PROFILE)
+    rows = published(figures)
+    assert pd.isna(rows.replicated["warp_raises_reward"])
+    assert replication.told(rows.reset_index()) == (
+        "1 of 1 findings that hold also hold with fresh seeds; open there: warp_raises_reward"
+    )
+
+
+def test_what_does_not_hold_here_is_not_replicated_either_way(figures: Path):
+    lay(figures / PROFILE, t2_gain=gain(-1))
+    replication.publish(PROFILE)
+    rows = published(figures)
+    assert pd.isna(rows.replicated["dpo_raises_reward"])
+    assert rows.replica_value["dpo_raises_reward"] == 2
+
+
+def test_without_a_replica_the_columns_are_empty(figures: Path):
+    replication.publish(REPLICA)  # has none of its own
+    rows = pd.read_csv(figures / REPLICA / "findings.csv")
+    assert rows[["replicated", "replica_value", "replica_low", "replica_high"]].isna().all(axis=None)
+    assert replication.told(rows) == ""
+    assert not (figures / REPLICA / "replication.csv").exists()
+
+
+@pytest.mark.parametrize("lacking", [PROFILE, REPLICA])
+def test_without_one_of_both_there_is_one_line(lacking: str, figures: Path, capsys: pytest.CaptureFixture):
+    for file in (figures / lacking).iterdir():
+        file.unlink()
+    assert main(["replicate", PROFILE]) == 2
+    told = f"replicate: {lacking!r} has no findings in figures; run make report PROFILE={lacking} first\n"
+    assert capsys.readouterr().err == told
+
+
+def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(readme, "MAIN", ["dpo_raises_reward", "warp_raises_reward"])
+    for name in (PROFILE, REPLICA):  # smoke is no profile that the README tells of
+        (figures / name).rename(figures / name.replace("smoke", "pocket"))
+    assert "replicated" not in readme.told(figures)
+    replication.publish("pocket")
+    replication.publish(f"pocket{parameters.REPLICA}")
+    assert readme.told(figures).splitlines() == [
+        "- pocket: DPO raises the reward over SFT: 2.00 [1.00, 3.00]. (replicated)",
+        "- pocket: WARP, interpolated back, raises the reward over SFT: 2.00 [1.00, 3.00]. (not replicated)",
+        "- pocket: 1 of 2 findings that hold also hold with fresh seeds; not: warp_raises_reward.",
+    ]
