@@ -17,7 +17,7 @@ DISTILLED = "distilled draws"
 APPROACHED = "distilled, then RLOO"
 AT_WARPS_TOKENS = "distilled, then RLOO, WARP's tokens"
 MAIN = (DISTILLED, APPROACHED, AT_WARPS_TOKENS)
-ALONE = "RLOO alone, as long"
+ALONE = "RLOO as long, from SFT"
 REGRESSIONS = {"regression on the optimum": True, "regression off policy": False}
 """Whether it is on policy."""
 AGAIN = "its resampled draws, distilled"
@@ -54,15 +54,29 @@ def anchored(p: Towards, seed: int, runs: Runs, start: Run, beta: float, steps: 
     return get(train_policy_gradient, settings, **shared(p, seed), **models, stream=[0, 0])
 
 
+def chain(p: Towards, seed: int, runs: Runs, start: Run) -> list[Run]:
+    """RLOO for each β, first far from SFT and then nearer again, each going on from the one before."""
+    done, steps, rate = [start], p.approach_steps, p.approach_lr
+    for beta in p.approach_betas:
+        done.append(anchored(p, seed, runs, done[-1], beta, steps, rate))
+        steps, rate = p.approach_more, p.approach_more_lr
+    return done[1:]
+
+
 def approach(p: Towards, seed: int, runs: Runs) -> list[Policy]:
-    """The distilled policy, then RLOO for one β after the other, each from the one before; main rows."""
+    """The distilled policy, and RLOO after it; the ways back of the first and the last of them; main rows."""
     draws, start = distilled(p, seed, runs)
     found = [placed(p, seed, runs, DISTILLED, [draws, start], eta=eta, beta=p.distil_beta) for eta in HALFWAY]
-    behind, etas, steps = [draws, start], HALFWAY, p.approach_steps
-    for beta in p.approach_betas:
-        behind = [*behind, anchored(p, seed, runs, behind[-1], beta, steps, p.approach_lr)]
-        found += [placed(p, seed, runs, APPROACHED, behind, eta=eta, beta=beta) for eta in etas]
-        etas, steps = (1.0,), p.approach_more
+    return found + chained(p, seed, runs, APPROACHED, [draws, start], chain(p, seed, runs, start))
+
+
+def chained(p: Towards, seed: int, runs: Runs, name: str, before: Sequence[Run], then: Sequence[Run]) -> list[Policy]:
+    """The policies of a `chain`, and those half-way back to SFT from its last one."""
+    main, found = name == APPROACHED, []
+    for i, beta in enumerate(p.approach_betas, start=1):
+        etas = HALFWAY if i == len(then) else (1.0,)
+        behind = [*before, *then[:i]]
+        found += [placed(p, seed, runs, name, behind, main, eta=eta, beta=beta) for eta in etas]
     return found
 
 
@@ -106,12 +120,12 @@ def with_few_tokens(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
 
 def apart(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     """Each part alone, other ways from the same draws, and what else starts from the distilled policy; side rows."""
-    beta, steps, sft = p.few_beta, p.approach_steps, runs["sft"]
+    beta, sft = p.few_beta, runs["sft"]
     draws, start = distilled(p, seed, runs)
     models = {"seed": seed, "reference": sft, "reward": runs["reward"], "draws": draws}
-    how = {"beta": beta, "steps": steps, "batch": p.warp_batch, "lr": p.approach_lr, "warmup": p.warp_warmup}
+    how = {"beta": beta, "steps": p.approach_more, "batch": p.warp_batch, "lr": p.approach_lr, "warmup": p.warp_warmup}
     sizes = {"max_new_tokens": p.new_tokens, "reward_tokens": p.reward_tokens}
-    found = [(ALONE, [anchored(p, seed, runs, sft, beta, steps, p.approach_lr)])]
+    found = []
     for name, on_policy in REGRESSIONS.items():
         settings = RegressionSettings(**how, **sizes, on_policy=on_policy)
         found.append((name, [draws, get(regress, settings, policy=sft, **models)]))
@@ -120,8 +134,9 @@ def apart(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     again = drawn(p, seed, runs, p.few_prompts, p.distil_samples, policy=approached.trained[-1])
     refitted = fitted(p, seed, approached.trained[-1], again, beta, p.distil_texts)
     found.append((AGAIN, [*approached.trained, again, refitted]))
-    each = product(found, p.etas)
-    return [placed(p, seed, runs, name, behind, main=False, eta=eta, beta=beta) for (name, behind), eta in each]
+    each = product(found, HALFWAY)
+    points = [placed(p, seed, runs, name, behind, main=False, eta=eta, beta=beta) for (name, behind), eta in each]
+    return [*chained(p, seed, runs, ALONE, [], chain(p, seed, runs, sft)), *points]
 
 
 def warp_from(p: Improvements, seed: int, runs: Runs) -> list[Policy]:

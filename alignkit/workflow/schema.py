@@ -267,10 +267,11 @@ class Towards(Anchored):
     distil_beta: Beta = Field(description="β of their weights exp(r/β)")
     distil_texts: Count = Field(description="texts of each prompt that are trained on, resampled by their weights")
     distil_lr: LearningRate = Field(description="highest learning rate of that training")
-    approach_betas: Betas = Field(description="β of RLOO after distillation, one after the other; falling")
+    approach_betas: Betas = Field(description="β of RLOO after distillation, each from the one before")
     approach_steps: Steps = Field(description="steps of RLOO with the first β")
     approach_more: Steps = Field(description="steps with each further β")
-    approach_lr: LearningRate = Field(description="highest learning rate of RLOO after distillation")
+    approach_lr: LearningRate = Field(description="highest learning rate of RLOO with the first β")
+    approach_more_lr: LearningRate = Field(description="highest learning rate with each further β")
 
 
 class Warp(Fronts):
