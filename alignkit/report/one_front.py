@@ -21,8 +21,19 @@ from alignkit.frontier import (
 from alignkit.metrics import seed_interval
 from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
 from alignkit.report.looks import NEUTRAL, looks
-from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs, loop_settings, measured, shared, started
+from alignkit.report.policies import (
+    EVALUATION,
+    LOOPED,
+    Policy,
+    Runs,
+    each_once,
+    loop_settings,
+    measured,
+    shared,
+    started,
+)
 from alignkit.report.tables import at_kl
+from alignkit.report.towards import approach, steps_of, tilted
 from alignkit.training.evaluate import evaluate
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient
@@ -40,12 +51,13 @@ Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
 def recipe(p: OneFront, seed: int) -> Runs:
     """Its own sweep and the pool; the other policies come from the tables of the other notebooks."""
     runs = started(p, seed)
-    swept = sweep(p, seed, runs)
-    drawing = [runs["sft"], *(policy.trained[0] for policy in swept)]
-    for policy in swept:
+    for policy in sweep(p, seed, runs):
         name = f"β={policy.settings['beta']:g}"
         runs |= {name: policy.trained[0], name + EVALUATION: policy.evaluation}
-    counts = (p.pool_reference, *[p.pool_trained] * len(p.front_betas))
+    approached = approach(p, seed, runs)
+    drawing = [runs["sft"], *tilted(approached).values()]
+    counts = (p.pool_reference, *[p.pool_trained] * (len(drawing) - 1))
+    runs = each_once(runs, [pair for policy in approached for pair in steps_of(policy)])
     settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)
     return runs | {"pool": get(draw_pool, settings, **shared(p, seed), policies=drawing, reward=runs["reward"])}
 

@@ -259,6 +259,21 @@ class Anchored(Loop):
     anchored_lr: LearningRate = Field(description="highest learning rate of the runs whose rate falls")
 
 
+class Towards(Anchored):
+    """Distillation of weighted draws, then RLOO, in notebooks 5 and 6."""
+
+    distil_prompts: Count = Field(description="train prompts whose completions by SFT are weighed and distilled")
+    distil_samples: Samples = Field(description="completions of each of these prompts")
+    distil_beta: Beta = Field(description="β of their weights exp(r/β)")
+    distil_texts: Count = Field(description="texts of each prompt that are trained on, resampled by their weights")
+    distil_lr: LearningRate = Field(description="highest learning rate of that training")
+    approach_betas: Betas = Field(description="β of RLOO after distillation, each from the one before")
+    approach_steps: Steps = Field(description="steps of RLOO with the first β")
+    approach_more: Steps = Field(description="steps with each further β")
+    approach_lr: LearningRate = Field(description="highest learning rate of RLOO with the first β")
+    approach_more_lr: LearningRate = Field(description="highest learning rate with each further β")
+
+
 class Warp(Fronts):
     """Notebook 4."""
 
@@ -273,10 +288,10 @@ class Warp(Fronts):
         return super().inner_loop() | {"keep": sorted(steps for steps in self.step_counts if steps < self.warp_steps)}
 
 
-class Improvements(Divergent, Fronts, Anchored):
+class Improvements(Divergent, Fronts, Towards):
     """Notebook 5."""
 
-    after = ("3_f_divergences",)
+    after = ("3_f_divergences", "6_one_front")
     chi_alpha: Number = Field(gt=1, le=3, description="α of the χ^α divergence")
     strengths: Betas = Field(description="β of reverse KL; others get the β of the same slope at the reference")
     equal_steps: Steps = Field(description="steps that every variation of WARP has in all, its runs together")
@@ -284,13 +299,18 @@ class Improvements(Divergent, Fronts, Anchored):
     weak_reviews: Few[Even] = Field(description="sizes for weak reward models; three of the last one are averaged")
     weak_steps: Count = Field(description="steps that a weak reward model gets at least; twice that if it is averaged")
     weak_beta: Beta = Field(description="strength of the KL where policies are to go far on a proxy")
+    few_prompts: Count = Field(description="train prompts that are drawn for where tokens are few")
+    few_samples: Samples = Field(description="completions of each of them; with those of few_steps as many as WARP's")
+    few_texts: Count = Field(description="texts of each of them that are trained on")
+    few_beta: Beta = Field(description="β of their weights and of RLOO after it")
+    few_steps: Steps = Field(description="steps of RLOO there")
     confirm_seeds: Seeds = Field(description="further seeds, on which the chosen method is tried again")
 
     def training_seeds(self) -> list[int]:
         return [*self.seeds, *self.confirm_seeds]
 
 
-class OneFront(Anchored):
+class OneFront(Towards):
     """Notebook 6."""
 
     after = ("1_reward_model",)
