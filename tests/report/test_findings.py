@@ -31,13 +31,14 @@ def gains(value: float, low: float, high: float) -> pd.DataFrame:
     [(0.5, 1.5, "raises", True), (-1.5, -0.5, "lowers", False), (-0.5, 1.5, "does not measurably change", False)],
 )
 def test_a_sentence_says_what_its_interval_allows(low: float, high: float, said: str, holds: bool):
-    row = found("2_dpo_losses", tables(t_2_gain=gains((low + high) / 2, low, high))).iloc[0]
+    rows = found("2_dpo_losses", tables(t_2_gain=gains((low + high) / 2, low, high)))
+    row = rows.set_index("id").loc["dpo_raises_reward"]
     assert row.statement == f"DPO {said} the reward over SFT: {(low + high) / 2:.2f} [{low:.2f}, {high:.2f}]."
     assert (row.holds, row.value, row.seeds) == (holds, (low + high) / 2, 5)
 
 
 def test_one_seed_allows_no_sentence():
-    row = found("2_dpo_losses", tables(t_2_gain=gains(1.0, np.nan, np.nan))).iloc[0]
+    row = found("2_dpo_losses", tables(t_2_gain=gains(1.0, np.nan, np.nan))).set_index("id").loc["dpo_raises_reward"]
     assert row.statement.startswith("Open: ")
     assert pd.isna(row.holds)
     assert pd.isna(row.value)
