@@ -76,3 +76,11 @@ def test_what_differs_is_named():
     assert "hinge" in found.statement
     assert "ipo" not in found.statement
     assert not found.holds
+
+
+def test_methods_are_compared_at_the_middle_kl_that_their_table_has():
+    rows = {"family": "DPO, on-policy", "measure": "reward", "at_kl": [0.25, 0.5, 1.0], "difference": [9.0, 1.0, -9.0]}
+    table = pd.DataFrame(rows).assign(low=[8.0, 0.5, -10.0], high=[10.0, 1.5, -8.0])
+    found = findings.on_policy_gains_more(tables(t_2_beyond=table))
+    assert (found.value, found.holds) == (1.0, True)
+    assert "at KL 0.5" in found.statement
