@@ -225,11 +225,11 @@ def sizes(p: DpoLosses, runs: Mapping[int, Runs], table: pd.DataFrame) -> pd.Dat
     return rows.assign(train_pairs=counted, method=rows.method.replace("sigmoid", "all prompts"))
 
 
-def by_kl(gaps: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `matched_differences` of one measure as texts: a row for each family, a column for each KL."""
+def as_texts(gaps: pd.DataFrame, by: str, across: str) -> pd.DataFrame:
+    """Differences with their intervals as texts: a row for each value of `by`, a column for each one of `across`."""
     told = gaps.assign(text=[interval_text(row.difference, row.low, row.high, 2) for row in gaps.itertuples()])
-    wide = told.pivot(index="family", columns="at_kl", values="text").fillna("")
-    return wide.rename(columns="KL {:g}".format).rename_axis(columns=None).reset_index()
+    wide = told.pivot(index=by, columns=across, values="text").fillna("").rename_axis(columns=None)
+    return wide.rename(columns=lambda name: f"KL {name:g}" if across == "at_kl" else name).reset_index()
 
 
 def size_gains(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
