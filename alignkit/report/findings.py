@@ -149,6 +149,13 @@ def sft_is_near_the_grammar(tables: Tables) -> Finding:
 # Notebooks 2 and 3
 
 
+def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
+    """Which loss gains another reward than the sigmoid loss, at the same KL?"""
+    none = "No other loss gains a measurably other reward than the sigmoid loss at the same KL"
+    some = "Losses that gain another reward than the sigmoid loss at the same KL"
+    return counted(rows_of(tables("2_matched"), measure="reward"), none, some)
+
+
 def dpo_raises_reward(tables: Tables) -> Finding:
     """Does DPO raise the reward that it never saw?"""
     return difference(rows_of(tables("2_gain"), method="sigmoid", measure="reward"), "DPO", "the reward over SFT")
@@ -164,6 +171,35 @@ def losses_do_not_differ(tables: Tables) -> Finding:
     none = "No other loss ends at a measurably other reward than the sigmoid loss"
     some = "Losses that end at another reward than the sigmoid loss, each at its own KL"
     return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some)
+
+
+def _halfway(table: pd.DataFrame, **where: object) -> pd.DataFrame:
+    """The row of a table at matched KLs at the middle one of those that it has."""
+    rows = rows_of(table, **where).sort_values("at_kl")
+    return rows.iloc[[(len(rows) - 1) // 2]]
+
+
+def twice_the_pairs_raise_reward(tables: Tables) -> Finding:
+    """Do twice the pairs raise the reward, at as many steps?"""
+    gains = rows_of(tables("2_size_gain"), measure="reward").nlargest(1, "share")
+    kl = rows_of(tables("2_size_gain"), measure="kl").nlargest(1, "share").difference.iloc[0]
+    share = f"{gains.share.iloc[0]:.0%} of them, at as many steps (and moves the KL by {kl:+.2f} nats)"
+    return difference(gains, "DPO on all pairs instead of " + share, "the reward")
+
+
+def on_policy_gains_more(tables: Tables) -> Finding:
+    """Does DPO gain more reward if its pairs are drawn anew from the current policy, at the same KL?"""
+    row = _halfway(tables("2_beyond"), family="DPO, on-policy", measure="reward")
+    words = ("gains more reward than", "gains less reward than", "gains no measurably other reward than")
+    rest = f"off-policy DPO at KL {row.at_kl.iloc[0]:g}, at as many completions and steps"
+    return difference(row, "DPO on pairs of the current policy", rest, words)
+
+
+def imitation_reaches_more_gold(tables: Tables) -> Finding:
+    """Does fine-tuning on positive reviews reach more gold than DPO, at the same KL?"""
+    row = _halfway(tables("2_beyond"), family="fine-tuning on positive reviews", measure="gold")
+    words = ("reaches more gold than", "reaches less gold than", "reaches no measurably other gold than")
+    return difference(row, "Fine-tuning on positive reviews", f"DPO at KL {row.at_kl.iloc[0]:g}", words)
 
 
 def divergences_gain_no_more(tables: Tables) -> Finding:
@@ -318,7 +354,10 @@ CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
         reward_model_against_words, reward_model_orders, reward_model_is_calibrated, all_pairs_order_more,
         sft_is_near_the_grammar,
     ),
-    "2_dpo_losses": (dpo_raises_reward, dpo_raises_gold, losses_do_not_differ),
+    "2_dpo_losses": (
+        losses_do_not_differ_at_equal_kl, dpo_raises_reward, dpo_raises_gold, losses_do_not_differ,
+        twice_the_pairs_raise_reward, on_policy_gains_more, imitation_reaches_more_gold,
+    ),
     "3_f_divergences": (divergences_gain_no_more, divergences_keep_no_more_diversity),
     "4_warp": (
         warp_raises_reward, warp_raises_gold, warp_of_the_task_raises_reward, longer_runs_buy_no_more,

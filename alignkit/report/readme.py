@@ -82,7 +82,9 @@ def policies(figures: Path) -> str:
     for file in _published(figures, "2_dpo_losses"):
         table = pd.read_csv(file)
         table = pd.concat([table, *(_warp(pd.read_csv(f)) for f in [file.with_name("4_warp.csv")] if f.is_file())])
-        main = table[table.row == "main"].reindex(columns=["method", "seed", "status", *PLACED])
+        swept = r"^(?!WARP).*(?: β=| of the prompts|, η=(?!1$))"  # of a sweep its usual setting is shown
+        main = table[(table.row == "main") & ~table.method.str.contains(swept, regex=True)]
+        main = main.reindex(columns=["method", "seed", "status", *PLACED])
         found.append(tables.intervals(main, list(PLACED)).assign(reviews=file.parent.name))
     return markdown(found, {"reviews": "reviews", "method": "policy", "seeds": "seeds", **PLACED})
 

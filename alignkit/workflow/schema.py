@@ -184,7 +184,8 @@ class DpoLosses(OnPairs):
     """Notebook 2."""
 
     after = ("1_reward_model",)
-    betas: Betas = Field(description="the sweep over β for sigmoid and hinge")
+    loss_betas: Betas = Field(description="the sweep over β for every loss but IPO; main_beta belongs to it")
+    ipo_betas: Betas = Field(description="the sweep over β for IPO; ipo_beta belongs to it")
     ipo_beta: Beta = Field(description="β of IPO on summed log-ratios; the margin that it asks for is 1/(2β) nats")
     ipo_per_token_beta: Beta = Field(description="β of IPO on averages per token")
     label_smoothing: Number = Field(gt=0, lt=0.5, description="share of labels taken for flipped, cDPO and robust DPO")
@@ -195,6 +196,10 @@ class DpoLosses(OnPairs):
     biased_words: int = Field(ge=1, le=1000, description="words that the keyword baseline makes more likely")
     word_bias: Number = Field(gt=0, le=20, description="what it adds to their logits, nats")
     best_of: Several[Samples] = Field(description="best-of-n baselines; each n divides main_completions")
+    matched_kl: MatchedKls
+    pair_shares: Few[Inside] = Field(description="shares of the pairs' prompts that DPO is also trained on")
+    on_policy_rounds: int = Field(ge=1, le=20, description="on-policy DPO: how often pairs are drawn anew")
+    imitation_etas: Few[Rate] = Field(description="points of fine-tuning on positive reviews, from SFT (0) to 1")
 
 
 class Divergent(Aligned):

@@ -35,14 +35,14 @@ def drawn_together(profile: str) -> dict[str, list[str]]:
     p4, p6 = load(profile, "4_warp"), load(profile, "6_one_front")
     sigmoid = [m.family for m in improvements.methods(p5) if m.settings["loss"] == "sigmoid"]
     pairs = [f"{name} pairs" for name in dpo_losses.other_pairs(p2)]
-    others = [m.family for m in dpo_losses.methods(p2) if m.name in ("robust", "ipo_per_token")]
     alphas = ("alpha", "reverse_kl", "forward_kl")
     main = [m.family for m in f_divergences.methods(p3) if m.main]
     return {
-        "2_plane": [m.family for m in dpo_losses.methods(p2) if m.main],
-        "2_others": ["DPO, sigmoid loss", *pairs, *others, "no near-duplicates", "lora"],
+        "2_plane": [m.family for m in dpo_losses.methods(p2) if m.main and m.family],
+        "2_others": ["DPO, sigmoid loss", *pairs, "DPO, ipo_per_token loss", "no near-duplicates", "lora"],
+        "2_beyond": ["DPO, sigmoid loss", dpo_losses.ON_POLICY, dpo_losses.IMITATION],
         "2_baselines": ["DPO, sigmoid loss", "positive prefix", "keyword bias", "guided search",
-                        *filter(None, dpo_losses.BASELINES.values()), "best of n (KL bound)"],
+                        dpo_losses.IMITATION, "best of n (KL bound)"],
         "3_plane": main,
         "3_alphas": [m.family for m in f_divergences.methods(p3) if m.family and m.settings["divergence"] in alphas],
         "4_anchors": [v.name for v in warp.variations(p4) if v.name.startswith("REINFORCE")],

@@ -32,13 +32,14 @@ def gains(value: float, low: float, high: float) -> pd.DataFrame:
     [(0.5, 1.5, "raises", True), (-1.5, -0.5, "lowers", False), (-0.5, 1.5, "does not measurably change", False)],
 )
 def test_a_sentence_says_what_its_interval_allows(low: float, high: float, said: str, holds: bool):
-    row = found("2_dpo_losses", tables(t_2_gain=gains((low + high) / 2, low, high))).iloc[0]
+    rows = found("2_dpo_losses", tables(t_2_gain=gains((low + high) / 2, low, high)))
+    row = rows.set_index("id").loc["dpo_raises_reward"]
     assert row.statement == f"DPO {said} the reward over SFT: {(low + high) / 2:.2f} [{low:.2f}, {high:.2f}]."
     assert (row.holds, row.value, row.seeds) == (holds, (low + high) / 2, 5)
 
 
 def test_one_seed_allows_no_sentence():
-    row = found("2_dpo_losses", tables(t_2_gain=gains(1.0, np.nan, np.nan))).iloc[0]
+    row = found("2_dpo_losses", tables(t_2_gain=gains(1.0, np.nan, np.nan))).set_index("id").loc["dpo_raises_reward"]
     assert row.statement.startswith("Open: ")
     assert pd.isna(row.holds)
     assert pd.isna(row.value)
@@ -93,3 +94,11 @@ def test_rows_clear_of_zero_are_named_and_one_seed_answers_nothing():
     assert clear_of_zero(table) == "a +0.50 in gold (1 of 2 after Holm)"
     assert clear_of_zero(table[1:]) == "no difference is clear of zero (0 of 1 after Holm)"
     assert clear_of_zero(table.assign(holm=np.nan)) == "no interval, so no answer"
+
+
+def test_methods_are_compared_at_the_middle_kl_that_their_table_has():
+    rows = {"family": "DPO, on-policy", "measure": "reward", "at_kl": [0.25, 0.5, 1.0], "difference": [9.0, 1.0, -9.0]}
+    table = pd.DataFrame(rows).assign(low=[8.0, 0.5, -10.0], high=[10.0, 1.5, -8.0])
+    found = findings.on_policy_gains_more(tables(t_2_beyond=table))
+    assert (found.value, found.holds) == (1.0, True)
+    assert "at KL 0.5" in found.statement
