@@ -60,13 +60,12 @@ def evaluated_texts(run: str) -> pd.DataFrame | None:
 def reread(runs: Iterable[str]) -> pd.DataFrame:
     """What the completions of evaluations say beside their rows: faults a text where known, and the KL's own standard
     error over draws; NaN where they are not kept here.  Indexed by run."""
-    out = {}
-    for run in runs:
+    out: dict[str, dict[str, float]] = {run: {} for run in runs}
+    for run, row in out.items():
         if (samples := evaluated_texts(run)) is not None:
-            error = np.sqrt(samples.groupby("prompt").kl.var().mean() / len(samples))
-            out[run] = {"kl_error": error}
-            out[run] |= {"faults": fault_counts(samples).mean()} if "well_formed" in samples else {}
-    return pd.DataFrame.from_dict(out, orient="index", columns=["kl_error", "faults"])
+            row["kl_error"] = np.sqrt(samples.groupby("prompt").kl.var().mean() / len(samples))
+            row |= {"faults": fault_counts(samples).mean()} if "well_formed" in samples else {}
+    return pd.DataFrame(list(out.values()), index=list(out), columns=["kl_error", "faults"], dtype=float)
 
 
 def gains_at_costs(at: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
