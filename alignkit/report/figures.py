@@ -129,7 +129,8 @@ def panels(n: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
 
 def legend_below(figure: Figure) -> None:
     """One legend for all panels, below them, where it covers nothing."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+    named = {label: handle for a in figure.axes for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    labels, handles = list(named), list(named.values())
     columns = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
     columns = max(1, min(len(labels), 4, columns))
     figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=columns)

@@ -336,6 +336,37 @@ def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
     return bounded(own / warps, words, f"{own / warps:.2f}", most=0.3)
 
 
+def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
+    """Does the best policy used with one draw get more of the possible gain than WARP, at a KL of 1?"""
+    row = rows_of(tables("6_order"), family=family_of_warp(tables("4_warp")), at_kl=1).iloc[0]
+    flipped = {"difference": -row.difference, "low": -row.high, "high": -row.low, "seeds": row.seeds}
+    words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
+    subject = f"The best policy used with one draw ({row.against})"
+    return difference(pd.DataFrame([flipped]), subject, "WARP at a KL of 1 (difference in share)", words)
+
+
+def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
+    """How much of the gold that the best policy used with one draw misses at a KL of 1 is lost by the proxy?"""
+    shares = _shares(tables)
+    family = shares[shares.draws.isna()].nlargest(1, "KL 1").family.iloc[0]
+    parts = rows_of(tables("6_losses"), family=family, at_kl=1).part
+    part, low, high = seed_interval(parts)
+    told = f"the proxy loses {interval_text(part, low, high, 2)} of it, optimisation the rest"
+    text = f"Of the gold that the best policy used with one draw ({family}) misses at a KL of 1, {told}."
+    return Finding(text, part > 0.5, part, low, high, len(parts))
+
+
+def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
+    """Is the order of methods in gold another one if a fault costs 2 or 10 nats?"""
+    ranks = tables("6_fault_costs").filter(like="rank, ")
+    if len(ranks) < 3:
+        raise Unanswered("fewer than three methods stand there")
+    alike, moved = ranks.corr().min(axis=None), int((ranks.nunique(axis=1) > 1).sum())
+    words = ("The order of methods in gold hardly hangs", "The order of methods in gold hangs")
+    rest = f"on whether a fault costs 2, 5 or 10 nats: rank correlation {alike:.2f} at least"
+    return bounded(alike, words, f"{rest}, {moved} of {len(ranks)} methods change their place", least=0.9)
+
+
 def anchored_keeps_more_gold(tables: Tables) -> Finding:
     """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does at a KL of 1?"""
     swept = rows_of(tables("6_settings"), family="anchored RLOO, over β")
@@ -366,7 +397,8 @@ CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     "5_improvements": (anchored_beats_warp, anchored_beats_warp_in_gold, confirmation_is_at_equal_tokens),
     "6_one_front": (
         best_with_many_draws, best_with_one_draw, none_lies_above_the_optimum, reinforce_is_level_with_warp,
-        reinforce_is_cheaper_than_warp, anchored_keeps_more_gold,
+        reinforce_is_cheaper_than_warp, best_with_one_draw_beats_warp, proxy_loses_more_gold_than_optimisation,
+        order_in_gold_survives_the_cost_of_a_fault, anchored_keeps_more_gold,
     ),
 }  # fmt: skip
 COLUMNS = ["id", "notebook", "statement", *Finding._fields[2:], "holds"]

@@ -103,12 +103,6 @@ def steps_of(policy: Policy) -> list[tuple[str, Run]]:
     return [*behind, (f"{name}, η={policy.where['eta']:g}{EVALUATION}", policy.evaluation)]
 
 
-def tilted(found: Sequence[Policy]) -> dict[str, Run]:
-    """The policies of RLOO after distillation by what notebook 6 calls them: those that its pool is drawn from."""
-    whole = [policy for policy in found if policy.method == APPROACHED and policy.where["eta"] == 1]
-    return {f"{APPROACHED}, β={policy.settings['beta']:g}": policy.trained[-1] for policy in whole}
-
-
 def with_few_tokens(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     """The same way with as many completions as WARP draws, and its way back to SFT; main rows."""
     draws = drawn(p, seed, runs, p.few_prompts, p.few_samples)

@@ -51,9 +51,8 @@ def drawn_together(profile: str) -> dict[str, list[str]]:
         "4_runs_and_steps": [f"M={m}" for m in p4.run_counts],
         "5_divergences": sigmoid,
         "5_fronts": [*improvements.COMPARED, improvements.ANCHORED],
-        "6_one_front": ["DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews",
-                        "REINFORCE, EMA anchor", f"WARP, T={p6.warp_steps}", "WARP + RLOO", one_front.SWEPT,
-                        f"anchored RLOO, β={p6.front_betas[-1]:g}, one of {max(p6.resample)}"],
+        "6_one_front": [*one_front.DRAWN, one_front.warp(p6),
+                        one_front.one_of(f"{one_front.APPROACHED}, β={p6.approach_betas[-1]:g}", max(p6.resample))],
     }  # fmt: skip
 
 

@@ -69,6 +69,23 @@ def test_warp_is_what_the_profiles_own_table_calls_it(own: float, holds: bool):
     assert findings.reinforce_is_level_with_warp(shares(own, 0.58)).holds == holds
 
 
+@pytest.mark.parametrize(("ranks", "holds"), [([1, 2, 3], True), ([3, 1, 2], False)])
+def test_an_order_survives_another_cost_where_the_ranks_do(ranks: list[int], holds: bool):
+    table = pd.DataFrame({"rank, cost 2": ranks, "rank, cost 5": [1, 2, 3], "cost 5": [5.0, 4, 3]})
+    found = findings.order_in_gold_survives_the_cost_of_a_fault(tables(t_6_fault_costs=table))
+    assert found.holds == holds
+    assert f"{0 if holds else 3} of 3 methods" in found.statement
+
+
+def test_the_proxys_part_is_that_of_the_best_policy_used_with_one_draw():
+    shares = pd.DataFrame({"family": ["many", "best", "other"], "seeds": 2, "draws": [8, np.nan, np.nan],
+                           "KL 1": [0.9, 0.6, 0.5]})  # fmt: skip
+    losses = pd.DataFrame({"family": ["best", "best", "other"], "at_kl": 1.0, "part": [0.5, 0.7, 0.1]})
+    found = findings.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
+    assert (found.value, found.holds, found.seeds) == (pytest.approx(0.6), True, 2)
+    assert "(best)" in found.statement
+
+
 def test_what_differs_is_named():
     table = pd.DataFrame(
         {"method": ["hinge", "ipo"], "measure": "reward", "difference": [1.0, -1], "holm": [0.01, 0.5]}
