@@ -288,6 +288,17 @@ def anchored_keeps_more_gold(tables: Tables) -> Finding:
     return bounded(least - kept, words, f"the proxy's own optimum ({least:.2f} and {kept:.2f})", least=0)
 
 
+def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
+    """Does one temperature for each reward model bring the seeds' optimal gains nearer to each other?"""
+    row = rows_of(tables("6_calibration"), quantity="optimal gain at KL 1").iloc[0]
+    before, after = row["spread / mean"], row["spread / mean, divided"]
+    if np.isnan(after):
+        raise Unanswered("one seed has no spread")
+    words = ("Calibrated rewards lie nearer to each other:", "Calibrated rewards lie no nearer to each other:")
+    rest = f"the seeds' optimal gains at KL 1 spread by {after:.1%} of their mean, in place of {before:.1%}"
+    return bounded(after / before, words, rest, most=1)
+
+
 CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     "0_primer": (implicit_reward_follows_the_reward,),
     "1_reward_model": (
@@ -300,7 +311,7 @@ CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     "5_improvements": (anchored_beats_warp, anchored_beats_warp_in_gold, confirmation_is_at_equal_tokens),
     "6_one_front": (
         best_with_many_draws, best_with_one_draw, none_lies_above_the_optimum, reinforce_is_level_with_warp,
-        reinforce_is_cheaper_than_warp, anchored_keeps_more_gold,
+        reinforce_is_cheaper_than_warp, anchored_keeps_more_gold, a_temperature_narrows_the_spread,
     ),
 }  # fmt: skip
 COLUMNS = ["id", "notebook", "statement", *Finding._fields[2:], "holds"]
