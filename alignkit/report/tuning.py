@@ -34,8 +34,8 @@ SEEDS = (101, 102)
 """Used for tuning and for nothing else."""
 FACTORS = (1.0, 3.0)
 """On pairs: of the profile's learning rate and of its epochs, each with each."""
-BACK = 0.5
-"""On pairs: a setting is trained at the method's own β, and its front goes back to SFT over this η."""
+BACK = (0.25, 0.5)
+"""On pairs: a setting is trained at the method's own β, and its front goes back to SFT over these η."""
 RATES = (1.0, 2.5)
 """By policy gradient: of the profile's learning rate."""
 STRONGER = 2.0
@@ -100,8 +100,9 @@ def on_pairs(p: Any, seed: int, methods: Iterable[Method]) -> Iterator[Tried]:
         changes = {"lr": rate * usual["lr"], "epochs": longer * usual["epochs"]}
         runs = aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=False)], start)
         metrics, found = runs[method.name].metrics, [runs[method.name + EVALUATION]]
-        models |= {"merged": runs[method.name], "eta": BACK}
-        found += [get(evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models)]
+        models |= {"merged": runs[method.name]}
+        how = {**shared(p, seed), **models}
+        found += [get(evaluate_interpolation, measured(p, main=False), **how, eta=eta) for eta in BACK]
         shown = {"rate": changes["lr"], "epochs": changes["epochs"], "beta": method.settings["beta"]}
         sound = found if metrics["status"] == "ok" else []
         yield Tried(method.name, shown, rate == longer == 1, drawn, sound, metrics["eval_loss"])
