@@ -38,7 +38,7 @@ def test_settings_are_read_at_one_kl_that_all_of_them_reach():
     assert compared([front(0.5, 0.25, 4.0)], OPTIMAL).kl.tolist() == [KL]
 
 
-def test_a_setting_that_hardly_moves_or_diverged_has_no_share_and_does_not_draw_others_down():
+def test_a_setting_that_hardly_moves_or_diverged_is_left_out():
     table = compared([front(0.5, 1.1), front(0.9, 0.5 * LEAST_REACH), front(0.9)], OPTIMAL)
     assert table.kl.tolist() == 3 * [KL]
     assert table.share.isna().tolist() == [False, True, True]
@@ -65,7 +65,7 @@ def test_the_usual_setting_stays_where_the_best_is_level_with_it(better: float, 
     assert table.rate[table.chosen].tolist() == [chosen]
 
 
-def test_nothing_is_chosen_where_no_setting_has_a_share_but_the_usual_one():
+def test_without_any_share_the_usual_setting_stays():
     assert choose(rows({(1, 0): np.nan, (2, 0): np.nan}, usual=1)).chosen.tolist() == [True, False]
     assert not choose(rows({(1, 0): np.nan, (2, 0): np.nan}, usual=9)).chosen.any()
 
@@ -76,7 +76,7 @@ def test_tuning_seeds_are_no_seeds_of_any_profile():
         assert not {*SEEDS} & {*p.training_seeds()}
 
 
-def test_a_tuned_method_trains_with_its_factors_and_keeps_what_it_sets_itself(monkeypatch: pytest.MonkeyPatch):
+def test_a_tuned_method_trains_with_its_factors_but_keeps_its_own(monkeypatch: pytest.MonkeyPatch):
     got = []
     monkeypatch.setattr(policies, "get", lambda train, settings, **inputs: got.append(settings))
     pairs = SimpleNamespace(metrics={"train_pairs": 10})
@@ -93,7 +93,7 @@ def test_a_tuned_method_trains_with_its_factors_and_keeps_what_it_sets_itself(mo
 
 
 @pytest.mark.slow
-def test_every_method_is_tried_with_as_many_settings_and_one_is_chosen(build: Path):
+def test_every_method_is_tried_with_as_many_settings(build: Path):
     table = tuning.tune("smoke", SEEDS[:1], (tuning.on_divergences, tuning.by_policy_gradient))
     assert set(table.groupby("method").size()) == {4}
     assert set(table.groupby("method").usual.sum()) <= {0, 1}
