@@ -186,7 +186,7 @@ def temperature(rewards: np.ndarray, labels: np.ndarray) -> float:
     Raises ValueError if only one label is present.
     """
     signed = (rewards - sign_boundary(rewards, labels)) * np.where(labels == 1, 1.0, -1.0)
-    found = minimize_scalar(lambda log_t: np.logaddexp(0, -signed / np.exp(log_t)).sum(), bounds=(-3, 3))
+    found = minimize_scalar(lambda log_t: np.logaddexp(0, -signed / np.exp(log_t)).sum(), bounds=(-7, 7))
     return float(np.exp(found.x))
 
 
