@@ -237,5 +237,5 @@ def choices(table: pd.DataFrame) -> pd.DataFrame:
 
 def in_words(setting: pd.DataFrame) -> str:
     """The rate and what else was varied of a table of one setting; "" of an empty one."""
-    known = setting[[name for name in SETTING if name != "steps"]].dropna(axis=1)
-    return ", ".join(f"{name} {value:g}" for name, value in zip(known, known.to_numpy().ravel(), strict=True))
+    known = [(name, value) for row in setting.to_dict("records") for name, value in row.items() if name in SETTING]
+    return ", ".join(f"{name} {value:g}" for name, value in known if name != "steps" and not pd.isna(value))
