@@ -379,6 +379,17 @@ def anchored_keeps_more_gold(tables: Tables) -> Finding:
     return bounded(least - kept, words, f"the proxy's own optimum ({least:.2f} and {kept:.2f})", least=0)
 
 
+def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
+    """Does one temperature for each reward model bring the seeds' optimal gains nearer to each other?"""
+    row = rows_of(tables("6_calibration"), quantity="optimal gain at KL 1").iloc[0]
+    before, after = row["spread / mean"], row["spread / mean, divided"]
+    if np.isnan(after):
+        raise Unanswered("one seed has no spread")
+    words = ("Calibrated rewards lie nearer to each other:", "Calibrated rewards lie no nearer to each other:")
+    rest = f"the seeds' optimal gains at KL 1 spread by {after:.1%} of their mean, in place of {before:.1%}"
+    return bounded(after / before, words, rest, most=1)
+
+
 CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     "0_primer": (implicit_reward_follows_the_reward,),
     "1_reward_model": (
@@ -398,7 +409,7 @@ CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     "6_one_front": (
         best_with_many_draws, best_with_one_draw, none_lies_above_the_optimum, reinforce_is_level_with_warp,
         reinforce_is_cheaper_than_warp, best_with_one_draw_beats_warp, proxy_loses_more_gold_than_optimisation,
-        order_in_gold_survives_the_cost_of_a_fault, anchored_keeps_more_gold,
+        order_in_gold_survives_the_cost_of_a_fault, anchored_keeps_more_gold, a_temperature_narrows_the_spread,
     ),
 }  # fmt: skip
 COLUMNS = ["id", "notebook", "statement", *Finding._fields[2:], "holds"]
