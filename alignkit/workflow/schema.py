@@ -210,7 +210,7 @@ class DpoLosses(OnPairs):
     biased_words: int = Field(ge=1, le=1000, description="words that the keyword baseline makes more likely")
     word_bias: Number = Field(gt=0, le=20, description="what it adds to their logits, nats")
     best_of: Several[Samples] = Field(description="best-of-n baselines; each n divides main_completions")
-    matched_kl: MatchedKls
+    losses_at_kl: MatchedKls
     pair_shares: Few[Inside] = Field(description="shares of the pairs' prompts that DPO is also trained on")
     on_policy_rounds: int = Field(ge=1, le=20, description="on-policy DPO: how often pairs are drawn anew")
     imitation_etas: Few[Rate] = Field(description="points of fine-tuning on positive reviews, from SFT (0) to 1")
@@ -313,7 +313,7 @@ class Warp(Fronts):
 class Improvements(Divergent, Fronts, Towards):
     """Notebook 5."""
 
-    after = ("3_f_divergences", "6_one_front")
+    after = ("3_f_divergences",)
     chi_alpha: Number = Field(gt=1, le=3, description="α of the χ^α divergence")
     strengths: Betas = Field(description="β of reverse KL; others get the β of the same slope at the reference")
     equal_steps: Steps = Field(description="steps that every variation of WARP has in all, its runs together")
@@ -335,7 +335,7 @@ class Improvements(Divergent, Fronts, Towards):
 class OneFront(Towards):
     """Notebook 6."""
 
-    after = ("1_reward_model",)
+    after = ("5_improvements",)
     reads = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")
     front_steps: Steps = Field(description="steps of the anchored method")
     front_betas: Betas = Field(description="β of the anchored method")

@@ -34,7 +34,7 @@ def test_side_rows_stand_beside_policies_that_were_drawn_as_they_were() -> None:
     assert found.family.tolist() == ["sft", "lora", "DPO, sigmoid loss"]
 
 
-def test_the_gain_of_all_prompts_has_the_sign_and_interval_of_all_minus_part() -> None:
+def test_the_gain_of_all_prompts_is_that_of_all_minus_part() -> None:
     rows = [(m, s, "ok", r) for m, rs in {"all prompts": (3.0, 3.5), "0.5 of the prompts": (1.0, 2.0)}.items()
             for s, r in enumerate(rs)]  # fmt: skip
     found = size_gains(pd.DataFrame(rows, columns=["method", "seed", "status", "reward"]), ["reward"]).iloc[0]

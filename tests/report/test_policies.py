@@ -135,7 +135,7 @@ def test_side_rows_are_of_the_first_seed_and_take_as_many_steps(run, monkeypatch
     assert set(aligned(p, p.seeds[0] + 1, methods, start)) - set(start) == {"sigmoid", "sigmoid: evaluation"}
 
 
-def test_on_policy_dpo_takes_as_many_steps_as_its_twin_and_each_round_goes_on_from_the_last(run, monkeypatch) -> None:
+def test_on_policy_dpo_takes_its_twins_steps_and_rounds_follow_each_other(run, monkeypatch) -> None:
     asked = []
 
     def get(train, settings=None, **inputs):

@@ -44,7 +44,7 @@ def test_a_draw_is_taken_as_often_as_its_weight_says(beta: float, times: int, se
     assert (np.abs(counts - times * softmax(tilts, axis=1)) < 1 + 1e-9).all()
 
 
-def test_values_of_the_optimum_are_those_of_a_policy_whose_texts_are_listed():
+def test_values_of_the_optimum_are_exact_where_texts_are_listed():
     rng = np.random.default_rng(0)
     reward, beta = rng.normal(size=6), 0.7
     reference, policy = rng.dirichlet(np.ones(6), size=2)

@@ -287,7 +287,7 @@ def test_the_seed_decides_the_generations(world, generations: pd.DataFrame, tmp_
     assert other.completion.tolist() != generations.completion.tolist()
 
 
-def test_fewer_pairs_are_those_of_a_part_of_the_prompts_and_less_lies_within_more(build_from, tmp_path: Path) -> None:
+def test_fewer_pairs_lie_within_more_and_are_of_a_part_of_the_prompts(build_from, tmp_path: Path) -> None:
     _, whole = build_from(by_hand())
     kept = {}
     for share in (0.25, 0.5, 1.0):
