@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 # The kernel of this environment, not one that the user registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: report replicate test test-fast verify smoke check bench clean environment
+.PHONY: report replicate tune test test-fast verify smoke check bench clean environment
 .DELETE_ON_ERROR:
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
@@ -56,6 +56,10 @@ test-fast: environment
 ## the report in figures/$(PROFILE) against the committed one, and which findings no longer hold
 verify: environment
 	@python -m alignkit verify "$$PROFILE" $${AGAINST:+--against "$$AGAINST"}
+
+## four settings of every method on two seeds of their own; writes figures/$(PROFILE)/tuning.csv; half an hour
+tune: environment
+	@python -m alignkit tune "$$PROFILE"
 
 ## speed beside transformers and TRL: prints ratios, writes benchmarks/peers.csv and growth.csv; minutes, idle machine
 bench: environment

@@ -1,4 +1,4 @@
-"""Command line: python -m alignkit check | show | train | execute | publish | replicate | verify."""
+"""Command line: python -m alignkit check | show | train | tune | execute | publish | replicate | verify."""
 
 import argparse
 import sys
@@ -36,6 +36,18 @@ def _train(args: argparse.Namespace) -> None:
 
     for name, run in module.recipe(p, args.seed).items():
         print(f"{name}: {run.id} ({run.record['seconds']} s)", flush=True)
+
+
+def _tune(args: argparse.Namespace) -> None:
+    import transformers
+
+    from alignkit.report import tuning
+
+    transformers.logging.disable_progress_bar()
+    if args.seed is not None:
+        tuning.tried(args.profile, args.seed)
+    else:
+        print(tuning.write(args.profile))
 
 
 def _execute(args: argparse.Namespace) -> None:
@@ -87,6 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("path", type=Path, help="a parameter file")
     train.add_argument("--seed", type=int, required=True, help="one seed; any, whatever the file's own seeds are")
     train.add_argument("--data", type=paths.absolute, help="in place of the file's own data")
+
+    tune = commands.add_parser("tune", help="try every method's settings on tuning seeds, write tuning.csv")
+    tune.set_defaults(run=_tune)
+    tune.add_argument("profile")
+    tune.add_argument("--seed", type=int, help="train for this tuning seed alone, and write nothing")
 
     execute = commands.add_parser("execute", help="execute one notebook into the build folder")
     execute.set_defaults(run=_execute)

@@ -1,57 +1,56 @@
 """Notebook 2: preference losses, other pairs, and what one would try before; its runs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 from transformers import AutoTokenizer
 
 from alignkit.report.policies import (
     EVALUATION,
+    PAIRED,
     Method,
     Policy,
     Runs,
     aligned,
     dpo,
     evaluated,
+    measured,
     on_pairs,
     paired,
     prepared,
     shared,
 )
+from alignkit.report.tables import differences, interval_text
 from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
-from alignkit.training.pairs import CONSTRUCTIONS
+from alignkit.training.dpo import DpoSettings, train_dpo
+from alignkit.training.merge import evaluate_interpolation
+from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, fewer_pairs, generate_anew
 from alignkit.workflow.schema import DpoLosses
 from alignkit.workflow.store import get
 
-BASELINES = {
-    "positive reviews": "fine-tuning on positive reviews",
-    "positive prefix": "",
-    "keyword bias": "",
-    "guided search": "",
-}
-"""What needs no pairs, and the front it belongs to."""
+LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust")
+"""What is compared; a method with such a name is the loss at its usual β."""
+ON_POLICY, IMITATION = "DPO, on-policy", "fine-tuning on positive reviews"
+BASELINES = ("positive prefix", "keyword bias", "guided search")
+"""What needs no training."""
+DRAWN_AGAIN = ("sft", "sigmoid", "hinge")
+"""Main rows that are also evaluated as side rows are, so that these have something to be compared with."""
+AGAIN = ", drawn as a side row"
 
 
 def methods(p: DpoLosses) -> list[Method]:
-    """The main losses, the sweep over beta, other pairs, and what earlier reports ran."""
+    """Each loss over beta, DPO on fewer pairs, other pairs, and what earlier reports ran."""
     beta, smoothed = p.main_beta, {"label_smoothing": p.label_smoothing}
-    usual = lambda loss: {"family": f"DPO, {loss} loss"}  # noqa: E731
-    main = [
-        Method("sigmoid", dpo("sigmoid", beta), main=True, **usual("sigmoid")),
-        Method("hinge", dpo("hinge", beta), main=True, **usual("hinge")),
-        Method("ipo", dpo("ipo", p.ipo_beta), main=True, **usual("ipo")),
-        Method("kto_pair", dpo("kto_pair", beta), main=True, **usual("kto_pair")),
-        Method("cdpo", dpo("cdpo", beta, **smoothed), main=True, **usual("cdpo")),
-    ]
-    sweep = [
-        Method(f"{loss} β={b:g}", dpo(loss, b), **usual(loss))
-        for loss in ("sigmoid", "hinge")
-        for b in p.betas
-        if b != beta
-    ]
+    main = []
+    for loss in LOSSES:
+        usual, more = (p.ipo_beta, p.ipo_betas) if loss == "ipo" else (beta, p.loss_betas)
+        given = smoothed if loss in ("cdpo", "robust") else {}
+        names = {usual: loss} | {b: f"{loss} β={b:g}" for b in more if b != usual}
+        main += [Method(name, dpo(loss, b, **given), True, family=family_of(loss)) for b, name in names.items()]
+    sizes = [Method(of_share(s), dpo("sigmoid", beta), True, pairs=f"pairs: {of_share(s)}") for s in p.pair_shares]
     others = [
-        Method("robust", dpo("robust", beta, **smoothed), **usual("robust")),
-        Method("ipo_per_token", dpo("ipo_per_token", p.ipo_per_token_beta), **usual("ipo_per_token")),
+        Method("ipo_per_token", dpo("ipo_per_token", p.ipo_per_token_beta), family=family_of("ipo_per_token")),
         *(Method(f"{name} pairs", dpo("sigmoid", beta), pairs=f"pairs: {name}") for name in other_pairs(p)),
         Method("no near-duplicates", dpo("sigmoid", beta), pairs="pairs: no near-duplicates"),
         Method("lora", dpo("sigmoid", beta, lora_rank=p.lora_rank, lr=p.lora_lr)),
@@ -61,7 +60,22 @@ def methods(p: DpoLosses) -> list[Method]:
         Method("a tenth of the learning rate", dpo("sigmoid", beta, lr=p.dpo_lr / 10)),
         Method("ten times β, three times the learning rate", dpo("sigmoid", 10 * beta, lr=3 * p.dpo_lr)),
     ]
-    return [*main, *sweep, *others, *deviations]
+    return [*main, *sizes, *others, *deviations]
+
+
+def family_of(loss: str) -> str:
+    """The front that a loss belongs to."""
+    return f"DPO, {loss} loss"
+
+
+def of_share(share: float) -> str:
+    """What DPO on a part of the pairs is called."""
+    return f"{share:g} of the prompts"
+
+
+def over_beta(p: DpoLosses) -> list[str]:
+    """DPO's methods for each β of the sweep."""
+    return [method.name for method in methods(p) if method.family == family_of("sigmoid")]
 
 
 def other_pairs(p: DpoLosses) -> list[str]:
@@ -72,40 +86,157 @@ def other_pairs(p: DpoLosses) -> list[str]:
 def recipe(p: DpoLosses, seed: int) -> Runs:
     """All runs of the notebook for one seed."""
     runs = prepared(p, seed)
-    if seed != p.seeds[0]:
-        return aligned(p, seed, methods(p), runs)
-    runs |= {f"pairs: {name}": paired(p, seed, runs, name) for name in other_pairs(p)}
-    unlike = paired(p, seed, runs, p.construction(), max_similarity=p.max_similarity)
-    runs["pairs: no near-duplicates"] = unlike
-    return aligned(p, seed, methods(p), runs) | baselines(p, seed, runs)
+    for share in p.pair_shares:
+        runs["pairs: " + of_share(share)] = get(fewer_pairs, pairs=runs["pairs"], share=share)
+    if seed == p.seeds[0]:
+        runs |= {f"pairs: {name}": paired(p, seed, runs, name) for name in other_pairs(p)}
+        unlike = paired(p, seed, runs, p.construction(), max_similarity=p.max_similarity)
+        runs["pairs: no near-duplicates"] = unlike
+    runs = aligned(p, seed, methods(p), runs)
+    runs |= on_policy(p, seed, runs)
+    runs |= imitation(p, seed, runs)
+    return runs | baselines(p, seed, runs) if seed == p.seeds[0] else runs
+
+
+def on_policy(p: DpoLosses, seed: int, runs: Runs) -> Runs:
+    """DPO whose pairs are drawn in rounds, each from the policy of the last; for each β of the sweep.
+
+    As many completions and steps in all as its off-policy twin, with the same settings; the reference stays SFT.
+    """
+    sizes = {"n_prompts": p.pair_prompts, "k": p.pair_samples, "max_new_tokens": p.new_tokens}
+    drawing = GenerationSettings(**sizes, reward_tokens=p.reward_tokens)
+    models = {"reference": runs["sft"], "reward": runs["reward"]}
+    found: Runs = {}
+    for name in over_beta(p):
+        twin, policy = DpoSettings(**runs[name].record["settings"]), runs["sft"]
+        steps = twin.epochs * runs["pairs"].metrics["train_pairs"] / p.on_policy_rounds
+        for part in range(p.on_policy_rounds):
+            if part and policy.metrics["status"] != "ok":
+                break  # nothing can be drawn from a diverged policy
+            place = {"part": part, "parts": p.on_policy_rounds}
+            drawn = get(generate_anew, drawing, **shared(p, seed), **models, policy=policy, **place)
+            pairs = paired(p, seed, {"generations": drawn}, p.construction())
+            settings = replace(twin, epochs=steps / pairs.metrics["train_pairs"])
+            policy = get(train_dpo, settings, seed=seed, policy=policy, pairs=pairs)
+            label = in_round(name, part)
+            # The first round draws from SFT, whatever β is.
+            source = label if part else "on-policy, round 1"
+            found |= {f"{source}: generations": drawn, f"{source}: pairs": pairs, label: policy}
+        name = f"on-policy {name}"
+        found |= evaluated(p, seed, runs | {name: policy}, name, main=True)
+    return found
+
+
+def in_round(name: str, part: int) -> str:
+    """What a round of on-policy DPO is called, given its off-policy twin."""
+    return f"on-policy {name}, round {part + 1}"
+
+
+def imitation(p: DpoLosses, seed: int, runs: Runs) -> Runs:
+    """Fine-tuning on positive reviews alone, and points between SFT and the policy that it ends with."""
+    gently = FineTuning(p.sft_tokens, p.sft_held_out, epochs=1.0, batch=p.sft_batch, lr=p.sft_lr / 4)
+    tuned = get(train_on_positive, gently, **shared(p, seed), policy=runs["sft"])
+    models = {"init": runs["sft"], "merged": tuned, "reference": runs["sft"], "reward": runs["reward"]}
+    how = measured(p, main=True)
+    points = {eta: get(evaluate_interpolation, how, **shared(p, seed), **models, eta=eta) for eta in p.imitation_etas}
+    return {"positive reviews": tuned} | {imitated(eta) + EVALUATION: run for eta, run in points.items()}
+
+
+def imitated(eta: float) -> str:
+    """What fine-tuning on positive reviews is called at a point between SFT and its end."""
+    return f"positive reviews, η={eta:g}"
 
 
 def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
-    """What one would try before preference learning."""
+    """What one would try before any training, with as many draws as main rows; and what side rows are compared with."""
     tokenizer = AutoTokenizer.from_pretrained(runs["sft"].path)
     words = positive_words(p.reviews(), tokenizer, p.biased_words, p.word_bias)
     search = SearchSettings(n_prompts=p.prompts, max_new_tokens=p.new_tokens, reward_tokens=p.reward_tokens)
     models = {"policy": runs["sft"], "reward": runs["reward"]}
-    gently = FineTuning(p.sft_tokens, p.sft_held_out, epochs=1.0, batch=p.sft_batch, lr=p.sft_lr / 4)
-    tuned = {"positive reviews": get(train_on_positive, gently, **shared(p, seed), policy=runs["sft"])}
-    runs = runs | tuned
-    return {
-        **tuned,
-        **evaluated(p, seed, runs, "positive reviews", main=False),
-        **evaluated(p, seed, runs, "positive prefix", main=False, policy="sft", prefix=p.positive_prefix),
-        **evaluated(p, seed, runs, "keyword bias", main=False, policy="sft", bias=words),
+    found = {
+        **evaluated(p, seed, runs, "positive prefix", main=True, policy="sft", prefix=p.positive_prefix),
+        **evaluated(p, seed, runs, "keyword bias", main=True, policy="sft", bias=words),
         "guided search" + EVALUATION: get(guided_search, search, **shared(p, seed), **models),
     }
+    for name in DRAWN_AGAIN:
+        found |= evaluated(p, seed, runs, name + AGAIN, main=False, policy=name)
+    return found
 
 
 def policies(p: DpoLosses, runs: Mapping[int, Runs]) -> list[Policy]:
     """Every evaluated policy of the notebook."""
-    found = on_pairs(runs, methods(p))
-    first = runs[p.seeds[0]]
-    for name, family in BASELINES.items():
-        trained = (first[name],) if name in first else ()
-        found.append(Policy(name, p.seeds[0], first[name + EVALUATION], family=family, trained=trained))
-    return found
+    found = [_on_a_part(p, policy) for policy in on_pairs(runs, methods(p))]
+    for seed, by_name in runs.items():
+        for name in over_beta(p):
+            found.append(_in_rounds(p, seed, by_name, name))
+        for eta in p.imitation_etas:
+            record = by_name[imitated(eta) + EVALUATION]
+            tuned, where = (by_name["positive reviews"],), {"eta": eta}
+            found.append(Policy(imitated(eta), seed, record, True, IMITATION, tuned, where=where))
+    seed, first = p.seeds[0], runs[p.seeds[0]]
+    found += [Policy(name, seed, first[name + EVALUATION]) for name in BASELINES]
+    usual = {policy.method: policy for policy in found if policy.seed == seed}
+    again = {name + AGAIN: usual[name] for name in DRAWN_AGAIN}
+    return found + [
+        replace(policy, method=name, evaluation=first[name + EVALUATION], main=False, family="")
+        for name, policy in again.items()
+    ]
+
+
+def _on_a_part(p: DpoLosses, policy: Policy) -> Policy:
+    """DPO on fewer pairs needs fewer completions; the other policies are returned as they are."""
+    shares = {of_share(share): share for share in p.pair_shares}
+    if policy.method not in shares:
+        return policy
+    tokens = round(shares[policy.method] * policy.settings["tokens_generated"])
+    return replace(policy, settings={**policy.settings, "tokens_generated": tokens})
+
+
+def _in_rounds(p: DpoLosses, seed: int, runs: Runs, name: str) -> Policy:
+    """On-policy DPO after its last round, with what all rounds cost."""
+    parts = [part for part in range(p.on_policy_rounds) if in_round(name, part) in runs]
+    rounds = [runs[in_round(name, part)] for part in parts]
+    sources = ["on-policy, round 1", *(in_round(name, part) for part in parts[1:])]
+    tokens = sum(runs[f"{source}: generations"].metrics["tokens_generated"] for source in sources)
+    shown = {key: runs[name].record["settings"][key] for key in PAIRED}
+    shown |= {"pairs": "on-policy", "tokens_generated": tokens}
+    record = runs[f"on-policy {name}{EVALUATION}"]
+    return Policy(f"on-policy {name}", seed, record, True, ON_POLICY, rounds, settings=shown)
+
+
+# What the page reads
+
+
+def side_by_side(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Side rows of these methods; where a main row is asked for, the one of the same policy with a side row's draws."""
+    again = {name: name + AGAIN if name in DRAWN_AGAIN else name for name in names}
+    rows = table[(table.row == "side") & table.method.isin(again.values())].set_index("method")
+    rows = rows.loc[[again[name] for name in names]].reset_index()
+    usual = {"sft": "sft", "sigmoid": family_of("sigmoid"), "hinge": family_of("hinge")}
+    family = [usual.get(name, own or name) for name, own in zip(names, rows.family, strict=True)]
+    return rows.assign(method=names, family=family)
+
+
+def sizes(p: DpoLosses, runs: Mapping[int, Runs], table: pd.DataFrame) -> pd.DataFrame:
+    """DPO on each share of the prompts, all of them last; a column train_pairs."""
+    pairs = {of_share(share): f"pairs: {of_share(share)}" for share in sorted(p.pair_shares)} | {"sigmoid": "pairs"}
+    rows = pd.concat([table[table.method == method] for method in pairs])
+    counted = [runs[row.seed][pairs[row.method]].metrics["train_pairs"] for row in rows.itertuples()]
+    return rows.assign(train_pairs=counted, method=rows.method.replace("sigmoid", "all prompts"))
+
+
+def as_texts(gaps: pd.DataFrame, by: str, across: str) -> pd.DataFrame:
+    """Differences with their intervals as texts: a row for each value of `by`, a column for each one of `across`."""
+    told = gaps.assign(text=[interval_text(row.difference, row.low, row.high, 2) for row in gaps.itertuples()])
+    wide = told.pivot(index=by, columns=across, values="text").fillna("").rename_axis(columns=None)
+    return wide.rename(columns=lambda name: f"KL {name:g}" if across == "at_kl" else name).reset_index()
+
+
+def size_gains(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """All prompts minus each share of them, as `differences`; a column share."""
+    found = differences(rows, "all prompts", columns)
+    turned = found.assign(difference=-found.difference, low=-found.high, high=-found.low)
+    return turned.assign(share=found.method.str.split().str[0].astype(float))
 
 
 def chosen_texts(by_name: Runs) -> pd.DataFrame:

@@ -26,6 +26,10 @@ PIXELS_PER_INCH = 110
 GAINS = {"reward": "gain in reward over SFT (proxy, nats)", "gold": "gain in gold reward over SFT (nats)"}
 WIDEST = 9.0
 """Inches; a page shows a wider picture smaller, and its letters with it."""
+MOST_ROWS = 10
+"""Rows of a shown table; the whole one is a CSV file."""
+_saved: list[str] = []
+"""A link to the table that was saved last, as seen from the page that shows it."""
 
 
 def house_style() -> None:
@@ -67,20 +71,23 @@ def say(text: str) -> None:
     display(Markdown(text))
 
 
-def show_table(table: pd.DataFrame, digits: int = 3) -> None:
+def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> None:
     """Show a table without its index, without rows and columns that say nothing; the same HTML every time.
 
     A row says nothing if it has no value beside its first column and its number of seeds.  Whole numbers are shown
-    whole, text stands on the left.
+    whole, text stands on the left.  Of more than `most` rows the first are shown, and a line says where the others are:
+    in the table that was saved last.
     """
     kept = table.replace("", np.nan).dropna(axis=1, how="all")
     measured = kept.drop(columns=[table.columns[0], "seeds"], errors="ignore")
     kept = kept[measured.notna().any(axis=1)] if measured.shape[1] else kept
     shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})
-    html = shown.to_html(index=False, border=0, justify="left", na_rep="")
-    numeric = [pd.api.types.is_numeric_dtype(kept[column]) for column in kept]
-    cells = cycle("<td>" if number else '<td style="text-align: left">' for number in numeric)
-    display(HTML(re.sub("<td>", lambda _: next(cells), html)))
+    html = shown.head(most).to_html(index=False, border=0, justify="left", na_rep="")
+    left = ["" if pd.api.types.is_numeric_dtype(kept[column]) else ' style="text-align: left"' for column in kept]
+    styles = cycle(left)  # a page's style sheet sets each cell to the right, those of the header too
+    display(HTML(re.sub("<(t[hd])>", lambda cell: f"<{cell[1]}{next(styles)}>", html)))
+    if len(kept) > most:
+        say(f"{len(kept) - most} more rows{f' in {_saved[-1]}' if _saved else ''}.")
 
 
 def _readable(column: pd.Series, digits: int) -> pd.Series:
@@ -98,6 +105,8 @@ def save_table(table: pd.DataFrame, name: str, *, profile: str) -> None:
     """Save <name>.csv among the profile's figures, with as many digits as a reader can use."""
     file = _folder(profile) / f"{name}.csv"
     table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    beside = "../figures/pocket/" if profile == "pocket" else ""  # pages of other profiles lie beside their tables
+    _saved[:] = [f"[{file.name}]({beside}{file.name})"]
 
 
 def _folder(profile: str) -> Path:
@@ -120,7 +129,8 @@ def panels(n: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
 
 def legend_below(figure: Figure) -> None:
     """One legend for all panels, below them, where it covers nothing."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+    named = {label: handle for a in figure.axes for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    labels, handles = list(named), list(named.values())
     columns = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
     columns = max(1, min(len(labels), 4, columns))
     figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=columns)

@@ -29,6 +29,7 @@ from alignkit.report.policies import (
     supervised,
 )
 from alignkit.report.tables import differences
+from alignkit.report.towards import apart, approach, steps_of, warp_from, with_few_tokens
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import between, evaluate_interpolation
 from alignkit.training.reinforce import SENTENCE, train_policy_gradient
@@ -109,6 +110,10 @@ def ideas(p: Improvements) -> list[Variation]:
         Variation(CHOSEN, sentence, **one, main=True),
         Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, **one),
         Variation("one run, exact KL", {**alone, "exact_kl": True}, **one),
+        Variation("WARP, falling rate", {**plain, "decay": True}, **four, main=True),
+        Variation("WARP, fixed anchor", {**plain, "anchor": "reference"}, **four, main=True),
+        Variation("WARP in one run", {**plain, "steps": p.equal_steps}, **one, main=True),
+        Variation("anchored RLOO, constant rate", {**alone, "decay": False}, **one, main=True),
         Variation(TUNED, {**rloo, "lr": p.anchored_lr}, **four),
         *(Variation(f"{WITH_RLOO}, k={k}", {**rloo, "k": k, "batch": k * (p.warp_batch // k)}, **four)
           for k in p.rloo_samples if k != p.main_samples),
@@ -155,6 +160,13 @@ def against(volume: pd.DataFrame, method: str, others: Sequence[str], measures: 
     mean, low, high = -flipped.difference, -flipped.high, -flipped.low
     label = method + " − " + flipped.method
     return flipped.assign(label=label, difference=mean, low=low, high=high, holm=holm(flipped.p.to_numpy()))
+
+
+def towards_optimum(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
+    """Distillation and RLOO after it, at their own cost and at WARP's; for the first seed, parts and other ways."""
+    runs = {"sft": sft, "reward": reward}
+    found = [*approach(p, seed, runs), *with_few_tokens(p, seed, runs)]
+    return [*found, *apart(p, seed, runs), *warp_from(p, seed, runs)] if seed == p.seeds[0] else found
 
 
 # Proxies, and what is trained on them
@@ -214,6 +226,7 @@ def beyond_pairs(p: Improvements, seed: int, sft: Run, reward: Run) -> list[tupl
     """Variations of WARP, the arc through its iterates, weak proxies and what is trained on them."""
     found = on_fronts(p, seed, sft, reward, ideas(p))
     named = [pair for policy in found for pair in parts(policy)]
+    named += [pair for policy in towards_optimum(p, seed, sft, reward) for pair in steps_of(policy)]
     if seed == p.seeds[0]:
         named += [(f"arc, {s:g}{EVALUATION}", run) for s, run in spherical_path(p, seed, sft, reward, found).items()]
     named += [(f"proxy: {name}", run) for name, run in proxies(p, seed, reward).items()]

@@ -18,36 +18,85 @@ from alignkit.frontier import (
     optimal_reward,
     resampled,
 )
-from alignkit.metrics import seed_interval
+from alignkit.metrics import holm, seed_interval
 from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
 from alignkit.report.looks import NEUTRAL, looks
-from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs, loop_settings, measured, shared, started
-from alignkit.report.tables import at_kl
+from alignkit.report.policies import (
+    EVALUATION,
+    LOOPED,
+    Policy,
+    Runs,
+    each_once,
+    loop_settings,
+    measured,
+    shared,
+    started,
+)
+from alignkit.report.tables import at_kl, differences
+from alignkit.report.towards import APPROACHED, approach, steps_of
 from alignkit.training.evaluate import evaluate
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.workflow.schema import OneFront
 from alignkit.workflow.store import get
 
+SFT = "SFT"  # what draws of the supervised policy are called
 SWEPT = "anchored RLOO, over β"  # the method that is notebook 6's own
 FOLLOWED = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")
 """Notebooks whose policies are put on the front."""
 SETTING = ("beta", "eta", "steps", "n")
 """What tells the policies of one family apart."""
+KINDS = {
+    f"{SFT}, one of": "no training, one of n draws kept by weight",
+    "best of n": "no training, the best of n draws kept",
+    "fine-tuning": "labelled reviews only",
+    "DPO": "pairs only",
+    "REINFORCE": "one run, its anchor follows or none",
+    "WARP": "several runs averaged",
+    SWEPT: "one run for each drift, SFT as anchor",
+    "anchored": "one run for all drifts, SFT as anchor",
+    "distilled": "weighted draws distilled, and RLOO after it",
+}
+"""What a family is to its user, by how its name begins; one that begins otherwise is a kind of its own."""
+SEVERAL = "a trained policy, one of n draws kept by weight"
+DRAWN = (
+    *("DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews", "REINFORCE, EMA anchor"),
+    *("WARP + RLOO", SWEPT, "anchored, sentence credit", APPROACHED),
+)
+"""What the front shows beside WARP and the draws of the last of `tilted`."""
 Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
 
 
 def recipe(p: OneFront, seed: int) -> Runs:
-    """Its own sweep and the pool; the other policies come from the tables of the other notebooks."""
+    """The tilted policies and the pool; the other policies come from the tables of the other notebooks."""
     runs = started(p, seed)
-    swept = sweep(p, seed, runs)
-    drawing = [runs["sft"], *(policy.trained[0] for policy in swept)]
-    for policy in swept:
+    for policy in sweep(p, seed, runs):
         name = f"β={policy.settings['beta']:g}"
         runs |= {name: policy.trained[0], name + EVALUATION: policy.evaluation}
-    counts = (p.pool_reference, *[p.pool_trained] * len(p.front_betas))
+    runs = each_once(runs, [pair for policy in approach(p, seed, runs) for pair in steps_of(policy)])
+    drawing = [runs["sft"], *(policy.trained[-1] for policy in tilted(p, seed, runs).values())]
+    counts = (p.pool_reference, *[p.pool_trained] * (len(drawing) - 1))
     settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)
     return runs | {"pool": get(draw_pool, settings, **shared(p, seed), policies=drawing, reward=runs["reward"])}
+
+
+def tilted(p: OneFront, seed: int, runs: Runs) -> dict[str, Policy]:
+    """The policies that draw the pool beside the supervised one, by name, in the pool's order.
+
+    The one place to put others, or more: names, positions and draws all follow.
+    """
+    whole = [x for x in approach(p, seed, runs) if x.method == APPROACHED and x.where["eta"] == 1]
+    return {f"{APPROACHED}, β={policy.settings['beta']:g}": policy for policy in whole}
+
+
+def warp(p: OneFront) -> str:
+    """The family of WARP as notebook 4 runs it."""
+    return f"WARP, T={p.warp_steps}"
+
+
+def one_of(name: str, n: int) -> str:
+    """The family that keeps one of n of a policy's draws."""
+    return f"{name}, one of {n}"
 
 
 def sweep(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
@@ -72,15 +121,26 @@ def optimum(pool: Pool, betas: Sequence[float]) -> pd.DataFrame:
     return optimal_frontier(pool.reward, betas, pool.log_weights(), pool.gold)
 
 
+def leave_groups_out(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> np.ndarray:
+    """The frontier's reward at given KLs without one group of the pool's draws after the other, (groups, KLs)."""
+    parts = [optimum(pool.without(group, groups), betas) for group in range(groups)]
+    return np.array([[optimal_reward(kl, table) for kl in kls] for table in parts])
+
+
 def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> dict[float, float]:
     """Standard error of the frontier's reward at given KLs, by the delete-a-group jackknife over the pool's draws.
 
     A KL that the frontier does not reach without one of the groups has no entry.
     """
-    parts = [optimum(pool.without(group, groups), betas) for group in range(groups)]
-    found = [[optimal_reward(kl, table) for kl in kls] for table in parts]
-    errors = np.sqrt((groups - 1) * np.var(found, axis=0))
+    errors = np.sqrt((groups - 1) * leave_groups_out(pool, betas, kls, groups).var(axis=0))
     return {kl: float(error) for kl, error in zip(kls, errors, strict=True) if np.isfinite(error)}
+
+
+def frontier_bias(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> np.ndarray:
+    """By how much a finite pool leaves the frontier's reward too high at given KLs (jackknife, Quenouille 1956); NaN
+    where it is not reached without one of the groups."""
+    whole = [optimal_reward(kl, optimum(pool, betas)) for kl in kls]
+    return (groups - 1) * (leave_groups_out(pool, betas, kls, groups).mean(axis=0) - whole)
 
 
 def ceiling(frontier: pd.DataFrame, kl: float) -> float:
@@ -92,13 +152,17 @@ def ceiling(frontier: pd.DataFrame, kl: float) -> float:
     return float((known.reward + known.beta * (kl - known.kl)).min())
 
 
-def frontier_gains(frontiers: Frontiers, kls: np.ndarray) -> pd.DataFrame:
-    """The optimal gain in reward over SFT at given KLs, mean over seeds, and gold's along the same policies."""
+def frontier_gains(frontiers: Frontiers, kls: np.ndarray, of_gold: Frontiers | None = None) -> pd.DataFrame:
+    """The optimal gain in reward over SFT at given KLs, mean over seeds, and gold's along the same policies.
+
+    With `of_gold` (of `gold_optimum`) also "possible gold": that of the policies that are optimal for gold.
+    """
+    wanted = {"reward": (frontiers, "reward"), "gold": (frontiers, "gold"), "possible gold": (of_gold or {}, "reward")}
     out = {"kl": kls}
-    for column in ("reward", "gold"):
-        if all(column in table for table in frontiers.values()):
-            curves = [[optimal_reward(kl, t, column) - t[column].iloc[0] for kl in kls] for t in frontiers.values()]
-            out[column] = np.mean(curves, axis=0)
+    for name, (tables_of, column) in wanted.items():
+        if tables_of and all(column in table for table in tables_of.values()):
+            curves = [[optimal_reward(kl, t, column) - t[column].iloc[0] for kl in kls] for t in tables_of.values()]
+            out[name] = np.mean(curves, axis=0)
     return pd.DataFrame(out)
 
 
@@ -131,6 +195,15 @@ def of_other_runs(table: pd.DataFrame, own: pd.DataFrame) -> list[str]:
     return sorted(start[~start.run.isin(set(own[own.method == "sft"].run))].notebook.unique())
 
 
+def with_zero(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
+    """Rows with the pool's reward, gold and faults in those of SFT: gains, shares and areas then have one zero."""
+    out, sft = table.copy(), table.family == "sft"
+    for column in [c for c in ("reward", "gold", "faults") if c in table and all(c in t for t in frontiers.values())]:
+        zero = out.seed.map({seed: t[column].iloc[0] for seed, t in frontiers.items()})
+        out[column] = out[column].where(~sft | zero.isna(), zero)
+    return out
+
+
 def efficiencies(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
     """Rows with their efficiency, the frontier's reward at their KL and what they miss, each by its own seed."""
     kept = table[table.seed.isin(list(frontiers)) & (table.status == "ok")].copy()
@@ -144,11 +217,40 @@ def at_matched_kl(table: pd.DataFrame, frontiers: Frontiers, kls: Sequence[float
 
     A column draws, of families that keep one of several, goes along.
     """
-    columns = [c for c in ("reward", "gold") if c in table]
+    columns = [c for c in ("reward", "gold", "faults") if c in table]
     found = at_kl(table[table.seed.isin(list(frontiers))], sorted(set(kls)), columns)
     values = [efficiency(r.at_kl, r.reward, frontiers[r.seed]) for r in found.itertuples()]
     draws = table.groupby("family").draws.first() if "draws" in table else pd.Series(dtype=float)
     return found.assign(efficiency=values, draws=found.family.map(draws), status="ok")
+
+
+def kind(family: str, draws: float) -> str:
+    """What a family is to its user: one of KINDS, SEVERAL, or itself."""
+    named = next((told for start, told in KINDS.items() if family.startswith(start)), None)
+    several = np.isfinite(draws) and named not in list(KINDS.values())[:2]
+    return SEVERAL if several else named or family
+
+
+def best_of_each(shares: pd.DataFrame, columns: Sequence[str], most: int = 10) -> pd.DataFrame:
+    """The best family of each kind (column kind) that has all seeds, by the first of `columns` that says anything."""
+    full = shares[shares.seeds == shares.seeds.max()].dropna(subset=list(columns), how="all")
+    return full.sort_values(list(columns), ascending=False).drop_duplicates("kind").head(most)
+
+
+def order(at: pd.DataFrame, families: Sequence[str], against: Sequence[str], kl: float) -> pd.DataFrame:
+    """Share at one KL less that of each family in `against`, seed by seed: difference, low, high, p; Holm over all.
+
+    `at` is one of `at_matched_kl`; who is compared already is not compared the other way round.
+    """
+    here = at[(at.at_kl == kl) & at.family.isin([*families, *against])]
+    known = here.groupby("family").efficiency.agg(lambda x: x.notna().all())
+    found = []
+    for i, other in enumerate(name for name in dict.fromkeys(against) if known.get(name, False)):
+        rows = here[~here.family.isin(list(dict.fromkeys(against))[:i])]
+        less = differences(rows, other, ["efficiency"], by="family").sort_values("difference", ascending=False)
+        found.append(less.assign(against=other, label=less.family + " − " + other))
+    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["family", "p"])
+    return table.assign(at_kl=kl, holm=holm(table.p.to_numpy(dtype=float)))
 
 
 def above(
@@ -180,9 +282,14 @@ def spread(pool: Pool) -> float:
 
 
 def resampling_rows(
-    pools: Mapping[int, Pool], names: Mapping[int, str], ns: Sequence[int], betas: Sequence[float]
+    pools: Mapping[int, Pool],
+    names: Mapping[int, str],
+    ns: Sequence[int],
+    betas: Sequence[float],
+    faults: Mapping[int, Pool] | None = None,
 ) -> pd.DataFrame:
-    """`resampled` for the draws of some of a pool's policies (position -> name), each n and seed."""
+    """`resampled` for the draws of some of a pool's policies (position -> name), each n and seed; `faults` are
+    `gold.faulty` pools.  The KL is less its bias; column position says whose draws they are."""
     out = []
     for seed, drawn in pools.items():
         for position, name in names.items():
@@ -190,8 +297,25 @@ def resampling_rows(
             ratios = own.log_probs[position] - own.log_probs[0]
             for n in ns:
                 rows = resampled(own.reward, ratios, n, betas, own.gold, seed=seed)
-                out.append(rows.assign(seed=seed, family=f"{name}, one of {n}", draws=n, status="ok"))
+                if faults:
+                    other = faults[seed].of(position).gold
+                    rows["faults"] = resampled(own.reward, ratios, n, betas, other, seed=seed).gold
+                rows["kl"] -= bias_of_kl(own, position, n, betas, rows.kl, seed)
+                out.append(rows.assign(seed=seed, family=one_of(name, n), draws=n, position=position, status="ok"))
     return pd.concat(out, ignore_index=True)
+
+
+def bias_of_kl(own: Pool, position: int, n: int, betas: Sequence[float], kl: pd.Series, seed: int) -> np.ndarray:
+    """By how much a finite number of draws leaves the KL of `resampled` too high: what half as many add to it.
+
+    The log of an estimated share is convex, so its bias falls as one over the draws; 0 where a half has fewer than n.
+    """
+    if 2 * n > own.reward.shape[1]:
+        return np.zeros(len(betas))
+    halves = [own.without(half, 2) for half in (0, 1)]
+    ratios = [half.log_probs[position] - half.log_probs[0] for half in halves]
+    found = [resampled(h.reward, r, n, betas, seed=seed).kl for h, r in zip(halves, ratios, strict=True)]
+    return np.mean(found, axis=0) - kl.to_numpy()
 
 
 def held_out_shares(
@@ -242,18 +366,22 @@ def one_front(
 ) -> Figure:
     """Families on the planes of KL and gain in reward, and in gold, below the optimal frontier.
 
-    `means` are `setting_means` of gains over SFT, `optimum` and `best_of` have columns kl and the same gains.
+    `means` are `setting_means` of gains over SFT, `optimum` and `best_of` have columns kl and the same gains; in
+    gold also the frontier of the policies that are optimal for it, "possible gold" of `optimum`.
     """
     ys = [y for y in GAINS if y in optimum and y in means and means[y].notna().any()]
     figure, axes = panels(len(ys), 5.4)
     drawn = looks([name for name in families if (means.family == name).any()])
     for axis, y in zip(axes, ys, strict=True):
-        axis.plot(optimum.kl, optimum[y], color="black", linewidth=2.4, label="optimal policies")
+        axis.plot(optimum.kl, optimum[y], color="black", linewidth=2.4, label="optimal for the reward")
+        if possible := f"possible {y}" in optimum:
+            axis.plot(optimum.kl, optimum[f"possible {y}"], "k:", linewidth=2.4, label="optimal for gold")
         near = best_of[best_of.kl <= most_kl]
         axis.plot(near.kl, near[y], color=NEUTRAL, linestyle="--", linewidth=1.6, label="best of n (KL bound)")
         for name, seen in drawn.items():
             joined(axis, means[means.family == name], y, name, seen)
         most = means[(means.kl <= most_kl) & means.family.isin(families)][y].max()
-        axis.set(xlabel=AXES["kl"], ylabel=GAINS[y], xlim=(0, most_kl), ylim=(0, 1.05 * max(most, optimum[y].max())))
+        most = max(most, optimum[f"possible {y}" if possible else y].max())
+        axis.set(xlabel=AXES["kl"], ylabel=GAINS[y], xlim=(0, most_kl), ylim=(0, 1.05 * most))
     legend_below(figure)
     return figure

@@ -23,8 +23,9 @@ PLACED = {"kl": "KL to SFT (nats)", "reward": "reward (proxy)", "gold": "gold re
 PLACED |= {"unigram_entropy": "entropy of words"}
 """What the README tells of a reward model, and of a policy."""
 MAIN = (
-    "best_with_many_draws best_with_one_draw reinforce_is_level_with_warp reinforce_is_cheaper_than_warp "
-    "anchored_beats_warp dpo_raises_reward divergences_gain_no_more reward_model_against_words"
+    "best_with_many_draws best_with_one_draw one_draw_far_from_sft one_draw_at_warps_tokens "
+    "proxy_loses_more_gold_than_optimisation reinforce_is_level_with_warp reinforce_is_cheaper_than_warp "
+    "dpo_raises_reward losses_do_not_differ_at_equal_kl divergences_gain_no_more reward_model_against_words"
 ).split()
 """The findings that the README tells; figures/<profile>/findings.csv has all."""
 
@@ -82,7 +83,9 @@ def policies(figures: Path) -> str:
     for file in _published(figures, "2_dpo_losses"):
         table = pd.read_csv(file)
         table = pd.concat([table, *(_warp(pd.read_csv(f)) for f in [file.with_name("4_warp.csv")] if f.is_file())])
-        main = table[table.row == "main"].reindex(columns=["method", "seed", "status", *PLACED])
+        swept = r"^(?!WARP).*(?: β=| of the prompts|, η=(?!1$))"  # of a sweep its usual setting is shown
+        main = table[(table.row == "main") & ~table.method.str.contains(swept, regex=True)]
+        main = main.reindex(columns=["method", "seed", "status", *PLACED])
         found.append(tables.intervals(main, list(PLACED)).assign(reviews=file.parent.name))
     return markdown(found, {"reviews": "reviews", "method": "policy", "seeds": "seeds", **PLACED})
 

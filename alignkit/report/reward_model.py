@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 from matplotlib.figure import Figure
+from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import CountVectorizer
@@ -173,6 +174,39 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
         table["entropy"] = nats.sum() / sum(len(text.split()) for text in read)
         table["ratio"] = table.test_cross_entropy / table.entropy
     return table
+
+
+# The scale of the reward
+
+
+def temperature(rewards: np.ndarray, labels: np.ndarray) -> float:
+    """The T that makes σ((r - b)/T) most likely for the labels of held-out reviews (Guo et al. 2017, temperature
+    scaling); b is the model's own zero on them, `sign_boundary`.
+
+    Raises ValueError if only one label is present.
+    """
+    signed = (rewards - sign_boundary(rewards, labels)) * np.where(labels == 1, 1.0, -1.0)
+    found = minimize_scalar(lambda log_t: np.logaddexp(0, -signed / np.exp(log_t)).sum(), bounds=(-7, 7))
+    return float(np.exp(found.x))
+
+
+def calibrated(rewards: Mapping[int, Run], values: pd.DataFrame) -> pd.DataFrame:
+    """What dividing by each seed's temperature does to numbers in its reward; columns of `values` seed, quantity, nats.
+
+    For each quantity the mean over seeds and the spread between them (standard deviation), as scored and divided, the
+    spread also as a share of the mean: a scale that is common to all seeds leaves that one as it is.
+    """
+    tests = {seed: scores(run).query("split == 'test'") for seed, run in rewards.items()}
+    scale = {seed: temperature(t.reward.to_numpy(), t.label.to_numpy()) for seed, t in tests.items()}
+    both = values.assign(divided=values.nats / values.seed.map(scale))
+    own = pd.DataFrame({"quantity": "temperature", "nats": scale}).assign(divided=np.nan)
+    groups = pd.concat([own, both]).groupby("quantity", sort=False)
+    table = pd.DataFrame({"seeds": groups.size()})
+    for name, column in (("", "nats"), (", divided", "divided")):
+        mean, spread = groups[column].mean(), groups[column].std()
+        found = {f"mean{name}": mean, f"spread{name}": spread, f"spread / mean{name}": spread / mean.abs()}
+        table = table.assign(**found)
+    return table.reset_index()
 
 
 # Figures

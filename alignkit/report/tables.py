@@ -61,9 +61,8 @@ def verdict(low: float, high: float) -> str:
 
 def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:
     """ "0.974 [0.970, 0.978]", or the mean alone and "(1 seed)" where there is no interval."""
-    if np.isnan(low):
-        return f"{mean:.{digits}f} (1 seed)"
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    mean, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (mean, low, high))  # no minus before a zero
+    return f"{mean} (1 seed)" if low == "nan" else f"{mean} [{low}, {high}]"
 
 
 def told(row: Any) -> str:
@@ -135,6 +134,17 @@ def matched_differences(matched: pd.DataFrame, against: str, columns: Sequence[s
     found = _minus(places, "family", against, columns).drop(columns="seeds")
     found.insert(0, "label", [f"{row.family} at KL {row.at_kl:g}" for row in found.itertuples()])
     return found
+
+
+def side_by_side(differences: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """`matched_differences` with one row for each label and one column for each measure; * where Holm's p < 0.05."""
+    texts = [
+        interval_text(row.difference, row.low, row.high, digits) + " *" * (row.holm < 0.05)
+        for row in differences.itertuples()
+    ]
+    wide = differences.assign(text=texts).pivot(index="label", columns="measure", values="text")
+    order = [differences[name].drop_duplicates() for name in ("label", "measure")]
+    return wide.loc[order[0], order[1]].reset_index().rename_axis(columns=None)
 
 
 def front(table: pd.DataFrame, methods: Mapping[str, str] | Sequence[str], **at: Any) -> pd.DataFrame:

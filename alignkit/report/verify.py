@@ -13,6 +13,7 @@ from scipy import stats
 from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.report import findings
+from alignkit.report.statements import Tables, Unanswered
 from alignkit.workflow.schema import NOTEBOOKS
 
 SETTINGS = ["iteration", "eta", "steps", "beta", "pairs", "reviews"]
@@ -149,10 +150,10 @@ def _told(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], boo
     return ["findings (no: does not hold, nor did it before):", *lines], sound
 
 
-def _tables(texts: dict[str, str]) -> findings.Tables:
+def _tables(texts: dict[str, str]) -> Tables:
     def read(name: str) -> pd.DataFrame:
         if name not in texts:
-            raise findings.Unanswered(f"no table {name}")
+            raise Unanswered(f"no table {name}")
         return pd.read_csv(io.StringIO(texts[name]))
 
     return read

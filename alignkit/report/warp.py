@@ -35,6 +35,8 @@ def variations(p: Warp) -> list[Variation]:
         Variation("WARP", **size, main=True, etas=etas, every=True, family=f"WARP, T={p.warp_steps}"),
         *(Variation(f"WARP, μ={r:g}", {"ema_rate": r}, **size, main=True, etas=etas, family=f"WARP, μ={r:g}")
           for r in p.ema_rates),
+        *(Variation(f"WARP, T={t}", {"steps": t, "keep": []}, **size, main=True, etas=etas, family=f"WARP, T={t}")
+          for t in {p.task_steps} - {p.warp_steps}),
         Variation("LERP", runs=p.warp_runs, how="lerp", main=True, etas=etas, family=once + "LERP"),
         Variation("raw SLERP", runs=p.warp_runs, how="raw slerp", etas=(rate, 1.0), family=once + "raw SLERP"),
         Variation("REINFORCE, EMA anchor", **reinforce, etas=etas, family="REINFORCE, EMA anchor"),
@@ -151,6 +153,15 @@ def padding_table(policy: Path, text: str, prompt_tokens: int, pads: Sequence[in
             theirs, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, row[:1], mask[:1], len(completion))
         out.append((n, ours, theirs.sum().item()))
     return pd.DataFrame(out, columns=["left_pads", "alignkit", "trl"])
+
+
+def clear_of_zero(table: pd.DataFrame) -> str:
+    """Which rows of a table of `matched_differences` lie clear of zero after Holm's adjustment, in words."""
+    if table.holm.isna().all():
+        return "no interval, so no answer"
+    clear = table[table.holm < 0.05]
+    told = ", ".join(f"{row.label} {row.difference:+.2f} in {row.measure}" for row in clear.itertuples())
+    return f"{told or 'no difference is clear of zero'} ({len(clear)} of {len(table)} after Holm)"
 
 
 def seconds_of(found: Mapping[int, Sequence[Policy]], method: str) -> pd.DataFrame:

@@ -58,6 +58,35 @@ def generate(
     return {"tokens_generated": int(samples.completion_ids.map(len).sum()), "reward": float(samples.reward.mean())}
 
 
+def generate_anew(
+    out: Path,
+    settings: GenerationSettings,
+    *,
+    seed: int,
+    data: Reviews,
+    policy: Path,
+    reference: Path,
+    reward: Path,
+    part: int,
+    parts: int,
+) -> dict[str, float]:
+    """`generate` with one of `parts` shares of the same prompts, from any policy; the log-probs are the reference's.
+
+    So pairs of a policy that has been trained already still measure its drift from the supervised one.
+    """
+    s = settings
+    model, tokenizer = load_policy(policy)
+    anchor, _ = load_policy(reference)
+    train = data.load(seed)["train"]["text"]
+    texts = prompts(list(train), tokenizer, n=s.n_prompts, shortest=5, longest=15, seed=seed)[part::parts]
+    samples = sample(model, tokenizer, texts, k=s.k, max_new_tokens=s.max_new_tokens, seed=seed + 1000 * part)
+    samples["text"] = full_texts(samples, tokenizer)
+    samples["reward"] = score_with(reward, samples.text.tolist(), tokens=s.reward_tokens) - zero_of(reward)
+    samples["ref_logps"] = sequence_log_probs(anchor, samples.prompt_ids.tolist(), samples.completion_ids.tolist())
+    samples.to_parquet(out / "generations.parquet", index=False)
+    return {"tokens_generated": int(samples.completion_ids.map(len).sum()), "reward": float(samples.reward.mean())}
+
+
 # Constructions: which completions of one prompt are compared, given their rewards (k,)
 
 
@@ -151,3 +180,18 @@ def _side_by_side(chosen: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
 
 def _too_alike(a: str, b: str, limit: float) -> bool:
     return a == b or (limit < 1 and SequenceMatcher(None, a.split(), b.split(), autojunk=False).ratio() > limit)
+
+
+def fewer_pairs(out: Path, *, pairs: Path, share: float) -> dict[str, float]:
+    """Keep the training pairs of a share of the prompts, the same validation pairs; less is a part of more.
+
+    The pairs are in random order, so the prompts that come first are a random part.  Writes what `build_pairs` does.
+    """
+    train, test = (pd.read_parquet(pairs / "pairs" / f"{name}.parquet") for name in ("train", "test"))
+    first = train.prompt.unique()
+    kept = train[train.prompt.isin(first[: max(1, round(share * len(first)))])]
+    (out / "pairs").mkdir()
+    kept.to_parquet(out / "pairs" / "train.parquet", index=False)
+    test.to_parquet(out / "pairs" / "test.parquet", index=False)
+    gap = float((kept.chosen_reward - kept.rejected_reward).mean())
+    return {"train_pairs": len(kept), "test_pairs": len(test), "reward_gap": gap}

@@ -305,6 +305,11 @@ def as_text(p: Rewarded) -> str:
     return "\n".join(f"{key} = {now}  # {words}{usual and f' (pocket: {usual})'}" for key, now, usual, words in rows)
 
 
+LEFT = 'style="text-align: left"'
+SUMMARY = 'style="display: list-item; cursor: pointer"'
+"""Some pages' style sheets take the triangle away that says that there is something to open."""
+
+
 def as_html(p: Rewarded) -> str:
     """The values as HTML: what differs from pocket in bold, one group after the other, the notebook's own opened."""
     escape, groups = partial(html.escape, quote=False), grouped(p)
@@ -313,9 +318,10 @@ def as_html(p: Rewarded) -> str:
         changed = sum(bool(usual) for _, _, usual, _ in rows)
         opened = " open" if title == list(groups)[-1] else ""
         count = f"{len(rows)} values, {changed or 'none'} changed"
-        out.append(f"<details{opened}><summary>{title} ({count})</summary><table>")
+        out.append(f"<details{opened}><summary {SUMMARY}>{title} ({count})</summary><table>")
         for key, value, usual, words in rows:
             now = f"<b>{escape(value)}</b>, pocket {escape(usual)}" if usual else escape(value)
-            out.append(f"<tr><td>{key}</td><td>{now}</td><td>{escape(words)}</td></tr>")
+            cells = "".join(f"<td {LEFT}>{text}</td>" for text in (key, now, escape(words)))
+            out.append(f"<tr>{cells}</tr>")
         out.append("</table></details>")
     return "\n".join(out)

@@ -44,6 +44,8 @@ Vocabulary = Annotated[int, Field(ge=100, le=100_000)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=20)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(paths.expanded)]
 Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
+Tunable = Literal["sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust", "reverse_kl", "forward_kl", "js"]
+Factors = Annotated[list[UpTo100], Field(min_length=2, max_length=2)]
 MatchedKls = Annotated[Few[UpTo100], Field(description="KLs (nats) at which methods are compared")]
 
 
@@ -156,6 +158,14 @@ class Aligned(Evaluated):
     loser_reward: Reward = Field(description="threshold pairs: a loser has less than this")
     dpo_batch: Batch = Field(description="pairs a step")
     main_beta: Beta = Field(description="strength of the KL in the main rows of notebooks 0 and 2")
+    dpo_tuned: dict[Tunable, Factors] = Field(
+        description="tuned methods: factors on dpo_lr and dpo_epochs for a loss, on divergence_... for a divergence"
+    )
+
+    def tuned(self, loss: str, divergence: str) -> dict[str, Any]:
+        """Learning rate and epochs of a method on pairs: the notebook's own, times what tuning chose for it."""
+        rate, epochs = self.dpo_tuned.get(self.varied(loss, divergence), (1, 1))
+        return {"lr": rate * self.dpo()["lr"], "epochs": epochs * self.dpo()["epochs"]}
 
 
 class OnPairs(Aligned):
@@ -170,8 +180,12 @@ class OnPairs(Aligned):
         return self.pair_construction
 
     def dpo(self) -> dict[str, Any]:
-        """The settings of `train_dpo` that all runs of a notebook share."""
+        """The settings of `train_dpo` that all runs of a notebook share, before tuning."""
         return {"epochs": self.dpo_epochs, "batch": self.dpo_batch, "lr": self.dpo_lr}
+
+    def varied(self, loss: str, divergence: str) -> str:
+        """What the notebook varies, by which a method was tuned."""
+        return loss
 
 
 class Primer(OnPairs):
@@ -184,7 +198,8 @@ class DpoLosses(OnPairs):
     """Notebook 2."""
 
     after = ("1_reward_model",)
-    betas: Betas = Field(description="the sweep over β for sigmoid and hinge")
+    loss_betas: Betas = Field(description="the sweep over β for every loss but IPO; main_beta belongs to it")
+    ipo_betas: Betas = Field(description="the sweep over β for IPO; ipo_beta belongs to it")
     ipo_beta: Beta = Field(description="β of IPO on summed log-ratios; the margin that it asks for is 1/(2β) nats")
     ipo_per_token_beta: Beta = Field(description="β of IPO on averages per token")
     label_smoothing: Number = Field(gt=0, lt=0.5, description="share of labels taken for flipped, cDPO and robust DPO")
@@ -195,6 +210,10 @@ class DpoLosses(OnPairs):
     biased_words: int = Field(ge=1, le=1000, description="words that the keyword baseline makes more likely")
     word_bias: Number = Field(gt=0, le=20, description="what it adds to their logits, nats")
     best_of: Several[Samples] = Field(description="best-of-n baselines; each n divides main_completions")
+    losses_at_kl: MatchedKls
+    pair_shares: Few[Inside] = Field(description="shares of the pairs' prompts that DPO is also trained on")
+    on_policy_rounds: int = Field(ge=1, le=20, description="on-policy DPO: how often pairs are drawn anew")
+    imitation_etas: Few[Rate] = Field(description="points of fine-tuning on positive reviews, from SFT (0) to 1")
 
 
 class Divergent(Aligned):
@@ -213,6 +232,9 @@ class Divergent(Aligned):
 
     def dpo(self) -> dict[str, Any]:
         return {"epochs": self.divergence_epochs, "batch": self.dpo_batch, "lr": self.divergence_lr}
+
+    def varied(self, loss: str, divergence: str) -> str:
+        return divergence
 
 
 class FDivergences(Divergent):
@@ -259,10 +281,26 @@ class Anchored(Loop):
     anchored_lr: LearningRate = Field(description="highest learning rate of the runs whose rate falls")
 
 
+class Towards(Anchored):
+    """Distillation of weighted draws, then RLOO, in notebooks 5 and 6."""
+
+    distil_prompts: Count = Field(description="train prompts whose completions by SFT are weighed and distilled")
+    distil_samples: Samples = Field(description="completions of each of these prompts")
+    distil_beta: Beta = Field(description="β of their weights exp(r/β)")
+    distil_texts: Count = Field(description="texts of each prompt that are trained on, resampled by their weights")
+    distil_lr: LearningRate = Field(description="highest learning rate of that training")
+    approach_betas: Betas = Field(description="β of RLOO after distillation, each from the one before")
+    approach_steps: Steps = Field(description="steps of RLOO with the first β")
+    approach_more: Steps = Field(description="steps with each further β")
+    approach_lr: LearningRate = Field(description="highest learning rate of RLOO with the first β")
+    approach_more_lr: LearningRate = Field(description="highest learning rate with each further β")
+
+
 class Warp(Fronts):
     """Notebook 4."""
 
     after = ("1_reward_model",)
+    task_steps: Steps = Field(description="T as the task names it; a row of its own where it is not warp_steps")
     ema_rates: Few[Rate] = Field(description="other values of μ that are compared")
     run_counts: Few[Runs] = Field(description="values of M that are compared, in one iteration (first seed only)")
     step_counts: Few[Steps] = Field(description="values of T that are compared, in one iteration (first seed only)")
@@ -272,7 +310,7 @@ class Warp(Fronts):
         return super().inner_loop() | {"keep": sorted(steps for steps in self.step_counts if steps < self.warp_steps)}
 
 
-class Improvements(Divergent, Fronts, Anchored):
+class Improvements(Divergent, Fronts, Towards):
     """Notebook 5."""
 
     after = ("3_f_divergences",)
@@ -283,16 +321,21 @@ class Improvements(Divergent, Fronts, Anchored):
     weak_reviews: Few[Even] = Field(description="sizes for weak reward models; three of the last one are averaged")
     weak_steps: Count = Field(description="steps that a weak reward model gets at least; twice that if it is averaged")
     weak_beta: Beta = Field(description="strength of the KL where policies are to go far on a proxy")
+    few_prompts: Count = Field(description="train prompts that are drawn for where tokens are few")
+    few_samples: Samples = Field(description="completions of each of them; with those of few_steps as many as WARP's")
+    few_texts: Count = Field(description="texts of each of them that are trained on")
+    few_beta: Beta = Field(description="β of their weights and of RLOO after it")
+    few_steps: Steps = Field(description="steps of RLOO there")
     confirm_seeds: Seeds = Field(description="further seeds, on which the chosen method is tried again")
 
     def training_seeds(self) -> list[int]:
         return [*self.seeds, *self.confirm_seeds]
 
 
-class OneFront(Anchored):
+class OneFront(Towards):
     """Notebook 6."""
 
-    after = ("1_reward_model",)
+    after = ("5_improvements",)
     reads = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")
     front_steps: Steps = Field(description="steps of the anchored method")
     front_betas: Betas = Field(description="β of the anchored method")

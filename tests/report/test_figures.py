@@ -35,14 +35,14 @@ def drawn_together(profile: str) -> dict[str, list[str]]:
     p4, p6 = load(profile, "4_warp"), load(profile, "6_one_front")
     sigmoid = [m.family for m in improvements.methods(p5) if m.settings["loss"] == "sigmoid"]
     pairs = [f"{name} pairs" for name in dpo_losses.other_pairs(p2)]
-    others = [m.family for m in dpo_losses.methods(p2) if m.name in ("robust", "ipo_per_token")]
     alphas = ("alpha", "reverse_kl", "forward_kl")
     main = [m.family for m in f_divergences.methods(p3) if m.main]
     return {
-        "2_plane": [m.family for m in dpo_losses.methods(p2) if m.main],
-        "2_others": ["DPO, sigmoid loss", *pairs, *others, "no near-duplicates", "lora"],
+        "2_plane": [m.family for m in dpo_losses.methods(p2) if m.main and m.family],
+        "2_others": ["DPO, sigmoid loss", *pairs, "DPO, ipo_per_token loss", "no near-duplicates", "lora"],
+        "2_beyond": ["DPO, sigmoid loss", dpo_losses.ON_POLICY, dpo_losses.IMITATION],
         "2_baselines": ["DPO, sigmoid loss", "positive prefix", "keyword bias", "guided search",
-                        *filter(None, dpo_losses.BASELINES.values()), "best of n (KL bound)"],
+                        dpo_losses.IMITATION, "best of n (KL bound)"],
         "3_plane": main,
         "3_alphas": [m.family for m in f_divergences.methods(p3) if m.family and m.settings["divergence"] in alphas],
         "4_anchors": [v.name for v in warp.variations(p4) if v.name.startswith("REINFORCE")],
@@ -51,9 +51,8 @@ def drawn_together(profile: str) -> dict[str, list[str]]:
         "4_runs_and_steps": [f"M={m}" for m in p4.run_counts],
         "5_divergences": sigmoid,
         "5_fronts": [*improvements.COMPARED, improvements.ANCHORED],
-        "6_one_front": ["DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews",
-                        "REINFORCE, EMA anchor", f"WARP, T={p6.warp_steps}", "WARP + RLOO", one_front.SWEPT,
-                        f"anchored RLOO, β={p6.front_betas[-1]:g}, one of {max(p6.resample)}"],
+        "6_one_front": [*one_front.DRAWN, one_front.warp(p6),
+                        one_front.one_of(f"{one_front.APPROACHED}, β={p6.approach_betas[-1]:g}", max(p6.resample))],
     }  # fmt: skip
 
 
@@ -149,6 +148,18 @@ def test_a_shown_table_has_no_empty_row_or_column(shown: list[str]):
         "said": ["x", "", "z"], "gold": [np.nan] * 3}), digits=1)  # fmt: skip
     assert cells(shown[0]) == [["method", "seeds", "texts", "kl", "said"],
                                ["a", "3", "25,000", "1.2", "x"], ["c", "3", "7", "0.5", "z"]]  # fmt: skip
+
+
+def test_of_a_long_table_ten_rows_are_shown_and_the_rest_is_linked(shown: list[str], tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.paths, "figures", lambda profile: tmp_path / profile)
+    long = pd.DataFrame({"a": range(13), "b": 1.5})
+    for profile, link in (("pocket", "../figures/pocket/9_long.csv"), ("smoke", "9_long.csv")):
+        figures.save_table(long, "9_long", profile=profile)
+        figures.show_table(long)
+        assert [row[0] for row in cells(shown[-2])[1:]] == [str(i) for i in range(10)]
+        assert shown[-1] == f"3 more rows in [9_long.csv]({link})."
+    figures.show_table(long, most=13)
+    assert len(cells(shown[-1])) == 14
 
 
 def test_text_stands_on_the_left_and_a_tiny_number_is_not_zero(shown: list[str]):

@@ -94,3 +94,8 @@ def test_holms_adjustment_is_over_all_measures_and_methods_of_one_claim():
     found = against(volume.assign(gold=2 * volume.reward + volume.seed), "a", ["b", "c"], ["reward", "gold"])
     assert len(found) == 4
     np.testing.assert_allclose(found.holm, holm(found.p.to_numpy()))
+
+
+def test_the_short_way_draws_as_many_completions_as_warp(p):
+    warps = p.warp_iterations * p.warp_runs * p.warp_steps * p.warp_batch
+    assert p.few_prompts * p.few_samples + p.few_steps * p.warp_batch == warps

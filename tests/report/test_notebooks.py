@@ -174,6 +174,22 @@ def test_everything_that_it_takes_from_alignkit_exists(file: Path):
             assert not isinstance(what, ModuleType) or hasattr(what, node.attr), f"{node.value.id}.{node.attr}"
 
 
+def test_its_contents_link_to_every_heading_in_order(file: Path):
+    if file.parent.name != "notebooks":
+        pytest.skip("a page of another profile keeps the cells of the day on which it ran")
+    texts = {cell.id: cell.source for cell in cells(file, "markdown")}
+    headings = re.findall(r"(?m)^## (.+)$", "\n".join(texts.values()))
+    links = re.findall(r"\[([^\]]+)\]\(#([^)]+)\)", texts["contents"])
+    assert links == [(name, name.replace(" ", "-")) for name in headings if name != "What this page found"]
+
+
+def test_its_links_to_other_pages_lead_somewhere(file: Path):
+    text = "\n".join(cell.source for cell in read(file).cells)
+    for page, heading in re.findall(r"\]\((\d_\w+\.ipynb)(?:#([^)]+))?\)", text):
+        there = "\n".join(cell.source for cell in cells(ROOT / "notebooks" / page, "markdown"))
+        assert not heading or f"## {heading.replace('-', ' ')}\n" in there
+
+
 def found(module: str, name: str) -> Any:
     """What an import of a name from a module gives: something in it, or a module below it."""
     here = importlib.import_module(module)

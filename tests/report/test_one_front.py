@@ -6,7 +6,7 @@ import pytest
 
 from alignkit.divergences import divergence
 from alignkit.faults import UserFault
-from alignkit.frontier import efficiency, optimal_frontier, optimal_reward
+from alignkit.frontier import efficiency, optimal_frontier, optimal_reward, resampled
 from alignkit.metrics import seed_interval
 from alignkit.report import one_front
 from alignkit.training.pool import Pool
@@ -55,6 +55,53 @@ def test_the_frontiers_standard_error_is_its_spread_over_pools():
 
 def test_a_kl_that_the_frontier_does_not_reach_has_no_standard_error(pool: Pool):
     assert list(one_front.frontier_error(pool, [2.0, 1.0], [0.05, 50.0])) == [0.05]
+
+
+def test_the_frontiers_bias_is_what_a_small_pool_misses():
+    betas, policies = [2.0, 1.0, 0.5], [REFERENCE, TILT(REFERENCE, REWARD, 0.5)]
+    truth = optimal_reward(0.3, one_front.optimum(pooled(policies, 20_000), betas))
+    pools = [pooled(policies, 60) for _ in range(300)]
+    low = np.mean([optimal_reward(0.3, one_front.optimum(pool, betas)) for pool in pools]) - truth
+    told = np.mean([one_front.frontier_bias(pool, betas, [0.3])[0] for pool in pools])
+    assert abs(low - told) < 0.5 * abs(low)
+
+
+def test_gains_shares_and_areas_have_the_pools_zero(pool: Pool):
+    frontier = {0: one_front.optimum(pool, [2.0, 1.0])}
+    table = pd.DataFrame({"family": ["sft", "a", "sft"], "seed": [0, 0, 1], "reward": 9.0, "gold": 9.0})
+    found = one_front.with_zero(table, frontier)
+    assert found.reward.tolist() == [frontier[0].reward[0], 9.0, 9.0]
+    assert found.gold.tolist() == [frontier[0].gold[0], 9.0, 9.0]
+
+
+def test_the_kl_of_keeping_one_of_few_draws_has_no_bias_left():
+    exact = one_front.resampling_rows({0: pooled([REFERENCE], 8000)}, {0: "a"}, [4], [0.5]).kl.item()
+    pools = [pooled([REFERENCE], 40) for _ in range(60)]
+    found = [one_front.resampling_rows({0: pool}, {0: "a"}, [4], [0.5]).kl.item() for pool in pools]
+    bare = [resampled(pool.reward, np.zeros_like(pool.reward), 4, [0.5]).kl.item() for pool in pools]
+    assert abs(np.mean(found) - exact) < 0.5 * abs(np.mean(bare) - exact)
+
+
+def test_the_best_of_each_kind_has_all_seeds_and_is_named_once():
+    table = pd.DataFrame({
+        "family": ["anchored RLOO, β=2, one of 8", "DPO, js", "DPO, gan", "WARP, T=3", "something new"],
+        "seeds": [2, 2, 2, 1, 2], "draws": [8, *[np.nan] * 4],
+        "KL 1": [0.9, 0.3, 0.4, 0.8, np.nan], "KL 2": [0.9, 0.3, 0.2, 0.8, 0.1],
+    })  # fmt: skip
+    table["kind"] = [one_front.kind(r.family, r.draws) for r in table.itertuples()]
+    found = one_front.best_of_each(table, ["KL 1", "KL 2"])
+    assert found.family.tolist() == ["anchored RLOO, β=2, one of 8", "DPO, gan", "something new"]
+    assert found.kind.tolist() == [one_front.SEVERAL, "pairs only", "something new"]
+
+
+def test_every_pair_of_methods_is_compared_once_and_holm_counts_all():
+    shares = {"a": [0.5, 0.6, 0.7], "b": [0.4, 0.45, 0.6], "c": [0.1, 0.2, 0.25], "d": [0.3, np.nan, 0.2]}
+    at = pd.DataFrame([{"family": f, "seed": s, "at_kl": 1.0, "efficiency": v, "status": "ok"}
+                       for f, values in shares.items() for s, v in enumerate(values)])  # fmt: skip
+    found = one_front.order(at, ["a", "b", "c", "d"], ["a", "c"], 1.0)
+    assert found.label.tolist() == ["b − a", "c − a", "b − c"]
+    assert found.difference.tolist() == pytest.approx([-0.35 / 3, -1.25 / 3, 0.9 / 3])
+    assert found.holm.min() == pytest.approx(3 * found.p.min())
 
 
 def test_a_policy_above_the_frontier_is_found_and_noise_is_not(pool: Pool):

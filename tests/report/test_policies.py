@@ -135,6 +135,33 @@ def test_side_rows_are_of_the_first_seed_and_take_as_many_steps(run, monkeypatch
     assert set(aligned(p, p.seeds[0] + 1, methods, start)) - set(start) == {"sigmoid", "sigmoid: evaluation"}
 
 
+def test_on_policy_dpo_takes_its_twins_steps_and_rounds_follow_each_other(run, monkeypatch) -> None:
+    asked = []
+
+    def get(train, settings=None, **inputs):
+        made = run({"status": "ok", "train_pairs": 25, "tokens_generated": 7})
+        asked.append((train.__name__, settings, inputs, made))
+        return made
+
+    monkeypatch.setattr("alignkit.report.policies.get", get)
+    monkeypatch.setattr("alignkit.report.dpo_losses.get", get)
+    p = parameters.load(paths.PARAMS / "smoke" / "2_dpo_losses.yaml").model_copy(update={"on_policy_rounds": 2})
+    start = {name: run({}) for name in ("sft", "reward")} | {"pairs": run({"train_pairs": 100})}
+    twins = {name: run({}, asdict(replace(USUAL, beta=3.0))) for name in dpo_losses.over_beta(p)}
+    found = dpo_losses.on_policy(p, 0, start | twins)
+    first, second = [(s, inputs, made) for name, s, inputs, made in asked if name == "train_dpo"][:2]
+    assert first[0] == second[0]
+    assert first[0].beta == 3.0
+    assert sum(s.epochs * 25 for s, *_ in (first, second)) == pytest.approx(USUAL.epochs * 100)
+    assert (first[1]["policy"], second[1]["policy"]) == (start["sft"], first[2])
+    again = [inputs for name, _, inputs, _ in asked if name == "generate_anew"][:2]
+    assert [(inputs["policy"], inputs["part"]) for inputs in again] == [(start["sft"], 0), (first[2], 1)]
+    evaluations = [inputs for name, _, inputs, _ in asked if name == "evaluate"]
+    assert evaluations[0]["policy"] == second[2]
+    assert all(inputs["reference"] == start["sft"] for inputs in [*again, *evaluations])
+    assert f"on-policy {dpo_losses.over_beta(p)[0]}: evaluation" in found
+
+
 # Families
 
 

@@ -22,6 +22,7 @@ from alignkit.report.tables import (
     matched_differences,
     quantiles,
     readable,
+    side_by_side,
     since_start,
     summary,
     verdict,
@@ -145,6 +146,16 @@ def test_each_seed_is_interpolated_alone_without_diverged_runs() -> None:
     assert even.to_dict() == pytest.approx({0: 3.0, 1: 8.0})
     broken = pd.DataFrame({"family": ["even"], "seed": [0], "status": ["diverged"]})
     pd.testing.assert_frame_equal(at_kl(pd.concat([both, broken]), [2.25], ["reward"]), found)
+
+
+def test_side_by_side_each_label_has_a_row_and_what_is_clear_a_star() -> None:
+    rows = [("b at KL 1", "reward", 0.5, 0.1), ("b at KL 1", "gold", -2.0, 0.01), ("a at KL 1", "reward", 1.0, 0.04)]
+    long = pd.DataFrame(rows, columns=["label", "measure", "difference", "holm"])
+    wide = side_by_side(long.assign(low=long.difference - 1, high=long.difference + 1))
+    assert list(wide.columns) == ["label", "reward", "gold"]
+    assert wide.reward.tolist() == ["0.50 [-0.50, 1.50]", "1.00 [0.00, 2.00] *"]
+    assert wide.gold[0] == "-2.00 [-3.00, -1.00] *"
+    assert pd.isna(wide.gold[1])
 
 
 def test_matched_differences_are_adjusted_over_all_kls() -> None:

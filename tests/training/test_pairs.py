@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import load_dataset
 from helpers import called
 from hypothesis import given, settings
@@ -21,12 +22,14 @@ from alignkit.training.pairs import (
     all_pairs,
     bernoulli,
     build_pairs,
+    fewer_pairs,
     generate,
+    generate_anew,
     threshold,
     top_bottom,
 )
 from alignkit.training.reward import score_with, zero_of
-from alignkit.world.models import load_policy
+from alignkit.world.models import load_policy, save
 from alignkit.world.reviews import prompts
 
 SIX = np.array([3.0, -1.0, 5.0, 0.0, 4.0, 1.0])
@@ -282,3 +285,38 @@ def test_the_seed_decides_the_generations(world, generations: pd.DataFrame, tmp_
     called(generate, tmp_path, seed=1, data=world.data, **world.generation)
     other = pd.read_parquet(tmp_path / "generations.parquet")
     assert other.completion.tolist() != generations.completion.tolist()
+
+
+def test_fewer_pairs_lie_within_more_and_are_of_a_part_of_the_prompts(build_from, tmp_path: Path) -> None:
+    _, whole = build_from(by_hand())
+    kept = {}
+    for share in (0.25, 0.5, 1.0):
+        out = tmp_path / f"share {share}"
+        out.mkdir()
+        metrics = fewer_pairs(out, pairs=tmp_path / "0", share=share)
+        kept[share], test = (pd.read_parquet(out / "pairs" / f"{name}.parquet") for name in ("train", "test"))
+        assert kept[share].prompt.nunique() == share * whole["train"].prompt.nunique()
+        assert metrics["train_pairs"] == len(kept[share]) == share * len(whole["train"])
+        pd.testing.assert_frame_equal(test, whole["test"])
+    assert set(kept[0.25].prompt) < set(kept[0.5].prompt)
+    pd.testing.assert_frame_equal(kept[1.0], whole["train"])
+
+
+def test_rounds_share_the_prompts_and_log_probs_are_the_references(world, tmp_path: Path) -> None:
+    model, tokenizer = load_policy(world.sft)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    other = tmp_path / "other"
+    save(other, model, tokenizer)
+    given = {"seed": 0, "data": world.data, **world.generation, "policy": other, "reference": world.sft, "parts": 3}
+    drawn = []
+    for part in range(3):
+        (tmp_path / f"{part}").mkdir()
+        called(generate_anew, tmp_path / f"{part}", **given, part=part)
+        drawn.append(pd.read_parquet(tmp_path / f"{part}" / "generations.parquet"))
+    usual = pd.read_parquet(world.generations / "generations.parquet")
+    assert sorted(pd.concat(drawn).prompt) == sorted(usual.prompt)
+    asked = drawn[1].prompt_ids.tolist(), drawn[1].completion_ids.tolist()
+    anchor, _ = load_policy(world.sft)
+    np.testing.assert_allclose(drawn[1].ref_logps, sequence_log_probs(anchor, *asked), atol=1e-4)
+    assert np.abs(drawn[1].ref_logps - sequence_log_probs(model, *asked)).max() > 0.1

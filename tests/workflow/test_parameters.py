@@ -389,6 +389,7 @@ def test_what_is_shown_names_each_value_and_no_folder_of_this_machine(monkeypatc
     parameters.from_notebook()
     text, page = shown[0]["text/plain"], shown[0]["text/html"]
     assert "data = 'r&d.csv'  # pocket, a folder or CSV file of reviews, or a Hub id (pocket: 'pocket')" in text
+    page = page.replace(f" {parameters.LEFT}", "")
     assert "<td><b>'r&amp;d.csv'</b>, pocket 'pocket'</td>" in page
     assert "<tr><td>prompts</td><td><b>7</b>, pocket 100</td>" in page
     assert all(f"<td>{key}</td>" in page for key in set(POCKET) - {"notebook", "profile"})

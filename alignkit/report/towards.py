@@ -1,0 +1,151 @@
+"""Towards the optimum with one draw: the weighted draws of SFT distilled, then RLOO; runs of notebooks 5 and 6."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from alignkit.report.algorithm import warp
+from alignkit.report.policies import EVALUATION, Policy, Runs, loop_settings, measured, shared
+from alignkit.training.distil import DistilSettings, RegressionSettings, distil, draw_towards, regress
+from alignkit.training.merge import evaluate_interpolation
+from alignkit.training.pairs import GenerationSettings
+from alignkit.training.reinforce import train_policy_gradient
+from alignkit.workflow.schema import Improvements, Towards
+from alignkit.workflow.store import Run, get
+
+DISTILLED = "distilled draws"
+APPROACHED = "distilled, then RLOO"
+AT_WARPS_TOKENS = "distilled, then RLOO, WARP's tokens"
+MAIN = (DISTILLED, APPROACHED, AT_WARPS_TOKENS)
+ALONE = "RLOO as long, from SFT"
+REGRESSIONS = {"regression on the optimum": True, "regression off policy": False}
+"""Whether it is on policy."""
+AGAIN = "its resampled draws, distilled"
+WITH_WARP = "distilled, then WARP"
+OTHER_WAYS = (ALONE, *REGRESSIONS, *(f"distilled, then {name}" for name in REGRESSIONS), AGAIN, WITH_WARP)
+HALFWAY = (0.5, 1.0)
+"""Points on the way back to SFT, for KLs below a policy's own."""
+
+
+def drawn(p: Towards, seed: int, runs: Runs, prompts: int, k: int, policy: Run | None = None) -> Run:
+    """Scored completions of train prompts by the SFT policy, or by another one."""
+    settings = GenerationSettings(prompts, k, p.new_tokens, p.reward_tokens)
+    models = {"policy": policy or runs["sft"], "reference": runs["sft"], "reward": runs["reward"]}
+    return get(draw_towards, settings, **shared(p, seed), **models, stream=int(policy is not None))
+
+
+def fitted(p: Towards, seed: int, start: Run, draws: Run, beta: float, texts: int) -> Run:
+    """A policy fine-tuned on draws that are resampled by exp(r/β) π_ref/π."""
+    settings = DistilSettings(beta=beta, per_prompt=texts, batch=p.sft_batch, lr=p.distil_lr)
+    return get(distil, settings, seed=seed, policy=start, draws=draws)
+
+
+def distilled(p: Towards, seed: int, runs: Runs) -> tuple[Run, Run]:
+    """The draws of SFT, and the policy that they are distilled into."""
+    draws = drawn(p, seed, runs, p.distil_prompts, p.distil_samples)
+    return draws, fitted(p, seed, runs["sft"], draws, p.distil_beta, p.distil_texts)
+
+
+def anchored(p: Towards, seed: int, runs: Runs, start: Run, beta: float, steps: int, lr: float) -> Run:
+    """RLOO from `start` with the KL to SFT, at a rate that falls."""
+    changes = {"anchor": "reference", "decay": True, "baseline": "rloo", "k": p.main_samples, "keep": []}
+    settings = loop_settings(p, **changes, steps=steps, lr=lr, beta=beta)
+    models = {"policy": start, "reference": runs["sft"], "reward": runs["reward"]}
+    return get(train_policy_gradient, settings, **shared(p, seed), **models, stream=[0, 0])
+
+
+def chain(p: Towards, seed: int, runs: Runs, start: Run) -> list[Run]:
+    """RLOO for each β, first far from SFT and then nearer again, each going on from the one before."""
+    done, steps, rate = [start], p.approach_steps, p.approach_lr
+    for beta in p.approach_betas:
+        done.append(anchored(p, seed, runs, done[-1], beta, steps, rate))
+        steps, rate = p.approach_more, p.approach_more_lr
+    return done[1:]
+
+
+def approach(p: Towards, seed: int, runs: Runs) -> list[Policy]:
+    """The distilled policy, and RLOO after it; the ways back of the first and the last of them; main rows."""
+    draws, start = distilled(p, seed, runs)
+    found = [placed(p, seed, runs, DISTILLED, [draws, start], eta=eta, beta=p.distil_beta) for eta in HALFWAY]
+    return found + chained(p, seed, runs, APPROACHED, [draws, start], chain(p, seed, runs, start))
+
+
+def chained(p: Towards, seed: int, runs: Runs, name: str, before: Sequence[Run], then: Sequence[Run]) -> list[Policy]:
+    """The policies of a `chain`, and those half-way back to SFT from its last one."""
+    main, found = name == APPROACHED, []
+    for i, beta in enumerate(p.approach_betas, start=1):
+        etas = HALFWAY if i == len(then) else (1.0,)
+        behind = [*before, *then[:i]]
+        found += [placed(p, seed, runs, name, behind, main, eta=eta, beta=beta) for eta in etas]
+    return found
+
+
+def placed(
+    p: Towards,
+    seed: int,
+    runs: Runs,
+    name: str,
+    behind: Sequence[Run],
+    main: bool = True,
+    eta: float = 1.0,
+    **shown: Any,
+) -> Policy:
+    """The last of the runs, or a point on the way back from it to SFT, evaluated; with the cost of all runs."""
+    models = {"init": runs["sft"], "merged": behind[-1], "reference": runs["sft"], "reward": runs["reward"]}
+    record = get(evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+    return Policy(name, seed, record, main, name, behind, settings=shown, where={"eta": eta})
+
+
+def steps_of(policy: Policy) -> list[tuple[str, Run]]:
+    """The runs behind a policy and its evaluation, named."""
+    name = f"{policy.method}, β={policy.settings['beta']:g}"
+    behind = [(f"{name}, run {i}", run) for i, run in enumerate(policy.trained, start=1)]
+    return [*behind, (f"{name}, η={policy.where['eta']:g}{EVALUATION}", policy.evaluation)]
+
+
+def with_few_tokens(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
+    """The same way with as many completions as WARP draws, and its way back to SFT; main rows."""
+    draws = drawn(p, seed, runs, p.few_prompts, p.few_samples)
+    start = fitted(p, seed, runs["sft"], draws, p.few_beta, p.few_texts)
+    last = anchored(p, seed, runs, start, p.few_beta, p.few_steps, p.anchored_lr)
+    behind = [draws, start, last]
+    return [placed(p, seed, runs, AT_WARPS_TOKENS, behind, eta=eta, beta=p.few_beta) for eta in p.etas]
+
+
+def apart(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
+    """Each part alone, other ways from the same draws, and what else starts from the distilled policy; side rows."""
+    beta, sft = p.few_beta, runs["sft"]
+    draws, start = distilled(p, seed, runs)
+    models = {"seed": seed, "reference": sft, "reward": runs["reward"], "draws": draws}
+    how = {"beta": beta, "steps": p.approach_more, "batch": p.warp_batch, "lr": p.approach_lr, "warmup": p.warp_warmup}
+    sizes = {"max_new_tokens": p.new_tokens, "reward_tokens": p.reward_tokens}
+    found = []
+    for name, on_policy in REGRESSIONS.items():
+        settings = RegressionSettings(**how, **sizes, on_policy=on_policy)
+        found.append((name, [draws, get(regress, settings, policy=sft, **models)]))
+        found.append((f"distilled, then {name}", [draws, start, get(regress, settings, policy=start, **models)]))
+    approached = approach(p, seed, runs)[-1]
+    again = drawn(p, seed, runs, p.few_prompts, p.distil_samples, policy=approached.trained[-1])
+    refitted = fitted(p, seed, approached.trained[-1], again, beta, p.distil_texts)
+    found.append((AGAIN, [*approached.trained, again, refitted]))
+    each = product(found, HALFWAY)
+    points = [placed(p, seed, runs, name, behind, main=False, eta=eta, beta=beta) for (name, behind), eta in each]
+    return [*chained(p, seed, runs, ALONE, [], chain(p, seed, runs, sft)), *points]
+
+
+def warp_from(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
+    """WARP with the distilled policy in the place of SFT, its way back included; side rows."""
+    draws, start = distilled(p, seed, runs)
+    inputs = {**shared(p, seed), "reward": runs["reward"]}
+    size = {"iterations": p.warp_iterations, "runs": p.warp_runs, "eta": p.liti_rate}
+    done = warp(start, loop_settings(p), inputs, **size)
+    behind = [draws, start, *(theta for iteration in done for theta in iteration.thetas)]
+    found = []
+    for eta in p.etas:
+        models = {"init": start, "merged": done[-1].merged, "reference": runs["sft"], "reward": runs["reward"]}
+        record = get(evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, eta=eta)
+        where = {"iteration": p.warp_iterations, "eta": eta, "steps": p.warp_steps}
+        found.append(
+            Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, {"beta": p.warp_beta}, where)
+        )
+    return found

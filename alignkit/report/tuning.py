@@ -1,0 +1,241 @@
+"""Every method's own tuning: as many settings for each, on seeds that the report does not use, and what they choose."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from alignkit import paths
+from alignkit.frontier import along_root_kl, efficiency
+from alignkit.report import dpo_losses, improvements
+from alignkit.report.one_front import optimum
+from alignkit.report.policies import (
+    EVALUATION,
+    Method,
+    Variation,
+    aligned,
+    f_dpo,
+    measured,
+    points,
+    prepared,
+    rewarding,
+    shared,
+    supervised,
+)
+from alignkit.training.merge import evaluate_interpolation
+from alignkit.training.pool import PoolSettings, draw_pool, load_pool
+from alignkit.workflow import parameters
+from alignkit.workflow.store import Run, get
+
+SEEDS = (101, 102)
+"""Used for tuning and for nothing else."""
+FACTORS = (1.0, 3.0)
+"""On pairs: of the profile's learning rate and of its epochs, each with each."""
+BACK = (0.25, 0.5)
+"""On pairs: a setting is trained at the method's own β, and its front goes back to SFT over these η."""
+RATES = (1.0, 2.5)
+"""By policy gradient: of the profile's learning rate."""
+STRONGER = 2.0
+"""By policy gradient: how much stronger the KL is in two of the four settings; an anchor that moves is slower there."""
+SLOWER = 0.1
+KL = 1.0
+"""Nats at which settings are compared."""
+LEAST_REACH = 0.25
+"""Nats; a setting that stays below is not chosen, so that it does not draw all others down to its KL."""
+TIE = 0.01
+"""Share of the optimal gain by which the best setting has to beat the profile's own."""
+LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust")
+FILE = "tuning"
+POOL = 256
+"""Completions of a test prompt by SFT for the optimal frontier."""
+SETTING = ("rate", "epochs", "beta", "mu", "steps")
+
+
+class Tried(NamedTuple):
+    """One setting of one method with one seed."""
+
+    method: str
+    setting: Mapping[str, float]
+    """Some of SETTING."""
+    usual: bool
+    """Whether it is what the profile has."""
+    cost: Mapping[str, float]
+    """completions, tokens: what was drawn in training."""
+    evaluations: Sequence[Run]
+    """Of the policies on its front, SFT left out; of a diverged one, none."""
+    eval_loss: float = np.nan
+    """The last validation loss, which compares settings of one method on pairs."""
+
+
+# What is tried.  A method joins by a function (profile, seed) -> Tried ... in GRIDS.
+
+
+def values(profile: str, notebook: str, seed: int) -> Any:
+    """A notebook's parameters for tuning with one seed."""
+    return parameters.load(paths.PARAMS / profile / f"{notebook}.yaml", seeds=[seed])
+
+
+def on_losses(profile: str, seed: int) -> Iterator[Tried]:
+    """The losses of notebook 2 on its pairs."""
+    p = values(profile, "2_dpo_losses", seed)
+    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in LOSSES])
+
+
+def on_divergences(profile: str, seed: int) -> Iterator[Tried]:
+    """The divergences of notebook 3 on its pairs, each at the middle β of its sweep."""
+    p = values(profile, "3_f_divergences", seed)
+    sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
+    return on_pairs(p, seed, [Method(name, f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()])
+
+
+def on_pairs(p: Any, seed: int, methods: Iterable[Method]) -> Iterator[Tried]:
+    """Learning rate × epochs, each setting a front over η."""
+    start = prepared(p, seed)
+    drawn = {"completions": p.pair_prompts * p.pair_samples, "tokens": start["generations"].metrics["tokens_generated"]}
+    usual, models = p.dpo(), {"init": start["sft"], "reference": start["sft"], "reward": start["reward"]}
+    for method, rate, longer in product(methods, FACTORS, FACTORS):
+        changes = {"lr": rate * usual["lr"], "epochs": longer * usual["epochs"]}
+        runs = aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=False)], start)
+        metrics, found = runs[method.name].metrics, [runs[method.name + EVALUATION]]
+        models |= {"merged": runs[method.name]}
+        how = {**shared(p, seed), **models}
+        found += [get(evaluate_interpolation, measured(p, main=False), **how, eta=eta) for eta in BACK]
+        shown = {"rate": changes["lr"], "epochs": changes["epochs"], "beta": method.settings["beta"]}
+        sound = found if metrics["status"] == "ok" else []
+        yield Tried(method.name, shown, rate == longer == 1, drawn, sound, metrics["eval_loss"])
+
+
+def by_policy_gradient(profile: str, seed: int) -> Iterator[Tried]:
+    """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η."""
+    p = values(profile, "5_improvements", seed)
+    known = {idea.name: idea for idea in improvements.ideas(p)}
+    reinforce = Variation("REINFORCE, EMA anchor", {"steps": p.equal_steps, "keep": []}, etas=p.etas)
+    names = ("WARP", improvements.ANCHORED, improvements.CHOSEN)
+    sft, reward = supervised(p, seed), rewarding(p, seed)
+    for idea in (reinforce, *(known[name] for name in names)):
+        own = {"lr": p.warp_lr, "beta": p.warp_beta, "ema_rate": p.ema_rate, "anchor": "ema", **idea.changes}
+        for rate, stronger in product(RATES, (False, True)):
+            changes = {**own, "lr": rate * p.warp_lr}
+            changes |= {"beta": STRONGER * own["beta"]} if stronger else {}
+            changes |= {"ema_rate": SLOWER * own["ema_rate"]} if stronger and own["anchor"] == "ema" else {}
+            found = points(p, seed, sft, reward, idea._replace(changes=changes, main=False, every=False))
+            runs = found[0].trained
+            drawn = {"completions": sum(changes["steps"] * run.record["settings"]["batch"] for run in runs)}
+            drawn["tokens"] = sum(run.metrics["tokens_generated"] for run in runs)
+            shown = {"rate": changes["lr"], "beta": changes["beta"], "steps": changes["steps"]}
+            shown |= {"mu": changes["ema_rate"]} if changes["anchor"] == "ema" else {}
+            usual = not stronger and changes["lr"] == own["lr"]
+            sound = all(run.metrics["status"] == "ok" for run in runs)
+            yield Tried(idea.name, shown, usual, drawn, [point.evaluation for point in found if sound])
+
+
+Grid = Callable[[str, int], Iterator[Tried]]
+GRIDS: tuple[Grid, ...] = (on_divergences, on_losses, by_policy_gradient)
+
+
+# What is chosen
+
+
+def frontier(profile: str, seed: int) -> pd.DataFrame:
+    """The optimal frontier of one seed from draws of its supervised policy alone."""
+    p = values(profile, "6_one_front", seed)
+    size = POOL if profile != "smoke" else p.pool_reference
+    settings = PoolSettings((size,), p.prompts, p.new_tokens, p.reward_tokens)
+    models = {"policies": [supervised(p, seed)], "reward": rewarding(p, seed)}
+    return optimum(load_pool(get(draw_pool, settings, **shared(p, seed), **models).path), p.frontier_betas)
+
+
+def compared(tried: Sequence[Tried], optimal: pd.DataFrame) -> pd.DataFrame:
+    """The settings of one method with one seed, a row each, all read at one KL of their fronts.
+
+    That is KL, or the largest below it that all settings (and the frontier) reach; a front is straight in √KL from SFT
+    on.  A setting that stays below LEAST_REACH has no share and cannot be chosen.  Columns: method, SETTING, usual,
+    completions, tokens, eval_loss, reach (its largest KL), kl, reward (the gain over SFT), share.
+    """
+    start = float(optimal.reward.iloc[0])
+    fronts = [[run.metrics for run in one.evaluations] for one in tried]
+    reach = np.array([max((m["kl"] for m in front), default=0.0) for front in fronts])
+    enough = reach >= LEAST_REACH
+    kl = min(KL, optimal.kl.max(), reach[enough].min(initial=KL))
+    rows = []
+    for one, front, farthest, kept in zip(tried, fronts, reach, enough, strict=True):
+        line = [0.0, *(m["kl"] for m in front)], [start, *(m["reward"] for m in front)]
+        reward = float(along_root_kl(kl, *line)) if kept else np.nan
+        row = {"method": one.method} | {name: one.setting.get(name, np.nan) for name in SETTING} | dict(one.cost)
+        row |= {"usual": one.usual, "eval_loss": one.eval_loss, "reach": farthest, "kl": kl}
+        rows.append(row | {"reward": reward - start, "share": efficiency(kl, reward, optimal)})
+    return pd.DataFrame(rows)
+
+
+def choose(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column chosen: of each method the setting with the best mean share over seeds.
+
+    Its usual setting is kept if the best is not more than TIE above it, and where no setting has a share.
+    """
+    chosen = pd.Series(False, index=table.index)
+    for _, rows in table.groupby("method", sort=False):
+        groups = rows.groupby(list(SETTING), dropna=False, sort=False)
+        number = groups.ngroup()
+        means = rows.share.groupby(number).agg(lambda shares: shares.mean(skipna=False))
+        usual = number[rows.usual]
+        kept = len(usual) and (means.isna().all() or means.max() <= means[usual.iloc[0]] + TIE)
+        if kept or means.notna().any():
+            chosen[rows.index] = number == (usual.iloc[0] if kept else means.idxmax())
+    return table.assign(chosen=chosen)
+
+
+def tried(profile: str, seed: int, grids: Iterable[Grid] = GRIDS) -> pd.DataFrame:
+    """Every setting of every method with one seed: trained, or found in the store."""
+    optimal = frontier(profile, seed)
+    every = [one for grid in grids for one in grid(profile, seed)]
+    names = dict.fromkeys(one.method for one in every)
+    found = [compared([one for one in every if one.method == name], optimal) for name in names]
+    return pd.concat(found, ignore_index=True).assign(seed=seed)
+
+
+def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRIDS) -> pd.DataFrame:
+    """Every setting of every method with every tuning seed, and which is chosen."""
+    return choose(pd.concat([tried(profile, seed, grids) for seed in seeds], ignore_index=True))
+
+
+def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRIDS) -> Path:
+    """`tune`, kept as tuning.csv among the published tables of the profile; returns the file."""
+    file = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile / f"{FILE}.csv"
+    table = tune(profile, seeds, grids)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    return file
+
+
+# In notebook 6
+
+
+def published(profile: str) -> pd.DataFrame | None:
+    """The published table of `tune`, if this profile was tuned."""
+    file = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile / f"{FILE}.csv"
+    return pd.read_csv(file) if file.is_file() else None
+
+
+def choices(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a method: how many settings were tried, at which KL (nats), their shares, and what was chosen.
+
+    All numbers are means over tuning seeds.  `by loss` is what the least validation loss would have chosen.
+    """
+    out = []
+    for method, rows in table.groupby("method", sort=False):
+        groups = rows.groupby([*SETTING, "usual", "chosen"], dropna=False, sort=False)
+        means = groups[["kl", "share", "eval_loss"]].mean().reset_index()
+        row = {"method": method, "settings": len(means), "KL": means.kl.min(), "least share": means.share.min()}
+        row |= {"own share": means.share[means.usual].mean(), "chosen share": means.share[means.chosen].mean()}
+        by_loss = means.nsmallest(1, "eval_loss") if means.eval_loss.notna().any() else means[:0]
+        out.append(row | {"chosen": in_words(means[means.chosen]), "by loss": in_words(by_loss)})
+    return pd.DataFrame(out)
+
+
+def in_words(setting: pd.DataFrame) -> str:
+    """The rate and what else was varied of a table of one setting; "" of an empty one."""
+    known = [(name, value) for row in setting.to_dict("records") for name, value in row.items() if name in SETTING]
+    return ", ".join(f"{name} {value:g}" for name, value in known if name != "steps" and not pd.isna(value))
