@@ -262,6 +262,13 @@ def one_draw_at_warps_tokens(tables: Tables) -> Finding:
     return _share(row, "With no more completions than WARP, the best way with one draw", 0.8)
 
 
+def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
+    """Under the same tuning and the same budget, which method gains another share than WARP at the least KL?"""
+    none = "Tuned alike, no method gains a measurably other share of the possible gain than WARP"
+    some = "Tuned alike, methods that gain another share of the possible gain than WARP"
+    return counted(tables("6_tuned_order"), none, some)
+
+
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
     """Does any policy lie above the optimal frontier by more than noise explains?"""
     above, every = int(tables("6_above").above.sum()), len(tables("6_above"))
@@ -364,8 +371,8 @@ CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     ),
     "6_one_front": (
         best_with_many_draws, best_with_one_draw, one_draw_far_from_sft, one_draw_at_warps_tokens,
-        none_lies_above_the_optimum, reinforce_is_level_with_warp, reinforce_is_cheaper_than_warp,
-        best_with_one_draw_beats_warp, proxy_loses_more_gold_than_optimisation,
+        tuned_alike_none_beats_warp, none_lies_above_the_optimum, reinforce_is_level_with_warp,
+        reinforce_is_cheaper_than_warp, best_with_one_draw_beats_warp, proxy_loses_more_gold_than_optimisation,
         order_in_gold_survives_the_cost_of_a_fault, anchored_keeps_more_gold, a_temperature_narrows_the_spread,
     ),
 }  # fmt: skip

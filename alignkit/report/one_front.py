@@ -34,6 +34,7 @@ from alignkit.report.policies import (
 )
 from alignkit.report.tables import at_kl, differences
 from alignkit.report.towards import APPROACHED, approach, steps_of
+from alignkit.report.tuning import as_tuned
 from alignkit.training.evaluate import evaluate
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient
@@ -73,7 +74,8 @@ def recipe(p: OneFront, seed: int) -> Runs:
     for policy in sweep(p, seed, runs):
         name = f"β={policy.settings['beta']:g}"
         runs |= {name: policy.trained[0], name + EVALUATION: policy.evaluation}
-    runs = each_once(runs, [pair for policy in approach(p, seed, runs) for pair in steps_of(policy)])
+    others = [*approach(p, seed, runs), *as_tuned(p, seed)]
+    runs = each_once(runs, [pair for policy in others for pair in steps_of(policy)])
     drawing = [runs["sft"], *(policy.trained[-1] for policy in tilted(p, seed, runs).values())]
     counts = (p.pool_reference, *[p.pool_trained] * (len(drawing) - 1))
     settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)

@@ -168,8 +168,7 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
             continue
         # As many steps on other pairs as on the profile's own, however many there are.
         share = runs["pairs"].metrics["train_pairs"] / runs[method.pairs].metrics["train_pairs"]
-        tuned = p.tuned(method.settings["loss"], method.settings["divergence"])
-        settings = DpoSettings(**p.dpo() | tuned | {"epochs": tuned["epochs"] * share} | method.settings)
+        settings = DpoSettings(**p.dpo() | {"epochs": p.dpo()["epochs"] * share} | method.settings)
         trained = get(train_dpo, settings, seed=seed, policy=runs["sft"], pairs=runs[method.pairs])
         runs = runs | {method.name: trained}
         runs |= evaluated(p, seed, runs, method.name, main=method.main)

@@ -1,6 +1,7 @@
 """Every method's own tuning: as many settings for each, on seeds that the report does not use, and what they choose."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from alignkit import paths
-from alignkit.frontier import along_root_kl, efficiency
+from alignkit.frontier import along_root_kl, efficiency, optimal_frontier
 from alignkit.report import dpo_losses, improvements
-from alignkit.report.one_front import optimum
 from alignkit.report.policies import (
     EVALUATION,
     Method,
+    Policy,
     Variation,
     aligned,
     f_dpo,
@@ -28,6 +29,7 @@ from alignkit.report.policies import (
 from alignkit.training.merge import evaluate_interpolation
 from alignkit.training.pool import PoolSettings, draw_pool, load_pool
 from alignkit.workflow import parameters
+from alignkit.workflow.schema import NOTEBOOKS, OneFront, World
 from alignkit.workflow.store import Run, get
 
 SEEDS = (101, 102)
@@ -64,88 +66,117 @@ class Tried(NamedTuple):
     """Whether it is what the profile has."""
     cost: Mapping[str, float]
     """completions, tokens: what was drawn in training."""
-    evaluations: Sequence[Run]
-    """Of the policies on its front, SFT left out; of a diverged one, none."""
+    front: Sequence[Policy]
+    """Its policies on the way back to SFT."""
     eval_loss: float = np.nan
     """The last validation loss, which compares settings of one method on pairs."""
+
+    def evaluations(self) -> list[Run]:
+        """Of the policies on its front; of a diverged one, none."""
+        sound = all(run.metrics["status"] == "ok" for policy in self.front for run in policy.trained)
+        return [policy.evaluation for policy in self.front] if sound else []
+
+
+Tries = Callable[[str], Iterable[tuple[float, float]]]
+"""The settings that are tried of a method by its name, each as two factors."""
+
+
+def on_grid(name: str) -> Iterable[tuple[float, float]]:
+    """Each factor with each: the grid of all methods on pairs."""
+    return product(FACTORS, FACTORS)
+
+
+def by_strength(name: str) -> Iterable[tuple[float, float]]:
+    """The grid of all methods by policy gradient."""
+    return product(RATES, (1.0, STRONGER))
 
 
 # What is tried.  A method joins by a function (profile, seed) -> Tried ... in GRIDS.
 
 
-def values(profile: str, notebook: str, seed: int) -> Any:
-    """A notebook's parameters for tuning with one seed."""
-    return parameters.load(paths.PARAMS / profile / f"{notebook}.yaml", seeds=[seed])
+def values(of: World, notebook: str, seed: int) -> Any:
+    """A notebook's parameters with one seed, and what it shares with `of` as that has it."""
+    common = (type(of).model_fields.keys() & NOTEBOOKS[notebook].model_fields) - {"notebook", "profile"}
+    given = {name: getattr(of, name) for name in common} | {"seeds": [seed]}
+    return parameters.load(paths.PARAMS / of.profile / f"{notebook}.yaml", **given)
 
 
-def on_losses(profile: str, seed: int) -> Iterator[Tried]:
+def on_losses(of: World, seed: int, tries: Tries = on_grid, main: bool = False) -> Iterator[Tried]:
     """The losses of notebook 2 on its pairs."""
-    p = values(profile, "2_dpo_losses", seed)
-    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in LOSSES])
+    p = values(of, "2_dpo_losses", seed)
+    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in LOSSES], tries, main)
 
 
-def on_divergences(profile: str, seed: int) -> Iterator[Tried]:
+def on_divergences(of: World, seed: int, tries: Tries = on_grid, main: bool = False) -> Iterator[Tried]:
     """The divergences of notebook 3 on its pairs, each at the middle β of its sweep."""
-    p = values(profile, "3_f_divergences", seed)
+    p = values(of, "3_f_divergences", seed)
     sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
-    return on_pairs(p, seed, [Method(name, f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()])
+    methods = [Method(name, f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()]
+    return on_pairs(p, seed, methods, tries, main)
 
 
-def on_pairs(p: Any, seed: int, methods: Iterable[Method]) -> Iterator[Tried]:
+def on_pairs(p: Any, seed: int, methods: Iterable[Method], tries: Tries, main: bool) -> Iterator[Tried]:
     """Learning rate × epochs, each setting a front over η."""
     start = prepared(p, seed)
     drawn = {"completions": p.pair_prompts * p.pair_samples, "tokens": start["generations"].metrics["tokens_generated"]}
     usual, models = p.dpo(), {"init": start["sft"], "reference": start["sft"], "reward": start["reward"]}
-    for method, rate, longer in product(methods, FACTORS, FACTORS):
+    each = [(method, factors) for method in methods for factors in tries(method.name)]
+    for method, (rate, longer) in each:
         changes = {"lr": rate * usual["lr"], "epochs": longer * usual["epochs"]}
-        runs = aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=False)], start)
-        metrics, found = runs[method.name].metrics, [runs[method.name + EVALUATION]]
-        models |= {"merged": runs[method.name]}
-        how = {**shared(p, seed), **models}
-        found += [get(evaluate_interpolation, measured(p, main=False), **how, eta=eta) for eta in BACK]
-        shown = {"rate": changes["lr"], "epochs": changes["epochs"], "beta": method.settings["beta"]}
-        sound = found if metrics["status"] == "ok" else []
-        yield Tried(method.name, shown, rate == longer == 1, drawn, sound, metrics["eval_loss"])
+        runs = aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=main)], start)
+        run = runs[method.name]
+        shown = {**changes, "beta": method.settings["beta"], "tokens_generated": drawn["tokens"]}
+        how = {**shared(p, seed), **models, "merged": run}
+        found = {1.0: runs[method.name + EVALUATION]}
+        found |= {eta: get(evaluate_interpolation, measured(p, main=main), **how, eta=eta) for eta in BACK}
+        front = [
+            Policy(method.name, seed, record, main, trained=(run,), settings=shown, where={"eta": eta})
+            for eta, record in found.items()
+        ]
+        setting = {"rate": changes["lr"], "epochs": changes["epochs"], "beta": method.settings["beta"]}
+        yield Tried(method.name, setting, rate == longer == 1, drawn, front, run.metrics["eval_loss"])
 
 
-def by_policy_gradient(profile: str, seed: int) -> Iterator[Tried]:
-    """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η."""
-    p = values(profile, "5_improvements", seed)
+def by_policy_gradient(of: World, seed: int, tries: Tries = by_strength, main: bool = False) -> Iterator[Tried]:
+    """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η.
+
+    An anchor that moves is slower where the KL is stronger.
+    """
+    p = values(of, "5_improvements", seed)
     known = {idea.name: idea for idea in improvements.ideas(p)}
     reinforce = Variation("REINFORCE, EMA anchor", {"steps": p.equal_steps, "keep": []}, etas=p.etas)
     names = ("WARP", improvements.ANCHORED, improvements.CHOSEN)
     sft, reward = supervised(p, seed), rewarding(p, seed)
     for idea in (reinforce, *(known[name] for name in names)):
         own = {"lr": p.warp_lr, "beta": p.warp_beta, "ema_rate": p.ema_rate, "anchor": "ema", **idea.changes}
-        for rate, stronger in product(RATES, (False, True)):
-            changes = {**own, "lr": rate * p.warp_lr}
-            changes |= {"beta": STRONGER * own["beta"]} if stronger else {}
-            changes |= {"ema_rate": SLOWER * own["ema_rate"]} if stronger and own["anchor"] == "ema" else {}
-            found = points(p, seed, sft, reward, idea._replace(changes=changes, main=False, every=False))
+        for rate, strength in tries(idea.name):
+            changes = {**own, "lr": rate * p.warp_lr, "beta": strength * own["beta"]}
+            moves = own["anchor"] == "ema"
+            changes |= {"ema_rate": SLOWER * own["ema_rate"]} if moves and strength > 1 else {}
+            found = points(p, seed, sft, reward, idea._replace(changes=changes, main=main, every=False))
             runs = found[0].trained
             drawn = {"completions": sum(changes["steps"] * run.record["settings"]["batch"] for run in runs)}
             drawn["tokens"] = sum(run.metrics["tokens_generated"] for run in runs)
-            shown = {"rate": changes["lr"], "beta": changes["beta"], "steps": changes["steps"]}
-            shown |= {"mu": changes["ema_rate"]} if changes["anchor"] == "ema" else {}
-            usual = not stronger and changes["lr"] == own["lr"]
-            sound = all(run.metrics["status"] == "ok" for run in runs)
-            yield Tried(idea.name, shown, usual, drawn, [point.evaluation for point in found if sound])
+            setting = {"rate": changes["lr"], "beta": changes["beta"], "steps": changes["steps"]}
+            setting |= {"mu": changes["ema_rate"]} if moves else {}
+            yield Tried(idea.name, setting, strength == 1 and changes["lr"] == own["lr"], drawn, found)
 
 
-Grid = Callable[[str, int], Iterator[Tried]]
+Grid = Callable[..., Iterator[Tried]]
 GRIDS: tuple[Grid, ...] = (on_divergences, on_losses, by_policy_gradient)
 
 
 # What is chosen
 
 
-def frontier(profile: str, seed: int) -> pd.DataFrame:
+def frontier(of: World, seed: int) -> pd.DataFrame:
     """The optimal frontier of one seed from draws of its supervised policy alone."""
-    p = values(profile, "6_one_front", seed)
-    size = POOL if profile != "smoke" else p.pool_reference
+    p = values(of, "6_one_front", seed)
+    size = POOL if of.profile != "smoke" else p.pool_reference
     settings = PoolSettings((size,), p.prompts, p.new_tokens, p.reward_tokens)
     models = {"policies": [supervised(p, seed)], "reward": rewarding(p, seed)}
-    return optimum(load_pool(get(draw_pool, settings, **shared(p, seed), **models).path), p.frontier_betas)
+    pool = load_pool(get(draw_pool, settings, **shared(p, seed), **models).path)
+    return optimal_frontier(pool.reward, p.frontier_betas)
 
 
 def compared(tried: Sequence[Tried], optimal: pd.DataFrame) -> pd.DataFrame:
@@ -156,7 +187,7 @@ def compared(tried: Sequence[Tried], optimal: pd.DataFrame) -> pd.DataFrame:
     completions, tokens, eval_loss, reach (its largest KL), kl, reward (the gain over SFT), share.
     """
     start = float(optimal.reward.iloc[0])
-    fronts = [[run.metrics for run in one.evaluations] for one in tried]
+    fronts = [[run.metrics for run in one.evaluations()] for one in tried]
     reach = np.array([max((m["kl"] for m in front), default=0.0) for front in fronts])
     enough = reach >= LEAST_REACH
     kl = min(KL, optimal.kl.max(), reach[enough].min(initial=KL))
@@ -189,8 +220,9 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
 
 def tried(profile: str, seed: int, grids: Iterable[Grid] = GRIDS) -> pd.DataFrame:
     """Every setting of every method with one seed: trained, or found in the store."""
-    optimal = frontier(profile, seed)
-    every = [one for grid in grids for one in grid(profile, seed)]
+    of = parameters.load(paths.PARAMS / profile / "6_one_front.yaml")
+    optimal = frontier(of, seed)
+    every = [one for grid in grids for one in grid(of, seed)]
     names = dict.fromkeys(one.method for one in every)
     found = [compared([one for one in every if one.method == name], optimal) for name in names]
     return pd.concat(found, ignore_index=True).assign(seed=seed)
@@ -211,6 +243,15 @@ def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GR
 
 
 # In notebook 6
+
+
+def as_tuned(p: OneFront, seed: int) -> list[Policy]:
+    """The fronts of all methods at the settings that tuning chose (`p.tuned`), one seed; main rows."""
+    every = [one for grid in GRIDS for one in grid(p, seed, lambda name: [p.tuned[name]], main=True)]
+    names = {
+        one.method: f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned" for one in every
+    }
+    return [replace(x, method=names[x.method], family=names[x.method]) for one in every for x in one.front]
 
 
 def published(profile: str) -> pd.DataFrame | None:

@@ -44,7 +44,21 @@ Vocabulary = Annotated[int, Field(ge=100, le=100_000)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=20)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(paths.expanded)]
 Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
-Tunable = Literal["sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust", "reverse_kl", "forward_kl", "js"]
+Tunable = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "kto_pair",
+    "cdpo",
+    "robust",
+    "reverse_kl",
+    "forward_kl",
+    "js",
+    "REINFORCE, EMA anchor",
+    "WARP",
+    "anchored RLOO",
+    "anchored, sentence credit",
+]
 Factors = Annotated[list[UpTo100], Field(min_length=2, max_length=2)]
 MatchedKls = Annotated[Few[UpTo100], Field(description="KLs (nats) at which methods are compared")]
 
@@ -158,14 +172,6 @@ class Aligned(Evaluated):
     loser_reward: Reward = Field(description="threshold pairs: a loser has less than this")
     dpo_batch: Batch = Field(description="pairs a step")
     main_beta: Beta = Field(description="strength of the KL in the main rows of notebooks 0 and 2")
-    dpo_tuned: dict[Tunable, Factors] = Field(
-        description="tuned methods: factors on dpo_lr and dpo_epochs for a loss, on divergence_... for a divergence"
-    )
-
-    def tuned(self, loss: str, divergence: str) -> dict[str, Any]:
-        """Learning rate and epochs of a method on pairs: the notebook's own, times what tuning chose for it."""
-        rate, epochs = self.dpo_tuned.get(self.varied(loss, divergence), (1, 1))
-        return {"lr": rate * self.dpo()["lr"], "epochs": epochs * self.dpo()["epochs"]}
 
 
 class OnPairs(Aligned):
@@ -180,12 +186,8 @@ class OnPairs(Aligned):
         return self.pair_construction
 
     def dpo(self) -> dict[str, Any]:
-        """The settings of `train_dpo` that all runs of a notebook share, before tuning."""
+        """The settings of `train_dpo` that all runs of a notebook share."""
         return {"epochs": self.dpo_epochs, "batch": self.dpo_batch, "lr": self.dpo_lr}
-
-    def varied(self, loss: str, divergence: str) -> str:
-        """What the notebook varies, by which a method was tuned."""
-        return loss
 
 
 class Primer(OnPairs):
@@ -232,9 +234,6 @@ class Divergent(Aligned):
 
     def dpo(self) -> dict[str, Any]:
         return {"epochs": self.divergence_epochs, "batch": self.dpo_batch, "lr": self.divergence_lr}
-
-    def varied(self, loss: str, divergence: str) -> str:
-        return divergence
 
 
 class FDivergences(Divergent):
@@ -342,6 +341,9 @@ class OneFront(Towards):
     pool_reference: Completions = Field(description="completions of a test prompt by SFT for the optimal frontier")
     pool_trained: Completions = Field(description="completions of a test prompt by each anchored policy, for the same")
     frontier_betas: list[Beta] = Field(min_length=3, max_length=60, description="β at which the optimum is computed")
+    tuned: dict[Tunable, Factors] = Field(
+        description="what make tune chose: factors on the learning rate, and on the epochs (on pairs) or on β (others)"
+    )
     resample: Few[Samples] = Field(description="draws of which one is kept, more likely one of high reward")
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -9,18 +10,22 @@ import pytest
 
 from alignkit import paths
 from alignkit.report import policies, tuning
-from alignkit.report.policies import Method, dpo, f_dpo
+from alignkit.report.policies import Method, Policy, dpo
 from alignkit.report.tuning import KL, LEAST_REACH, SEEDS, TIE, Tried, choose, compared
-from alignkit.workflow import parameters
+from alignkit.workflow import parameters, schema
 
 ROOTS = np.sqrt([0.0, 0.25, 1.0, 1.5])
 OPTIMAL = pd.DataFrame({"beta": [np.inf, 3, 2, 1], "kl": ROOTS**2, "reward": 0.5 + 4 * ROOTS})
 """A frontier with a gain of 4 √KL."""
+RUN = SimpleNamespace(
+    metrics={"status": "ok", "train_pairs": 10, "tokens_generated": 7, "eval_loss": 0.5, "kl": 1.0, "reward": 1.0}
+)
 
 
 def front(share: float, *kls: float, usual: bool = False) -> Tried:
     """A setting that gets this share of the optimal gain at these KLs."""
-    found = [SimpleNamespace(metrics={"kl": kl, "reward": 0.5 + 4 * share * np.sqrt(kl)}) for kl in kls]
+    runs = [SimpleNamespace(metrics={"kl": kl, "reward": 0.5 + 4 * share * np.sqrt(kl)}) for kl in kls]
+    found = [Policy("method", 0, run) for run in runs]
     return Tried("method", {"rate": share}, usual, {"completions": 10}, found)
 
 
@@ -76,20 +81,24 @@ def test_tuning_seeds_are_no_seeds_of_any_profile():
         assert not {*SEEDS} & {*p.training_seeds()}
 
 
-def test_a_tuned_method_trains_with_its_factors_but_keeps_its_own(monkeypatch: pytest.MonkeyPatch):
-    got = []
-    monkeypatch.setattr(policies, "get", lambda train, settings, **inputs: got.append(settings))
-    pairs = SimpleNamespace(metrics={"train_pairs": 10})
-    tuned = {"hinge": [3, 2], "js": [1, 3]}
-    for notebook, methods in {
-        "2_dpo_losses": [("hinge", dpo("hinge", 1.0)), ("sigmoid", dpo("sigmoid", 1.0))],
-        "3_f_divergences": [("js", f_dpo("js", 1.0)), ("own", f_dpo("js", 1.0, epochs=7.0))],
-    }.items():
-        p = parameters.load(paths.PARAMS / "pocket" / f"{notebook}.yaml", dpo_tuned=tuned)
-        runs = {"pairs": pairs, "sft": None, "reward": None}
-        policies.aligned(p, p.seeds[0], [Method(name, settings) for name, settings in methods], runs)
-    found = [number for settings in got[::2] for number in (settings.lr, settings.epochs)]
-    assert found == pytest.approx([9e-4, 0.8, 3e-4, 0.4, 4e-4, 2.4, 4e-4, 7.0])
+def test_a_setting_is_two_factors_on_the_profiles_own(monkeypatch: pytest.MonkeyPatch):
+    found = []
+    monkeypatch.setattr(policies, "get", lambda train, settings, **inputs: found.append(settings) or RUN)
+    monkeypatch.setattr(tuning, "get", lambda *_, **inputs: RUN)
+    monkeypatch.setattr(
+        tuning, "prepared", lambda p, seed: dict.fromkeys(("pairs", "generations", "sft", "reward"), RUN)
+    )
+    p = parameters.load(paths.PARAMS / "pocket" / "2_dpo_losses.yaml")
+    methods = [Method("hinge", dpo("hinge", 1.0))]
+    usual, other = tuning.on_pairs(p, 0, methods, lambda name: [(1, 1), (3, 2)], main=False)
+    assert [n for s in found[::2] for n in (s.lr, s.epochs)] == pytest.approx([3e-4, 0.4, 9e-4, 0.8])
+    assert (usual.usual, other.usual) == (True, False)
+
+
+def test_every_method_that_is_tuned_has_a_chosen_setting():
+    for profile in parameters.profiles():
+        p = parameters.load(paths.PARAMS / profile / "6_one_front.yaml")
+        assert {*p.tuned} == {*get_args(schema.Tunable)}
 
 
 @pytest.mark.slow
