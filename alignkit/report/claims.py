@@ -196,14 +196,21 @@ def anchored_beats_warp(tables: Tables) -> Finding:
     """Does the chosen method dominate more than WARP at equal tokens, on seeds that it was not chosen on?"""
     gains = rows_of(tables("5_confirmation_gain"), measure="reward", method="WARP")
     words = ("dominates more than", "dominates less than", "does not measurably differ from")
-    return difference(gains, "Anchored RLOO", "WARP at equal tokens (hypervolume in reward, fresh seeds)", words)
+    return difference(
+        gains,
+        "Anchored RLOO with credit by sentence",
+        "WARP at equal tokens (hypervolume in reward, fresh seeds)",
+        words,
+    )
 
 
 def anchored_beats_warp_in_gold(tables: Tables) -> Finding:
     """And in the true reward?"""
     gains = rows_of(tables("5_confirmation_gain"), measure="gold", method="WARP")
     words = ("dominates more than", "dominates less than", "does not measurably differ from")
-    return difference(gains, "Anchored RLOO", "WARP at equal tokens in gold (fresh seeds)", words)
+    return difference(
+        gains, "Anchored RLOO with credit by sentence", "WARP at equal tokens in gold (fresh seeds)", words
+    )
 
 
 def no_single_change_moves_warp(tables: Tables) -> Finding:
