@@ -57,13 +57,16 @@ def test_a_kl_that_the_frontier_does_not_reach_has_no_standard_error(pool: Pool)
     assert list(one_front.frontier_error(pool, [2.0, 1.0], [0.05, 50.0])) == [0.05]
 
 
+@pytest.mark.slow
 def test_the_frontiers_bias_is_what_a_small_pool_misses():
     betas, policies = [2.0, 1.0, 0.5], [REFERENCE, TILT(REFERENCE, REWARD, 0.5)]
-    truth = optimal_reward(0.3, one_front.optimum(pooled(policies, 20_000), betas))
-    pools = [pooled(policies, 60) for _ in range(300)]
-    low = np.mean([optimal_reward(0.3, one_front.optimum(pool, betas)) for pool in pools]) - truth
-    told = np.mean([one_front.frontier_bias(pool, betas, [0.3])[0] for pool in pools])
-    assert abs(low - told) < 0.5 * abs(low)
+    truth = optimal_reward(0.3, one_front.optimum(pooled(policies, 50_000), betas))
+    pools = [pooled(policies, 16) for _ in range(1500)]
+    low = np.array([optimal_reward(0.3, one_front.optimum(pool, betas)) for pool in pools]) - truth
+    told = np.array([one_front.frontier_bias(pool, betas, [0.3])[0] for pool in pools[:300]])
+    noise = low.std() / np.sqrt(len(low))
+    assert told.mean() > 3 * told.std() / np.sqrt(len(told))
+    assert abs(low.mean() - told.mean()) < 4 * noise < 3 * told.mean()
 
 
 def test_gains_shares_and_areas_have_the_pools_zero(pool: Pool):
