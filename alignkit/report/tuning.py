@@ -246,7 +246,9 @@ def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GR
 
 
 def as_tuned(p: OneFront, seed: int) -> list[Policy]:
-    """The fronts of all methods at the settings that tuning chose (`p.tuned`), one seed; main rows."""
+    """The fronts of all methods at the settings that tuning chose (`p.tuned`), for one of `p.tuned_seeds`."""
+    if seed not in p.tuned_seeds:
+        return []
     every = [one for grid in GRIDS for one in grid(p, seed, lambda name: [p.tuned[name]], main=True)]
     names = {
         one.method: f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned" for one in every

@@ -344,6 +344,7 @@ class OneFront(Towards):
     tuned: dict[Tunable, Factors] = Field(
         description="what make tune chose: factors on the learning rate, and on the epochs (on pairs) or on β (others)"
     )
+    tuned_seeds: Seeds = Field(description="those of seeds for which every method is trained at its tuned setting, too")
     resample: Few[Samples] = Field(description="draws of which one is kept, more likely one of high reward")
 
 
