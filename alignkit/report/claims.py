@@ -320,6 +320,8 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     parts = rows_of(tables("6_losses"), family=family, at_kl=1).part
     part, low, high = seed_interval(parts)
     told = f"the proxy loses {interval_text(part, low, high, 2)} of it, optimisation the rest"
+    if part > 1:
+        told = f"the proxy's own optimum misses {interval_text(part, low, high, 2)} times as much: it keeps more gold"
     text = f"Of the gold that the best policy used with one draw ({family}) misses at a KL of 1, {told}."
     return Finding(text, part > 0.5, part, low, high, len(parts))
 
