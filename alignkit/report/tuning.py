@@ -246,14 +246,18 @@ def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GR
 
 
 def as_tuned(p: OneFront, seed: int) -> list[Policy]:
-    """The fronts of all methods at the settings that tuning chose (`p.tuned`), for one of `p.tuned_seeds`."""
+    """The fronts of all methods at the settings that tuning chose (`p.tuned`), for one of `p.tuned_seeds`.
+
+    Side rows, with as many completions as main ones.
+    """
     if seed not in p.tuned_seeds:
         return []
     every = [one for grid in GRIDS for one in grid(p, seed, lambda name: [p.tuned[name]], main=True)]
     names = {
         one.method: f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned" for one in every
     }
-    return [replace(x, method=names[x.method], family=names[x.method]) for one in every for x in one.front]
+    found = [x for one in every for x in one.front]
+    return [replace(x, method=names[x.method], family=names[x.method], main=False) for x in found]
 
 
 def published(profile: str) -> pd.DataFrame | None:
