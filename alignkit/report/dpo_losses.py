@@ -13,6 +13,7 @@ from alignkit.report.policies import (
     Policy,
     Runs,
     aligned,
+    assessed,
     dpo,
     evaluated,
     measured,
@@ -137,8 +138,8 @@ def imitation(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     gently = FineTuning(p.sft_tokens, p.sft_held_out, epochs=1.0, batch=p.sft_batch, lr=p.sft_lr / 4)
     tuned = get(train_on_positive, gently, **shared(p, seed), policy=runs["sft"])
     models = {"init": runs["sft"], "merged": tuned, "reference": runs["sft"], "reward": runs["reward"]}
-    how = measured(p, main=True)
-    points = {eta: get(evaluate_interpolation, how, **shared(p, seed), **models, eta=eta) for eta in p.imitation_etas}
+    how = {"settings": measured(p, main=True), **shared(p, seed), **models}
+    points = {eta: assessed(p, evaluate_interpolation, **how, eta=eta) for eta in p.imitation_etas}
     return {"positive reviews": tuned} | {imitated(eta) + EVALUATION: run for eta, run in points.items()}
 
 
@@ -156,7 +157,7 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     found = {
         **evaluated(p, seed, runs, "positive prefix", main=True, policy="sft", prefix=p.positive_prefix),
         **evaluated(p, seed, runs, "keyword bias", main=True, policy="sft", bias=words),
-        "guided search" + EVALUATION: get(guided_search, search, **shared(p, seed), **models),
+        "guided search" + EVALUATION: assessed(p, guided_search, search, **shared(p, seed), **models),
     }
     for name in DRAWN_AGAIN:
         found |= evaluated(p, seed, runs, name + AGAIN, main=False, policy=name)

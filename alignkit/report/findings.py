@@ -9,6 +9,7 @@ from alignkit import paths
 from alignkit.report.claims import CLAIMS
 from alignkit.report.figures import save_table
 from alignkit.report.statements import Finding, Tables, Unanswered
+from alignkit.workflow.schema import Evaluated, Rewarded
 
 COLUMNS = ["id", "notebook", "statement", *Finding._fields[2:], "holds"]
 
@@ -44,9 +45,23 @@ def opening() -> DisplayHandle:
     return display(Markdown("*The findings appear here when all cells have run.*"), display_id=True)
 
 
-def tell(place: DisplayHandle, notebook: str, *, profile: str) -> None:
+def tell(place: DisplayHandle, p: Rewarded) -> None:
     """Read what this run's tables allow to say, save it as <n>_findings, and show it at the top."""
-    published = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile
-    table = found(notebook, of_folders(paths.figures(profile), published))
-    save_table(table, f"{notebook.partition('_')[0]}_findings", profile=profile)
-    place.update(Markdown("\n".join(f"- {text}" for text in table.statement)))
+    published = (paths.CHECKOUT or paths.PACKAGE) / "figures" / p.profile
+    table = found(p.notebook, of_folders(paths.figures(p.profile), published))
+    save_table(table, f"{p.notebook.partition('_')[0]}_findings", profile=p.profile)
+    place.update(Markdown("\n".join(f"- {text}" for text in table.statement) + about_gold(p)))
+
+
+def about_gold(p: Rewarded) -> str:
+    """What "gold" is on a page whose reviews have no known truth; "" where the truth is known or nobody judges."""
+    if not isinstance(p, Evaluated) or p.judge_reviews is None:
+        return ""
+    from alignkit.report.policies import judge  # here, as it imports the trainers
+
+    told = judge(p).metrics
+    return (
+        f"\n\n*Gold* on this page is no truth but an independent judge of words, learned from {told['reviews']:,} test "
+        f"reviews that neither the policy nor the reward model saw. Of {told['read']:,} others it gets "
+        f"{told['accuracy']:.1%} right, of their first {p.new_tokens} words {told['accuracy_of_beginnings']:.1%}."
+    )

@@ -14,6 +14,7 @@ from alignkit.report.policies import (
     Runs,
     Variation,
     aligned,
+    assessed,
     common_sweeps,
     each_once,
     evaluated,
@@ -149,7 +150,7 @@ def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Seq
     for share in (0.25, 0.5, 0.75):
         theta = get(between, init=sft, first=merges[1], second=merges[max(merges)], share=share)
         point = {"init": sft, "merged": theta, "eta": 1.0}
-        out[share] = get(evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, **point)
+        out[share] = assessed(p, evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, **point)
     return out
 
 
@@ -200,7 +201,7 @@ def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
         for steps in [*kept, p.warp_steps]:
             policy = trained if steps == p.warp_steps else trained.at(f"step-{steps}")
             models = {"policy": policy, "reference": sft, "reward": proxy}
-            record = get(evaluate, measured(p, main=False), **shared(p, seed), **models)
+            record = assessed(p, evaluate, measured(p, main=False), **shared(p, seed), **models)
             found.append(Policy(name, seed, record, family=name, trained=(trained,), where={"steps": steps}))
     return found
 

@@ -26,7 +26,9 @@ from alignkit.report.policies import (
     LOOPED,
     Policy,
     Runs,
+    assessed,
     each_once,
+    judge,
     loop_settings,
     measured,
     shared,
@@ -36,6 +38,7 @@ from alignkit.report.tables import at_kl, differences
 from alignkit.report.towards import APPROACHED, approach, steps_of
 from alignkit.report.tuning import as_tuned
 from alignkit.training.evaluate import evaluate
+from alignkit.training.judge import judge_pool
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.workflow.schema import OneFront
@@ -79,7 +82,8 @@ def recipe(p: OneFront, seed: int) -> Runs:
     drawing = [runs["sft"], *(policy.trained[-1] for policy in tilted(p, seed, runs).values())]
     counts = (p.pool_reference, *[p.pool_trained] * (len(drawing) - 1))
     settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)
-    return runs | {"pool": get(draw_pool, settings, **shared(p, seed), policies=drawing, reward=runs["reward"])}
+    pool = get(draw_pool, settings, **shared(p, seed), policies=drawing, reward=runs["reward"])
+    return runs | {"pool": pool if p.judge_reviews is None else get(judge_pool, pool=pool, judge=judge(p))}
 
 
 def tilted(p: OneFront, seed: int, runs: Runs) -> dict[str, Policy]:
@@ -109,7 +113,7 @@ def sweep(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
     for beta in p.front_betas:
         settings = loop_settings(p, **anchored, lr=p.anchored_lr, beta=beta)
         trained = get(train_policy_gradient, settings, **common, policy=runs["sft"], stream=[0, 0])
-        record = get(evaluate, measured(p, main=True), **common, policy=trained)
+        record = assessed(p, evaluate, measured(p, main=True), **common, policy=trained)
         shown = {name: vars(settings)[name] for name in LOOPED}
         found.append(Policy(SWEPT, seed, record, True, SWEPT, (trained,), None, shown, {"steps": p.front_steps}))
     return found

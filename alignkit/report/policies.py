@@ -10,6 +10,7 @@ import pandas as pd
 from alignkit.report.algorithm import warp
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.training.evaluate import EvaluationSettings, evaluate
+from alignkit.training.judge import JudgeSettings, evaluate_by_judge, train_judge
 from alignkit.training.merge import evaluate_interpolation, merge_policies
 from alignkit.training.pairs import GenerationSettings, PairSettings, build_pairs, generate
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
@@ -77,12 +78,12 @@ def shared(p: World, seed: int) -> dict[str, Any]:
 
 def supervised(p: World, seed: int) -> Run:
     """The supervised policy, SFT."""
-    return get(train_sft, SftSettings(**p.sft()), **shared(p, seed))
+    return get(train_sft, SftSettings(**p.sft()), **shared(p, p.model_seed(seed)))
 
 
 def rewarding(p: Rewarded, seed: int) -> Run:
     """The reward model: all pairs, all train reviews."""
-    return get(train_reward, RewardSettings(**p.reward_training()), **shared(p, seed))
+    return get(train_reward, RewardSettings(**p.reward_training()), **shared(p, p.model_seed(seed)))
 
 
 def started(p: Evaluated, seed: int) -> Runs:
@@ -98,10 +99,23 @@ def measured(p: Evaluated, *, main: bool, **changes: Any) -> EvaluationSettings:
     return EvaluationSettings(**sizes, **changes)
 
 
+def judge(p: Evaluated) -> Run:
+    """What gold is where the truth is not known: an independent judge, one for all seeds."""
+    return get(train_judge, JudgeSettings(p.judge_reviews, p.new_tokens), data=p.reviews())
+
+
+def assessed(p: Evaluated, how: Callable[..., dict[str, Any]], settings: Any, **inputs: Any) -> Run:
+    """An evaluation, with the judge's gold if the profile has one."""
+    run = get(how, settings, **inputs)
+    if p.judge_reviews is None:
+        return run
+    return get(evaluate_by_judge, evaluation=run, judge=judge(p), metrics=run.metrics)
+
+
 def evaluated(p: Evaluated, seed: int, runs: Runs, name: str, *, main: bool, policy: str = "", **settings: Any) -> Runs:
     """The evaluation of run `name`, or of run `policy` with other settings, under the name that tables read."""
     models = {"policy": runs[policy or name], "reference": runs["sft"], "reward": runs["reward"]}
-    return {name + EVALUATION: get(evaluate, measured(p, main=main, **settings), **shared(p, seed), **models)}
+    return {name + EVALUATION: assessed(p, evaluate, measured(p, main=main, **settings), **shared(p, seed), **models)}
 
 
 def sft_policies(runs: Mapping[int, Runs]) -> list[Policy]:
@@ -240,7 +254,7 @@ def points(p: Any, seed: int, sft: Run, reward: Run, variation: Variation) -> li
         last, whole = iteration == len(iterations), steps == training.steps
         main = variation.main and eta in (p.liti_rate, 1.0) and whole
         models = {"init": sft, "merged": merged, "reference": sft, "reward": reward}
-        record = get(evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+        record = assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
         family = variation.family if last and (whole or min(variation.etas) == 1) else ""
         settings = {name: vars(training)[name] for name in LOOPED}
         settings |= {"runs": variation.runs, "merge": variation.how, "angle": merged.metrics["angle"]}

@@ -33,13 +33,14 @@ MAIN = (
 
 def results(figures: Path) -> str:
     """Main findings and tables of every profile but smoke and replicas: efficiencies, reward models, policies."""
-    return "\n\n".join(filter(None, [told(figures), efficiencies(figures), reward_models(figures), policies(figures)]))
+    blocks = (told, elsewhere, efficiencies, reward_models, policies)
+    return "\n\n".join(filter(None, (block(figures) for block in blocks)))
 
 
 def told(figures: Path) -> str:
-    """The main findings of each profile, as a list: which hold with fresh seeds, and how many of all do."""
+    """Pocket's main findings as a list: which hold with fresh seeds, and how many of all do."""
     lines = []
-    for file in _published(figures, "findings"):
+    for file in figures.glob("pocket/findings.csv"):
         found, profile = pd.read_csv(file), file.parent.name
         main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "replicated"])
         for row in main.dropna(subset="value").itertuples():
@@ -47,6 +48,17 @@ def told(figures: Path) -> str:
             lines.append(f"- {profile}: {row.statement}{mark}")
         lines += [f"- {profile}: {text}." for text in [replication.told(found)] if text]
     return "\n".join(lines)
+
+
+def elsewhere(figures: Path) -> str:
+    """The Markdown table of pocket's findings beside those of each other profile, and how many hold there."""
+    parts = []
+    for file in _published(figures, "agreement"):
+        table, profile = pd.read_csv(file), file.parent.name
+        counts = ", ".join(f"{word} {(table.there == word).sum()}" for word in ("yes", "no", "cannot tell"))
+        shown = {"statement": "finding in pocket", "statement_there": profile, "there": f"holds there ({counts})"}
+        parts.append(markdown([table[table.there != "cannot tell"]], shown))
+    return "\n\n".join(parts)
 
 
 def efficiencies(figures: Path) -> str:

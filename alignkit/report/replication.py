@@ -1,4 +1,4 @@
-"""Which findings hold again: those of a profile beside those of its replica, the same report with fresh seeds."""
+"""Which findings hold again: those of a profile beside those of its replica (fresh seeds) and of pocket (real text)."""
 
 from pathlib import Path
 
@@ -26,13 +26,36 @@ def publish(profile: str) -> list[str]:
     if replica.is_dir():
         replicas = [f"replica_{column}" for column in OUTCOME]
         changed += write_table(folder / "replication.csv", both[["id", "notebook", *OUTCOME, *replicas]])
+    if (beside := agreement(profile, both)) is not None:
+        changed += write_table(folder / "agreement.csv", beside)
     return changed
 
 
-def asked_again(folder: Path) -> pd.DataFrame:
-    """What today's claims say of the tables in a folder; each is open where it has none."""
-    tables = findings.of_folders(folder)
+def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
+    """Each finding of pocket beside what another profile's findings say; None for pocket itself and its like.
+
+    Column there: "yes" if the claim holds there as well, "no" if it does not, "cannot tell" if it is open there or its
+    interval leaves it open.
+    """
+    pocket = (paths.CHECKOUT or paths.PACKAGE) / "figures" / "pocket"
+    if profile in ("smoke", "pocket") or profile.endswith(REPLICA) or not list(pocket.glob("?_findings.csv")):
+        return None
+    both = asked_again(pocket)[["id", "notebook", *OUTCOME]].merge(found[["id", *OUTCOME]], on="id", suffixes=("", "_"))
+    open_there = both.value_.isna() | (both.holds_.ne(True) & (both.low_ <= 0) & (both.high_ >= 0))
+    answer = both.holds_.eq(True).map({True: "yes", False: "no"}).mask(open_there, "cannot tell")
+    return both.assign(there=answer).rename(columns={f"{column}_": f"{column}_there" for column in OUTCOME})
+
+
+def asked_again(*folders: Path) -> pd.DataFrame:
+    """What today's claims say of the tables in the first folder that has them; each is open where none has."""
+    tables = findings.of_folders(*folders)
     return pd.concat([findings.found(notebook, tables) for notebook in findings.CLAIMS], ignore_index=True)
+
+
+def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
+    """The `agreement` of what a report has made so far, while its last notebook runs."""
+    published = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile
+    return agreement(profile, asked_again(paths.figures(profile), published))
 
 
 def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Notebook 1: how good a reward model is, and what it rewards; its runs, tables and figures."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -15,10 +15,11 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import Pipeline
+from transformers import AutoTokenizer
 
 from alignkit.metrics import expected_calibration_error, pairwise_accuracy, sign_accuracy
 from alignkit.report.looks import COLOURS, NEGATIVE, POSITIVE
-from alignkit.report.policies import Runs, rewarding, shared, supervised
+from alignkit.report.policies import Runs, shared, supervised
 from alignkit.training.evaluate import SamplingSettings, sample_completions
 from alignkit.training.reward import RewardSettings, pair_count, score_with, sign_boundary, train_reward, zero_of
 from alignkit.workflow.schema import RewardModel
@@ -29,14 +30,14 @@ from alignkit.world.known import Truth
 def recipe(p: RewardModel, seed: int) -> Runs:
     """The reward model, what it is compared with, and the SFT policy with its samples.
 
-    - reward: all pairs, all train reviews
+    - reward: all pairs, all train reviews; of every seed its own, whatever later notebooks share
     - curve_N: the same on N reviews, with others held out, which give validation and the sign boundary
     - matched: the largest of these, with one partner for each review in place of all pairs
     """
     small = RewardSettings(**p.reward_training(), held_out=p.held_out, min_steps=p.curve_min_steps)
     matched = replace(small, n_train=max(p.curve_reviews), pairs="matched")
     runs = {
-        "reward": rewarding(p, seed),
+        "reward": get(train_reward, RewardSettings(**p.reward_training()), **shared(p, seed)),
         **{f"curve_{n}": get(train_reward, replace(small, n_train=n), **shared(p, seed)) for n in p.curve_reviews},
         "matched": get(train_reward, matched, **shared(p, seed)),
         "sft": supervised(p, seed),
@@ -165,15 +166,33 @@ def opinions(
 def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) -> pd.DataFrame:
     """Cross-entropy of each seed's SFT policy and, where the truth is known, the exact entropy on the same tokens.
 
-    Both are nats a token, given the first token of each text and including its end.
+    Both are nats a token, given the first token of each text and including its end.  Also nats a character, which
+    compares policies of other vocabularies, and the tokens that training saw.
     """
     table = pd.DataFrame([{"seed": seed, **by_name["sft"].metrics} for seed, by_name in runs.items()])
+    read = list(texts[: int(table.texts.iloc[0])])
+    each = [by_name["sft"] for by_name in runs.values()]
+    table["nats_a_character"] = table.test_cross_entropy / [characters_a_token(run, read) for run in each]
+    table["tokens_seen"] = [seen(run) for run in each]
     if truth:
-        read = list(texts[: int(table.texts.iloc[0])])
         nats = truth.log_probability([text.split()[0] for text in read], prefix=True) - truth.log_probability(read)
         table["entropy"] = nats.sum() / sum(len(text.split()) for text in read)
         table["ratio"] = table.test_cross_entropy / table.entropy
     return table
+
+
+def characters_a_token(sft: Run, texts: Sequence[str]) -> float:
+    """Characters of the texts, as the policy was tested on them (cut, without the first token), by predicted token."""
+    tokenizer, tokens = AutoTokenizer.from_pretrained(sft.path), sft.record["settings"]["tokens"]
+    places = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    characters = sum(row[:tokens][-1][1] - row[0][1] for row in places)
+    return characters / sum(min(len(row), tokens - 1) for row in places)
+
+
+def seen(sft: Run) -> float:
+    """Tokens that a policy was trained on here; 0 for one that is used as it is."""
+    file = sft.path / "history.csv"
+    return float(pd.read_csv(file).num_tokens.max()) if file.is_file() else 0.0
 
 
 # The scale of the reward

@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 from alignkit.report.algorithm import warp
-from alignkit.report.policies import EVALUATION, Policy, Runs, loop_settings, measured, shared
+from alignkit.report.policies import EVALUATION, Policy, Runs, assessed, loop_settings, measured, shared
 from alignkit.training.distil import DistilSettings, RegressionSettings, distil, draw_towards, regress
 from alignkit.training.merge import evaluate_interpolation
 from alignkit.training.pairs import GenerationSettings
@@ -92,7 +92,7 @@ def placed(
 ) -> Policy:
     """The last of the runs, or a point on the way back from it to SFT, evaluated; with the cost of all runs."""
     models = {"init": runs["sft"], "merged": behind[-1], "reference": runs["sft"], "reward": runs["reward"]}
-    record = get(evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+    record = assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
     return Policy(name, seed, record, main, name, behind, settings=shown, where={"eta": eta})
 
 
@@ -143,7 +143,7 @@ def warp_from(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     found = []
     for eta in p.etas:
         models = {"init": start, "merged": done[-1].merged, "reference": runs["sft"], "reward": runs["reward"]}
-        record = get(evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, eta=eta)
+        record = assessed(p, evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, eta=eta)
         where = {"iteration": p.warp_iterations, "eta": eta, "steps": p.warp_steps}
         found.append(
             Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, {"beta": p.warp_beta}, where)

@@ -18,6 +18,7 @@ from alignkit.report.policies import (
     Policy,
     Variation,
     aligned,
+    assessed,
     f_dpo,
     measured,
     points,
@@ -128,7 +129,7 @@ def on_pairs(p: Any, seed: int, methods: Iterable[Method], tries: Tries, main: b
         shown = {**changes, "beta": method.settings["beta"], "tokens_generated": drawn["tokens"]}
         how = {**shared(p, seed), **models, "merged": run}
         found = {1.0: runs[method.name + EVALUATION]}
-        found |= {eta: get(evaluate_interpolation, measured(p, main=main), **how, eta=eta) for eta in BACK}
+        found |= {eta: assessed(p, evaluate_interpolation, measured(p, main=main), **how, eta=eta) for eta in BACK}
         front = [
             Policy(method.name, seed, record, main, trained=(run,), settings=shown, where={"eta": eta})
             for eta, record in found.items()
@@ -250,9 +251,10 @@ def as_tuned(p: OneFront, seed: int) -> list[Policy]:
 
     Side rows, with as many completions as main ones.
     """
-    if seed not in p.tuned_seeds:
+    if seed not in p.tuned_seeds or not p.tuned:
         return []
-    every = [one for grid in GRIDS for one in grid(p, seed, lambda name: [p.tuned[name]], main=True)]
+    setting = lambda name: [p.tuned[name]] if name in p.tuned else []  # noqa: E731
+    every = [one for grid in GRIDS for one in grid(p, seed, setting, main=True)]
     names = {
         one.method: f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned" for one in every
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignkit import paths
+from alignkit.world.known import truth_of
 from alignkit.world.reach import check_data, check_model
 
 if TYPE_CHECKING:
@@ -45,20 +46,9 @@ Seeds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_len
 Place = Annotated[str, Field(min_length=1), AfterValidator(paths.expanded)]
 Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
 Tunable = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "kto_pair",
-    "cdpo",
-    "robust",
-    "reverse_kl",
-    "forward_kl",
-    "js",
-    "REINFORCE, EMA anchor",
-    "WARP",
-    "anchored RLOO",
-    "anchored, sentence credit",
-]
+    "sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust", "reverse_kl", "forward_kl", "js",
+    "REINFORCE, EMA anchor", "WARP", "anchored RLOO", "anchored, sentence credit",
+]  # fmt: skip
 Factors = Annotated[list[UpTo100], Field(min_length=2, max_length=2)]
 MatchedKls = Annotated[Few[UpTo100], Field(description="KLs (nats) at which methods are compared")]
 
@@ -74,6 +64,7 @@ class World(BaseModel):
     notebook: str = Field(min_length=1, description="which notebook these values are for")
     profile: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="a folder of params/ and of figures/")
     seeds: Seeds = Field(description="one policy and reward model each; intervals are over seeds")
+    base_seed: int | None = Field(ge=0, description="seed whose SFT policy and reward model serve all; null: own")
     data: Place = Field(description="pocket, a folder or CSV file of reviews, or a Hub id")
     train_reviews: Even | None = Field(description="labelled reviews to learn from; null (None): all")
     test_reviews: Even | None = Field(description="labelled reviews for every test figure; null (None): all")
@@ -89,6 +80,10 @@ class World(BaseModel):
     sft_batch: Batch = Field(description="reviews a step")
     sft_lr: LearningRate = Field(description="highest learning rate")
     sft_held_out: Count = Field(description="reviews kept apart for the validation loss")
+
+    def model_seed(self, seed: int) -> int:
+        """The seed of the SFT policy and reward model that a seed starts from."""
+        return seed if self.base_seed is None else self.base_seed
 
     def training_seeds(self) -> list[int]:
         """All seeds for which something is trained."""
@@ -159,6 +154,7 @@ class RewardModel(Rewarded):
 class Evaluated(Rewarded):
     """Evaluation of trained policies."""
 
+    judge_reviews: Count | None = Field(description="test reviews of a judge, gold where no truth is known; null: none")
     main_completions: Completions = Field(description="evaluated completions of each test prompt, main rows")
     side_completions: Completions = Field(description="evaluated completions of each test prompt, other rows")
 
@@ -327,6 +323,10 @@ class Improvements(Divergent, Fronts, Towards):
     few_steps: Steps = Field(description="steps of RLOO there")
     confirm_seeds: Seeds = Field(description="further seeds, on which the chosen method is tried again")
 
+    def model_seed(self, seed: int) -> int:
+        """The seed of the SFT policy and reward model that a seed starts from."""
+        return seed if self.base_seed is None else self.base_seed
+
     def training_seeds(self) -> list[int]:
         return [*self.seeds, *self.confirm_seeds]
 
@@ -362,6 +362,8 @@ def _clashes(p: Rewarded) -> Iterator[str]:
     if isinstance(p, RewardModel) and p.train_reviews and p.held_out + max(p.curve_reviews) > p.train_reviews:
         total = f"train_reviews ({p.train_reviews})"
         yield f"held_out: {p.held_out} and the largest of curve_reviews are more than {total}"
+    if isinstance(p, Evaluated) and p.judge_reviews is not None and truth_of(p.data):
+        yield f"judge_reviews: {p.judge_reviews}; the truth of {p.data} is known; allowed: null"
     if isinstance(p, Loop) and p.warp_batch % p.warp_samples:
         yield f"warp_batch: {p.warp_batch} is not a multiple of warp_samples ({p.warp_samples})"
     if isinstance(p, Anchored) and p.main_samples > p.warp_batch:

@@ -120,3 +120,26 @@ def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, 
         "- pocket: WARP, interpolated back, raises the reward over SFT: 2.00 [1.00, 3.00]. (not replicated)",
         "- pocket: 1 of 2 findings that hold also hold with fresh seeds; not: warp_raises_reward.",
     ]
+
+
+def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path):
+    (figures / REPLICA).rename(figures / "real")
+    (figures / PROFILE).rename(figures / "pocket")
+    lay(figures / "pocket", t4_task_matched=gain(1).assign(holm=0.5, label="KL 1"))
+    lay(figures / "real", t4_task_matched=gain(1).assign(holm=0.01, label="KL 1"))
+    replication.publish("pocket")
+    replication.publish("real")
+    assert not (figures / "pocket" / "agreement.csv").exists()
+    rows = pd.read_csv(figures / "real" / "agreement.csv").set_index("id")
+    assert rows.there[
+        ["dpo_raises_reward", "warp_raises_reward", "longer_runs_buy_no_more", "warp_raises_gold"]
+    ].tolist() == [
+        "yes",
+        "cannot tell",  # its interval includes zero
+        "no",
+        "cannot tell",  # no table says
+    ]
+    assert rows.loc["dpo_raises_reward", ["low", "low_there"]].tolist() == [1, 0.5]
+    told = readme.elsewhere(figures)
+    assert told.splitlines()[0].startswith("| finding in pocket | real | holds there (yes 1, no 1, cannot tell ")
+    assert "DPO raises the reward over SFT: 2.00 [0.50, 3.00]" in told
