@@ -89,12 +89,12 @@ def index(root: Path, notebooks: Mapping[str, nbformat.NotebookNode]) -> str:
     what, *about = [part for part in title.strip().split("\n\n")[1:] if not part.startswith("[![")]
     found = next(part for part in sections if part.startswith("What was found\n"))
     figure, words = found.partition("<!--")[0].partition("\n")[2].strip().split("\n\n", 1)
-    told = [line for line in readme.told(root / "figures").splitlines() if line.startswith("- pocket: ")]
     parts = [
         f"# AlignKit\n\n{what}\n\n## What was found",
-        "In the pocket world, printed from [the table of all findings](figures/pocket/findings.csv); brackets hold 95 "
-        "% t intervals over seeds. [What the words mean](#How-to-read-it).",
-        "\n".join(line.replace("pocket: ", "", 1) for line in told),
+        "In the pocket world, printed from [the table of all findings](figures/pocket/findings.csv); brackets hold "
+        "95 % t intervals over seeds. Words are explained [below](#How-to-read-it) and in the "
+        "[glossary](notebooks/0_primer.ipynb#Glossary).",
+        readme.told(root / "figures").replace("- pocket: ", "- "),
         f"{figure}\n\n### How to read it\n\n{words}\n\n## The notebooks",
         *(f"### [{heading(notebook)}]({page})\n\n{question(notebook)}" for page, notebook in notebooks.items()),
         "## About this report",

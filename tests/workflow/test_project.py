@@ -13,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import alignkit
 from alignkit.workflow.schema import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,17 @@ def test_every_imported_library_is_a_direct_dependency():
     lines = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["batch"]]
     asked = {canonicalize_name(Requirement(line).name) for line in lines}
     assert {name for name in foreign if not asked & {canonicalize_name(o) for o in owners[name]}} == set()
+
+
+def test_the_changelog_names_no_version_but_the_packages():
+    text = re.sub(r"https?://\S+", "", (ROOT / "CHANGELOG.md").read_text("utf-8"))
+    assert set(re.findall(r"\d+\.\d+\.\d+", text)) == {alignkit.__version__}
+
+
+def test_the_hooks_run_ruff_and_fetch_nothing():
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in repos] == ["local"]
+    assert all(hook["language"] == "system" and hook["entry"].startswith("ruff ") for hook in repos[0]["hooks"])
 
 
 # Parameters
