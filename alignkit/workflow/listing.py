@@ -32,7 +32,11 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     often = usual(list(whole.values()))
     lines = [line for folder, record in asked[:limit] for line in told(folder, record, often)]
     lines += [f"{folder.name}: holds no whole run" for folder in found if folder not in whole][:limit]
-    return [*lines, f"{len(asked[:limit])} of {len(asked)} runs in {paths.store()}, newest first"]
+    if not asked:
+        lines.append(
+            "none; functions that ran: " + ", ".join(sorted({record["function"] for record in whole.values()}))
+        )
+    return [*lines, f"{len(asked[:limit])} of {len(asked)} shown, newest first; {len(whole)} runs in {paths.store()}"]
 
 
 def named(profile: str) -> set[str]:

@@ -38,8 +38,13 @@ def listed(build: Path, capsys: pytest.CaptureFixture) -> Any:
     return lines
 
 
-def test_an_empty_store_is_one_line(listed: Any):
-    assert listed() == [f"0 of 0 runs in {paths.store()}, newest first"]
+def test_where_none_is_asked_for_the_functions_are_named(listed: Any):
+    assert listed()[-1] == f"0 of 0 shown, newest first; 0 runs in {paths.store()}"
+    add("train_dpo", 1)
+    add("evaluate", 2)
+    first, last = listed("--function", "warp")
+    assert first == "none; functions that ran: evaluate, train_dpo"
+    assert last == f"0 of 0 shown, newest first; 2 runs in {paths.store()}"
 
 
 def test_the_newest_come_first_with_what_sets_them_apart(listed: Any):
@@ -48,7 +53,7 @@ def test_the_newest_come_first_with_what_sets_them_apart(listed: Any):
     first, place, second, *_, last = listed("--limit", "2")
     assert (first, place) == ("train_dpo  seed 0  1.5 min  beta=0.5", f"    {folder}")
     assert second == "train_dpo  seed 0  1.5 min  usual settings"
-    assert last == f"2 of 3 runs in {paths.store()}, newest first"
+    assert last == f"2 of 3 shown, newest first; 3 runs in {paths.store()}"
 
 
 def test_a_function_and_a_seed_choose_among_two_thousand(listed: Any):
@@ -97,6 +102,6 @@ def test_a_profile_chooses_the_runs_that_its_notebooks_name(listed: Any, capsys:
     add("train_dpo", 2)
     paths.figures("smoke").mkdir(parents=True)
     (paths.figures("smoke") / "2_runs.csv").write_text(f"run,seed,id,profile\nsft,0,{1:016x},smoke\n")
-    assert listed("smoke")[-1].startswith("1 of 1 runs")
+    assert listed("smoke")[-1].startswith("1 of 1 shown")
     assert main(["runs", "nowhere"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
