@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 # The kernel of this environment, not one that the user registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: report replicate tune test test-fast verify smoke check bench clean environment
+.PHONY: report replicate tune test test-fast verify smoke check bench html clean environment
 .DELETE_ON_ERROR:
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
@@ -65,8 +65,12 @@ tune: environment
 bench: environment
 	@python benchmarks/peers.py
 
+## the report as web pages, in site/
+html: environment
+	@python -m alignkit html
+
 clean:
-	rm -rf build .snakemake
+	rm -rf build site .snakemake
 
 environment: $(READY)
 

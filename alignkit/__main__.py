@@ -1,4 +1,4 @@
-"""Command line: python -m alignkit check | show | train | tune | execute | publish | replicate | verify."""
+"""Command line: python -m alignkit COMMAND, or alignkit COMMAND; --help lists them."""
 
 import argparse
 import sys
@@ -71,6 +71,20 @@ def _replicate(args: argparse.Namespace) -> None:
     print("\n".join([*changed, *readme.update(), told]))
 
 
+def _html(_: argparse.Namespace) -> None:
+    if paths.CHECKOUT is None:
+        raise UserFault("html: there is no repository around alignkit; clone it, and run make html there")
+    from alignkit.report import page
+
+    print("\n".join(page.publish()))
+
+
+def _runs(args: argparse.Namespace) -> None:
+    from alignkit.workflow import listing
+
+    print("\n".join(listing.runs(args.profile, args.function, args.seed, args.limit)))
+
+
 def _verify(args: argparse.Namespace) -> int:
     from alignkit.report.verify import verify
 
@@ -124,6 +138,16 @@ def main(arguments: list[str] | None = None) -> int:
     verify.set_defaults(run=_verify)
     verify.add_argument("profile")
     verify.add_argument("--against", default="HEAD", help="the commit to compare with")
+
+    html = commands.add_parser("html", help="write the report as web pages to site/")
+    html.set_defaults(run=_html)
+
+    runs = commands.add_parser("runs", help="what ran: settings, minutes, folder, and the line that loads a policy")
+    runs.set_defaults(run=_runs)
+    runs.add_argument("profile", nargs="?", help="only runs that the notebooks of this profile name")
+    runs.add_argument("--function", help="only runs of training functions whose name holds this")
+    runs.add_argument("--seed", type=int)
+    runs.add_argument("--limit", type=int, default=20, help="how many are shown at most, newest first")
 
     args = parser.parse_args(arguments)
     try:

@@ -13,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import alignkit
 from alignkit.workflow.schema import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,17 @@ def test_every_imported_library_is_a_direct_dependency():
     lines = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["batch"]]
     asked = {canonicalize_name(Requirement(line).name) for line in lines}
     assert {name for name in foreign if not asked & {canonicalize_name(o) for o in owners[name]}} == set()
+
+
+def test_the_changelog_names_no_version_but_the_packages():
+    text = re.sub(r"https?://\S+", "", (ROOT / "CHANGELOG.md").read_text("utf-8"))
+    assert set(re.findall(r"\d+\.\d+\.\d+", text)) == {alignkit.__version__}
+
+
+def test_the_hooks_run_ruff_and_fetch_nothing():
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in repos] == ["local"]
+    assert all(hook["language"] == "system" and hook["entry"].startswith("ruff ") for hook in repos[0]["hooks"])
 
 
 # Parameters
@@ -150,12 +162,69 @@ def test_no_file_names_a_place_on_somebodys_machine_or_a_registry(tracked: list[
     assert found == []
 
 
+SECRETS = {
+    "a key": r"\b(AKIA[0-9A-Z]{16}|AIza[\w-]{35}|gh[pousr]_\w{36}|github_pat_\w{22,}|glpat-[\w-]{20}|sk-[\w-]{20,}"
+    r"|hf_[A-Za-z0-9]{30,}|xox[abeoprs]-[\w-]{10,}|pypi-[\w-]{16,}|eyJ[\w-]{10,}\.eyJ)|BEGIN [A-Z ]*PRIVATE KEY",
+    "a password": r"(?i)(api_?key|secret|passw(or)?d|auth_?token)[\"']?\s*[:=]\s*[\"'][^\"'\s]{8,}"
+    r"|://[^/\s:@\"]+:[^/\s@\"]+@",
+    "a user": r"(?<![\w.}])/(home|Users)/\w|(?i:\b[a-z]:\\{1,2}users\\)|\w@(?!example)[\w-]+\.[a-z]{2,}\b",
+    "a place on a machine": r"(?<![\w.:/})-])/(root|tmp|work|mnt|private)/\w",
+}
+"""What no committed file holds, and how it looks."""
+PICTURE = re.compile(r'"image/png": "[^"]*"|base64,[\w+/=\s]*')
+
+
+def secrets(text: str) -> list[str]:
+    """What a text holds of them; of pictures in it the letters say nothing."""
+    plain = PICTURE.sub("", text)
+    return [f"{kind}: {found[0]}" for kind, look in SECRETS.items() if (found := re.search(look, plain))]
+
+
+def test_no_file_holds_a_key_a_users_name_or_a_place(tracked: list[Path]):
+    texts = {file: (ROOT / file).read_text("utf-8") for file in tracked if file.suffix != ".png"}
+    assert {str(file): found for file, text in texts.items() if (found := secrets(text))} == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("a key", "hf" + "_" + "a1B2" * 9),
+        ("a key", "token = gh" + "p_" + "a1B2" * 9),
+        ("a key", "AK" + "IA" + "ABCD" * 4),
+        ("a key", "-----BEGIN RSA PRIV" + "ATE KEY-----"),
+        ("a password", "api_" + "key = 'correcthorse'"),
+        ("a password", "https:" + "//me:secret@example.org"),
+        ("a user", "read from /ho" + "me/anna/reviews.csv"),
+        ("a user", "C:" + r"\Users\anna"),
+        ("a user", "anna" + "@reviews.org"),
+        ("a place on a machine", "saved to /tm" + "p/build"),
+    ],
+)
+def test_a_key_a_users_name_and_a_place_are_seen(kind: str, text: str):
+    assert [found.partition(":")[0] for found in secrets(text)] == [kind]
+
+
 def test_every_file_is_below_1_mb_a_drawing_below_3_and_of_a_known_kind(tracked: list[Path]):
     # A scatter plot of 12,000 reviews is a large drawing; notebooks are held to 1 MB by their own lint.
     limit = {".svg": 3_000_000}
     assert [str(f) for f in tracked if (ROOT / f).stat().st_size >= limit.get(f.suffix, 1_000_000)] == []
     kinds = Counter(file.suffix for file in tracked)
-    allowed = {".py", ".ipynb", ".yaml", ".yml", ".md", ".toml", ".lock", ".cff", ".cfg", ".png", ".svg", ".csv", ""}
+    allowed = {
+        ".py",
+        ".ipynb",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".toml",
+        ".lock",
+        ".cff",
+        ".cfg",
+        ".png",
+        ".svg",
+        ".csv",
+        ".html",
+        "",
+    }
     assert set(kinds) <= allowed
 
 

@@ -1,0 +1,86 @@
+"""What ran: the runs of the store, newest first, with what sets each apart and the line that loads its weights."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.workflow.store import RECORD
+
+
+def runs(profile: str | None, function: str | None, seed: int | None, limit: int) -> list[str]:
+    """Two lines about each of the newest runs, and one about each folder of the store that holds no whole run.
+
+    profile: only runs that its notebooks name.  function: only training functions whose name holds this.
+    Raises UserFault if no notebook of the profile was executed or published here.
+    """
+    ids = None if profile is None else named(profile)
+    folders = [f for f in paths.store().glob("*") if f.is_dir() and not f.name.startswith(("tmp-", "locks"))]
+    found = {f: read(f) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)}
+    whole = {folder: record for folder, record in found.items() if record}
+    asked = [
+        (folder, record)
+        for folder, record in whole.items()
+        if (ids is None or record["id"] in ids)
+        and (function or "") in record["function"]
+        and seed in (None, record["inputs"].get("seed"))
+    ]
+    often = usual(list(whole.values()))
+    lines = [line for folder, record in asked[:limit] for line in told(folder, record, often)]
+    lines += [f"{folder.name}: holds no whole run" for folder in found if folder not in whole][:limit]
+    if not asked:
+        lines.append(
+            "none; functions that ran: " + ", ".join(sorted({record["function"] for record in whole.values()}))
+        )
+    return [*lines, f"{len(asked[:limit])} of {len(asked)} shown, newest first; {len(whole)} runs in {paths.store()}"]
+
+
+def named(profile: str) -> set[str]:
+    """The ids of the runs that the notebooks of a profile name, executed or published."""
+    places = [paths.figures(profile), *([paths.CHECKOUT / "figures" / profile] if paths.CHECKOUT else [])]
+    if not (files := [file for place in places for file in place.glob("*_runs.csv")]):
+        raise UserFault(f"runs: no notebook of profile {profile!r} was executed here; without a profile all are listed")
+    return set().union(*(pd.read_csv(file, dtype=str).id for file in files))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The record of the run in a folder; None if it is another run's, cannot be read, or names files that are gone."""
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        told(folder, record, usual([record]))
+        there = all((folder / file).is_file() for file in record["files"])
+        return record if there and folder.name == f"{record['function']}-{record['id']}" else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def given(record: dict[str, Any]) -> dict[str, str]:
+    """Settings, data and what else a run was given, without its seed and the runs that it starts from."""
+    inputs = {name: value for name, value in record["inputs"].items() if name not in {"seed", *record["runs"]}}
+    return {name: json.dumps(value) for name, value in (record["settings"] | inputs).items()}
+
+
+def usual(records: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """What most runs of a training function have, by its name and the setting's."""
+    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
+    for record in records:
+        for name, value in given(record).items():
+            counts[record["function"], name][value] += 1
+    return {place: values.most_common(1)[0][0] for place, values in counts.items()}
+
+
+def told(folder: Path, record: dict[str, Any], often: dict[tuple[str, str], str]) -> list[str]:
+    """Function, seed, minutes and unusual settings of a run; then the line that loads its weights, or its folder."""
+    name, seed = record["function"], record["inputs"].get("seed", "none")
+    own = [f"{key}={value[:60]}" for key, value in given(record).items() if value != often[name, key]]
+    weights = json.loads((folder / "config.json").read_text("utf-8")) if "config.json" in record["files"] else {}
+    kind = weights.get("architectures", [""])[0]
+    loaded = f"transformers.{kind}.from_pretrained({str(folder)!r})" if kind.isidentifier() else str(folder)
+    return [
+        f"{name}  seed {seed}  {record['seconds'] / 60:.1f} min  {' '.join(own) or 'usual settings'}",
+        f"    {loaded}",
+    ]

@@ -1,0 +1,166 @@
+"""The report as web pages: links that resolve, texts that cannot run, and what a browser makes of it."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import nbformat
+import pandas as pd
+import pytest
+
+from alignkit import ADDRESS, paths
+from alignkit.__main__ import main
+from alignkit.report import page, readme
+
+ROOT = paths.CHECKOUT
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MATHJAX = Path("/usr/share/javascript/mathjax/MathJax.js")
+SCREEN = 390
+"""A phone's width in CSS pixels."""
+PROBE = """<script>
+const errors = [];
+addEventListener("error", e => errors.push(e.message || e.target.src), true);
+const tell = () => parent.postMessage({
+  page: location.href.split("/").pop(), errors, wide: document.documentElement.scrollWidth - innerWidth,
+  formulas: document.querySelectorAll(".mjx-chtml").length,
+  broken: [...document.images].filter(i => !i.src.startsWith("http") && !i.naturalWidth).length}, "*");
+addEventListener("load", () => window.MathJax && MathJax.Hub ? MathJax.Hub.Queue(tell) : tell());
+</script>"""
+FRAMES = """<pre id="found"></pre><script>
+addEventListener("message", e => found.textContent += JSON.stringify(e.data) + "\\n");
+</script>"""
+
+
+class Parts(HTMLParser):
+    """Ids, links and pictures of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: dict[str, list[Any]] = defaultdict(list)
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.found[tag].append(given)
+        self.found["ids"] += [given["id"]] if "id" in given else []
+
+
+@pytest.fixture(scope="module")
+def site(made_once: Callable[[str, Callable[[Path], Any]], Path]) -> Path:
+    return made_once("site", lambda folder: page.write(ROOT, folder))
+
+
+@pytest.fixture(scope="module")
+def parts(site: Path) -> dict[str, dict[str, list[Any]]]:
+    return {file.name: Parts(file.read_text("utf-8")).found for file in site.glob("*.html")}
+
+
+def written(*outputs: dict[str, str]) -> str:
+    """The page of a notebook whose one cell shows these."""
+    shown = [nbformat.v4.new_output("display_data", data) for data in outputs]
+    return page.of_notebook(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)]))
+
+
+def test_there_is_an_index_and_a_page_of_each_notebook(parts: dict[str, Any]):
+    notebooks = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("figures/*/*.ipynb")]
+    assert len(parts) == len(notebooks) + 1
+    assert set(parts) - {"index.html"} <= {link["href"] for link in parts["index.html"]["a"]}
+
+
+def test_every_link_resolves(parts: dict[str, Any]):
+    lost = []
+    for name, found in parts.items():
+        for link in (link["href"] for link in found["a"]):
+            file, _, place = link.partition("#")
+            if file.startswith(ADDRESS):
+                known = (ROOT / unquote(file.removeprefix(f"{ADDRESS}/blob/main").removeprefix(ADDRESS)[1:])).exists()
+            else:
+                known = file.startswith("https://") or (file or name) in parts
+            ids = parts.get(file or name, {}).get("ids", [place])
+            lost += [] if known and (not place or {place, unquote(place)} & set(ids)) else [(name, link)]
+    assert lost == []
+
+
+def test_every_picture_is_inline_and_told_in_words(parts: dict[str, Any]):
+    pictures = [picture for found in parts.values() for picture in found["img"]]
+    assert len(pictures) > len(parts)
+    for picture in pictures:
+        assert picture["alt"].strip()
+        kind, _, data = picture["src"].partition("base64,")
+        if not kind.startswith("https://"):  # a badge
+            assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+
+
+def test_the_index_tells_the_main_findings_of_the_table(site: Path):
+    told = re.sub(r"\s+", " ", unescape(re.sub("<[^>]*>", "", (site / "index.html").read_text("utf-8"))))
+    found = pd.read_csv(ROOT / "figures" / "pocket" / "findings.csv").dropna(subset="value")
+    main_ones = found[found.id.isin(readme.MAIN)].statement
+    assert len(main_ones)
+    assert [statement for statement in main_ones if statement not in told] == []
+
+
+def test_what_a_review_holds_is_shown_and_cannot_run():
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)><a href='javascript:alert(1)'>here</a>"
+    shown = written({"text/html": f"<table><tr><td>{evil}</td></tr></table>"}, {"text/markdown": f"- it said {evil}"})
+    shown += written({"text/plain": evil}, {"application/javascript": "alert(1)"})
+    found = Parts(shown).found
+    assert not found["script"]
+    assert not [given for tags in found.values() for given in tags if "onerror" in given]
+    assert not [link for link in found["a"] if link.get("href", "").startswith("javascript")]
+    assert shown.count("alert(1)&lt;/script&gt;") == 3
+
+
+def test_formulas_and_signs_below_and_above_stay_what_they_are():
+    cell = nbformat.v4.new_markdown_cell("Where $a < b$ and $x_1 \\& y_2$, KL < 1 & more.\n\n$$\\frac{1}{2}$$")
+    shown = unescape(page.of_notebook(nbformat.v4.new_notebook(cells=[cell])))
+    assert "$a < b$ and $x_1 \\& y_2$, KL < 1 & more." in shown
+    assert "$$\\frac{1}{2}$$" in shown
+
+
+def test_without_a_repository_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(paths, "CHECKOUT", None)
+    assert main(["html"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
+    (tmp_path / "site").touch()
+    assert main(["html"]) == 2
+    assert capsys.readouterr().err.startswith(f"html: {tmp_path / 'site'} cannot be")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_every_page_whole_on_a_phone(site: Path, tmp_path: Path):
+    """In frames as wide as a phone; formulas only where MathJax lies on this machine."""
+    for file in site.glob("*.html"):
+        text = re.sub(r'<script async src="https:[^"]*"></script>', "MATHJAX", file.read_text("utf-8"))
+        script = f'<script src="{MATHJAX.as_uri()}?config=TeX-AMS_CHTML-full"></script>' if MATHJAX.exists() else ""
+        (tmp_path / file.name).write_text(text.replace("MATHJAX", script).replace("<head>", f"<head>{PROBE}"), "utf-8")
+    frames = [f'<iframe width="{SCREEN}" height="844" src="{file.name}"></iframe>' for file in site.glob("*.html")]
+    (tmp_path / "frames.htm").write_text(FRAMES + "".join(frames), "utf-8")
+    done = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"),
+            *("--virtual-time-budget=120000", f"--user-data-dir={tmp_path / 'user'}", f"{tmp_path}/frames.htm"),
+        ],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    told = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]
+    found = {told["page"]: told for told in map(json.loads, unescape(told).splitlines())}
+    assert set(found) == {file.name for file in site.glob("*.html")}
+    assert {name: told for name, told in found.items() if told["errors"] or told["wide"] > 0 or told["broken"]} == {}
+    assert not MATHJAX.exists() or all(told["formulas"] for name, told in found.items() if name != "index.html")
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line and "http" not in line] == []
