@@ -109,7 +109,7 @@ def test_no_choice_was_made_on_a_seed_of_the_confirmation(file: Path):
 
 
 def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
-    folder = tmp_path / "other"
+    folder = tmp_path / "pocket"
     folder.mkdir()
     told = pd.DataFrame(
         {"id": [readme.MAIN[0], "another"], "statement": ["It is so.", "It is not."], "value": [1.0, 2]}
@@ -119,7 +119,7 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     shares = shares.assign(seeds=3, draws=None, **{"KL 1_low": 0.1, "KL 1_high": 1.0})
     shares.to_csv(folder / "6_efficiency.csv", index=False)
     found = readme.results(tmp_path)
-    assert "- other: It is so." in found
+    assert "- pocket: It is so." in found
     assert "It is not." not in found
     assert "| WARP, T=7 | 3 | 0.50 [0.10, 1.00] |" in found
 
