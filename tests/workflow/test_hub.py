@@ -1,0 +1,75 @@
+"""The original task's parameter files as they stand, on tiny models under the Hub's own names and without a network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from transformers import DistilBertConfig, DistilBertModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignkit import paths
+from alignkit.pocket import generate_reviews
+from alignkit.world.models import new_policy, save, train_tokenizer
+
+SHAPE = {"width": 16, "layers": 1, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home of the Hub's libraries in which both models of the profile imdb lie, small; and reviews.csv."""
+    home = tmp_path_factory.mktemp("home")
+    parts = [generate_reviews(n, seed).assign(split=split) for split, n, seed in (("train", 400, 1), ("test", 300, 2))]
+    reviews = pd.concat(parts)
+    reviews.to_csv(home / "reviews.csv", index=False)
+    torch.manual_seed(0)
+    words = train_tokenizer("bpe", reviews.text.tolist(), 400)
+    cache(home, "lvwerra/gpt2-imdb", new_policy(words, **SHAPE, positions=256), words)
+    pieces = train_tokenizer("wordpiece", reviews.text.tolist(), 400)
+    base = DistilBertModel(DistilBertConfig(vocab_size=len(pieces), dim=16, hidden_dim=32, n_layers=1, n_heads=2))
+    cache(home, "distilbert/distilbert-base-cased", base, pieces)
+    return home
+
+
+def cache(home: Path, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lay a model into the Hub's cache as if it had been fetched."""
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
+    save(repository / "snapshots" / "0" / "", model, tokenizer)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0")
+
+
+def sizes(notebook: str) -> dict[str, object]:
+    """What makes a run of the notebook short: the smoke profile's own values, but for its models' shapes."""
+    files = [paths.PARAMS / "smoke" / f"{name}.yaml" for name in ("shared", notebook)]
+    values = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
+    kept = {key: value for key, value in values.items() if not key.startswith(("policy_", "reward_", "sft_lr"))}
+    return {key: value for key, value in kept.items() if key not in ("notebook", "profile")}
+
+
+@pytest.mark.batch
+@pytest.mark.parametrize("notebook", ["1_reward_model", "2_dpo_losses", "4_warp"])
+def test_the_original_task_runs_from_a_cache_of_the_hub(notebook: str, home: Path, tmp_path: Path) -> None:
+    given = {**sizes(notebook), "data": str(home / "reviews.csv"), "sft_held_out": 50, "reward_tokens": 128}
+    given |= {"train_reviews": None, "test_reviews": None, "unsupervised_reviews": None}
+    given |= {} if notebook == "1_reward_model" else {"judge_reviews": 100}
+    place = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", "-y", json.dumps(given)]
+    files = [paths.CHECKOUT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb"]
+    run = subprocess.run(
+        [*command, *files, "-f", paths.PARAMS / "imdb" / f"{notebook}.yaml"],
+        env={**os.environ, **place, "ALIGNKIT_BUILD": str(tmp_path / "build")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    record = json.loads(next((tmp_path / "build" / "store").glob("train_reward-*/run.json")).read_text())
+    assert record["settings"]["base"] == "distilbert/distilbert-base-cased"
+    if notebook != "1_reward_model":
+        rows = pd.read_csv(tmp_path / "build" / "imdb" / "figures" / f"{notebook}.csv")
+        assert rows.gold.notna().all()
