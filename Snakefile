@@ -10,14 +10,15 @@ import sys
 
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
-from alignkit.workflow import batch
+from alignkit.workflow import batch, parameters
 
 PROFILE = config.get("profile", "pocket")
 PINNED = numerics.chosen() == "portable"
 # By the environment, so that no shell reads it as part of a command.
 DATA = os.environ["DATA"] = paths.absolute(os.environ.get("DATA", ""))
-NOTEBOOKS = batch.notebooks(PROFILE)
 try:
+    parameters.check_profile(PROFILE)
+    NOTEBOOKS = batch.notebooks(PROFILE)
     VALUES = {name: batch.values(name, PROFILE, DATA) for name in NOTEBOOKS}
     LOCK = batch.only(PROFILE)  # held until this process ends
 except UserFault as fault:

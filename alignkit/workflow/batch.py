@@ -47,11 +47,10 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     These are its cells, its parameters, the alignkit modules that they reach, the lock, what lies at a local path among
     the parameters, and all of this of the notebooks whose tables it reads.
     """
-    digest = hashlib.sha256()
+    digest, p = hashlib.sha256(), values(notebook, profile, data)
     cells = nbformat.read(_source(notebook), as_version=4).cells
     for cell in cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
-    p = values(notebook, profile, data)
     digest.update(_given(p))
     for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
         for file in filter(Path.is_file, (module, module.with_suffix(".yaml"))):  # a module's data lie beside it

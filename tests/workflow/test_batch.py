@@ -618,6 +618,46 @@ def test_a_wrong_parameter_given_to_papermill_stops_with_one_line(
 
 
 @pytest.mark.batch
+@pytest.mark.parametrize(
+    ("notebook", "values"),
+    [
+        ("3_f_divergences", "reverse_kl_betas: [0.3]"),  # no β that all families have
+        ("6_one_front", "matched_kl: [0.25, 1.0]"),  # KLs that the notebook shows anyway
+        ("6_one_front", "matched_kl: [4.0]"),  # beyond all fronts
+    ],
+)
+def test_values_that_are_allowed_run_though_they_leave_a_table_empty(
+    notebook: str, values: str, smoke: Batch, tmp_path: Path
+):
+    source, file = smoke.root / "notebooks" / f"{notebook}.ipynb", smoke.root / "params" / "smoke" / f"{notebook}.yaml"
+    other = start(smoke.root, tmp_path / "build")
+    for made in ("store", "smoke/figures"):
+        shutil.copytree(smoke.build / made, other.build / made)
+    done = other.run("papermill", source, tmp_path / "out.ipynb", "-k", "python3", "-f", file, "-y", values)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.batch
+@pytest.mark.parametrize("name", ["o'brien.csv", "$(touch PWNED).csv", "{x}.csv", "a b.csv"])
+def test_no_name_of_a_file_is_read_by_a_shell(name: str, copy_checkout: Callable[[Path], Path], tmp_path: Path):
+    one = start(copy_checkout(tmp_path / "checkout"), tmp_path / "build")
+    for other in set((one.root / "notebooks").glob("*.ipynb")) - {one.root / "notebooks" / f"{NOTEBOOK}.ipynb"}:
+        other.unlink()
+    pd.DataFrame({"text": [f"review {i}" for i in range(20)], "label": [0, 1] * 10}).to_csv(tmp_path / name)
+    one.environment["DATA"] = str(tmp_path / name)
+    done = one.snakemake()
+    assert (done.returncode, "train_reviews: 2000 asked for, but the data has 16" in done.stderr) == (1, True)
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+@pytest.mark.slow
+def test_a_batch_of_a_profile_that_is_not_there_is_one_line(tmp_path: Path):
+    done = start(paths.CHECKOUT, tmp_path).run("snakemake", "--dry-run", "--nolock", "--config", "profile=nope")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("batch: profile: 'nope' (text); allowed: ")
+
+
+@pytest.mark.batch
 def test_a_failing_notebook_stays_with_the_failing_cell_named(smoke: Batch, tmp_path: Path):
     broken = start(tmp_path / "checkout", tmp_path / "build")
     shutil.copytree(smoke.root, broken.root, ignore=shutil.ignore_patterns(".snakemake", "__pycache__"))
