@@ -17,5 +17,7 @@ Its folders are the report: `world` (where texts and models come from), `trainin
 from alignkit import numerics
 
 __version__ = "0.1.0"
+ADDRESS = "https://github.com/alignkit/alignkit"
+"""Where the repository lies."""
 
 numerics.pin()  # before torch is imported

@@ -671,8 +671,8 @@ def test_a_failing_notebook_stays_with_the_failing_cell_named(smoke: Batch, tmp_
     save(notebook, file)
     done = broken.snakemake()
     assert done.returncode != 0
-    # papermill's own cell comes second
-    assert f'{NOTEBOOK} failed: Exception encountered at "In [3]"' in done.stderr
+    # after the one that installs, the parameters and papermill's own
+    assert f'{NOTEBOOK} failed: Exception encountered at "In [4]"' in done.stderr
     assert f"logs/{NOTEBOOK}.failed.ipynb" in done.stderr
     kept = errors(broken.build / "smoke" / "logs" / f"{NOTEBOOK}.failed.ipynb")
     assert [error.evalue for error in kept] == ["broken on purpose"]
