@@ -20,7 +20,8 @@ try:
     parameters.check_profile(PROFILE)
     NOTEBOOKS = batch.notebooks(PROFILE)
     VALUES = {name: batch.values(name, PROFILE, DATA) for name in NOTEBOOKS}
-    LOCK = batch.only(PROFILE)  # held until this process ends
+    # Held until this process ends; a job on another machine reads this file once more.
+    LOCK = batch.only(PROFILE) if workflow.is_main_process else None
 except UserFault as fault:
     print(fault, file=sys.stderr, flush=True)
     os._exit(2)  # Snakemake would tell an exception in more than one line
@@ -28,7 +29,8 @@ KEYS = {name: batch.content_key(name, PROFILE, DATA) for name in NOTEBOOKS}
 TRAINING_KEYS = {name: batch.training_key(name, PROFILE, DATA) for name in NOTEBOOKS}
 LONGEST = max((batch.chain(name) for name in NOTEBOOKS), key=len, default=[])
 BUILD = str(paths.build() / PROFILE)
-batch.break_seals(PROFILE)
+if LOCK:
+    batch.break_seals(PROFILE)
 (paths.build() / PROFILE / "logs").mkdir(exist_ok=True)
 
 

@@ -1,5 +1,6 @@
 """The batch: what it depends on, what it publishes, and the whole of it once at the smoke sizes."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -12,7 +13,9 @@ from typing import NamedTuple
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from snakemake.cli import get_argument_parser
 
 from alignkit import paths
 from alignkit.faults import UserFault
@@ -655,6 +658,41 @@ def test_a_batch_of_a_profile_that_is_not_there_is_one_line(tmp_path: Path):
     done = start(paths.CHECKOUT, tmp_path).run("snakemake", "--dry-run", "--nolock", "--config", "profile=nope")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.startswith("batch: profile: 'nope' (text); allowed: ")
+
+
+SLURM = paths.PACKAGE / "workflow" / "profiles" / "slurm" / "config.yaml"
+
+
+def test_every_key_of_the_slurm_profile_is_an_option_of_snakemake():
+    options = {name.lstrip("-") for action in get_argument_parser()._actions for name in action.option_strings}
+    assert set(yaml.safe_load(SLURM.read_text())) <= options
+
+
+@pytest.mark.slow
+def test_the_slurm_profile_plans_the_batch_with_its_resources(tmp_path: Path):
+    told = yaml.safe_load(SLURM.read_text())
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        del told["executor"]  # the option knows only what is installed
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(told))
+    done = start(paths.CHECKOUT, tmp_path / "build").run(
+        "snakemake", "--workflow-profile", tmp_path, "--dry-run", "--config", "profile=smoke"
+    )
+    assert done.returncode == 0, done.stderr
+    jobs = re.findall(r"rule (\w+):.*?resources: ([^\n]*)", done.stdout + done.stderr, re.DOTALL)
+    asked = {rule: dict(part.split("=") for part in listed.split(", ")) for rule, listed in jobs}
+    assert {rule: (asked[rule]["mem_mb"], asked[rule]["runtime"]) for rule in ("train", "notebook")} == {
+        "train": ("8000", "1440"),
+        "notebook": ("4000", "120"),
+    }
+
+
+@pytest.mark.slow
+def test_a_job_on_another_machine_does_not_wait_for_its_own_batch(build: Path):
+    with batch.only("smoke"):
+        done = start(paths.CHECKOUT, build).run(
+            *"snakemake --mode remote --cores 1 --nolock --dry-run --config profile=smoke".split()
+        )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.batch

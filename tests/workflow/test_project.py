@@ -213,3 +213,12 @@ def test_what_a_shell_reads_has_unix_line_ends_in_any_checkout(tmp_path: Path):
     files = [".ci/run", "Makefile", "Snakefile", "alignkit/paths.py", "params/pocket/shared.yaml"]
     subprocess.run([*windows, "checkout-index", f"--prefix={tmp_path}/", *files], cwd=ROOT, check=True)
     assert [name for name in files if b"\r" in (tmp_path / name).read_bytes()] == []
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+    asked = re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8"))
+    there = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert asked
+    assert set(asked) <= there
