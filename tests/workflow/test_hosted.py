@@ -2,16 +2,21 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from alignkit import ADDRESS
 
@@ -100,3 +105,29 @@ def test_a_notebook_starts_from_a_wheel_without_a_clone(host: str, elsewhere: Pa
     )
     page.cells.append(new_code_cell(told))
     execute(elsewhere, page, folder, host, build_wheel(tmp_path))
+
+
+# What is there
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COLAB = yaml.safe_load((ROOT / "tests" / "colab.yaml").read_text())
+
+
+@pytest.mark.parametrize("wanted", map(Requirement, PROJECT["dependencies"]), ids=str)
+def test_what_colab_has_need_not_move(wanted: Requirement):
+    assert wanted.specifier.contains(COLAB.get(wanted.name, next(iter(wanted.specifier)).version))
+
+
+def test_alignkit_runs_on_colabs_python():
+    assert SpecifierSet(PROJECT["requires-python"]).contains(COLAB["python"])
+
+
+def test_every_link_to_the_repository_leads_to_one_address(tracked: list[Path]):
+    texts = [(ROOT / file).read_text("utf-8") for file in tracked if file.suffix in (".md", ".ipynb", ".toml", ".cff")]
+    found = {link for text in texts for link in re.findall(r"github\.com/(alignkit[\w./-]*)", text)}
+    home = ADDRESS.removeprefix("https://github.com/")
+    assert found
+    assert [link for link in found if link != home and not link.startswith(f"{home}/")] == []
+    pages = re.findall(rf"{home}/blob/main/([\w./-]+)", "\n".join(texts))
+    assert {page for page in pages if not (ROOT / page).is_file()} == set()

@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from alignkit import ADDRESS
 from alignkit.workflow.schema import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,28 +74,6 @@ def test_every_imported_library_is_a_direct_dependency():
     lines = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["batch"]]
     asked = {canonicalize_name(Requirement(line).name) for line in lines}
     assert {name for name in foreign if not asked & {canonicalize_name(o) for o in owners[name]}} == set()
-
-
-COLAB = yaml.safe_load((ROOT / "tests" / "colab.yaml").read_text())
-
-
-@pytest.mark.parametrize("wanted", map(Requirement, PROJECT["project"]["dependencies"]), ids=str)
-def test_what_colab_has_need_not_move(wanted: Requirement):
-    assert wanted.specifier.contains(COLAB.get(wanted.name, next(iter(wanted.specifier)).version))
-
-
-def test_alignkit_runs_on_colabs_python():
-    assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(COLAB["python"])
-
-
-def test_every_link_to_the_repository_leads_to_one_address(tracked: list[Path]):
-    texts = [(ROOT / file).read_text("utf-8") for file in tracked if file.suffix in (".md", ".ipynb", ".toml", ".cff")]
-    found = {link for text in texts for link in re.findall(r"github\.com/(alignkit[\w./-]*)", text)}
-    home = ADDRESS.removeprefix("https://github.com/")
-    assert found
-    assert [link for link in found if link != home and not link.startswith(f"{home}/")] == []
-    pages = re.findall(rf"{home}/blob/main/([\w./-]+)", "\n".join(texts))
-    assert {page for page in pages if not (ROOT / page).is_file()} == set()
 
 
 # Parameters
