@@ -116,7 +116,9 @@ COLAB = yaml.safe_load((ROOT / "tests" / "colab.yaml").read_text())
 
 @pytest.mark.parametrize("wanted", map(Requirement, PROJECT["dependencies"]), ids=str)
 def test_what_colab_has_need_not_move(wanted: Requirement):
-    assert wanted.specifier.contains(COLAB.get(wanted.name, next(iter(wanted.specifier)).version))
+    if wanted.name not in COLAB:
+        pytest.skip("it is not there, so it is installed")
+    assert wanted.specifier.contains(COLAB[wanted.name])
 
 
 def test_alignkit_runs_on_colabs_python():
