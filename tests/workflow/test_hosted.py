@@ -56,8 +56,8 @@ def test_on_a_host_it_installs_under_the_constraint_of_what_is_there(host: str, 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
     """A Python with this environment's libraries and without alignkit; another package there has a folder notebooks."""
-    libraries = tmp_path / "libraries"
-    libraries.mkdir()
+    libraries = tmp_path / "libraries" / "site-packages"  # dill tells a library's modules by this name
+    libraries.mkdir(parents=True)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "alignkit" not in entry.name and entry.suffix != ".pth":
             (libraries / entry.name).symlink_to(entry)
