@@ -10,16 +10,18 @@ import sys
 
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
-from alignkit.workflow import batch
+from alignkit.workflow import batch, parameters
 
 PROFILE = config.get("profile", "pocket")
 PINNED = numerics.chosen() == "portable"
 # By the environment, so that no shell reads it as part of a command.
 DATA = os.environ["DATA"] = paths.absolute(os.environ.get("DATA", ""))
-NOTEBOOKS = batch.notebooks(PROFILE)
 try:
+    parameters.check_profile(PROFILE)
+    NOTEBOOKS = batch.notebooks(PROFILE)
     VALUES = {name: batch.values(name, PROFILE, DATA) for name in NOTEBOOKS}
-    LOCK = batch.only(PROFILE)  # held until this process ends
+    # Held until this process ends; a job on another machine reads this file once more.
+    LOCK = batch.only(PROFILE) if workflow.is_main_process else None
 except UserFault as fault:
     print(fault, file=sys.stderr, flush=True)
     os._exit(2)  # Snakemake would tell an exception in more than one line
@@ -27,7 +29,8 @@ KEYS = {name: batch.content_key(name, PROFILE, DATA) for name in NOTEBOOKS}
 TRAINING_KEYS = {name: batch.training_key(name, PROFILE, DATA) for name in NOTEBOOKS}
 LONGEST = max((batch.chain(name) for name in NOTEBOOKS), key=len, default=[])
 BUILD = str(paths.build() / PROFILE)
-batch.break_seals(PROFILE)
+if LOCK:
+    batch.break_seals(PROFILE)
 (paths.build() / PROFILE / "logs").mkdir(exist_ok=True)
 
 

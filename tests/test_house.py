@@ -80,7 +80,7 @@ def test_the_package_has_fewer_than_10700_lines():
 
 def test_every_data_file_belongs_to_the_module_of_its_name():
     """The identity of runs and the keys of notebooks count a module's data by its name."""
-    data = [file for file in PACKAGE.rglob("*.yaml") if "params" not in file.parts]
+    data = [file for file in PACKAGE.rglob("*.yaml") if not {"params", "profiles"} & {*file.parts}]
     assert data
     assert [file.name for file in data if not file.with_suffix(".py").is_file()] == []
 

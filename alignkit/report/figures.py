@@ -67,8 +67,11 @@ def _png(figure: Figure) -> bytes:
 
 
 def say(text: str) -> None:
-    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree."""
-    display(Markdown(text))
+    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree.
+
+    A tag in it, as a review may hold, is shown as it stands.
+    """
+    display(Markdown(text.replace("<", "&lt;")))
 
 
 def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> None:

@@ -17,8 +17,8 @@ from alignkit.workflow import checksums, identity, parameters
 from alignkit.workflow.schema import NOTEBOOKS, World
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-INJECTED = "injected-parameters"
-"""The tag of the cell that papermill adds."""
+INJECTED, INSTALL = "injected-parameters", "install"
+"""The tags of the cell that papermill adds, and of the one that does nothing but on Colab and Kaggle."""
 
 
 def notebooks(profile: str) -> list[str]:
@@ -47,11 +47,10 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     These are its cells, its parameters, the alignkit modules that they reach, the lock, what lies at a local path among
     the parameters, and all of this of the notebooks whose tables it reads.
     """
-    digest = hashlib.sha256()
+    digest, p = hashlib.sha256(), values(notebook, profile, data)
     cells = nbformat.read(_source(notebook), as_version=4).cells
     for cell in cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
-    p = values(notebook, profile, data)
     digest.update(_given(p))
     for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
         for file in filter(Path.is_file, (module, module.with_suffix(".yaml"))):  # a module's data lie beside it
@@ -298,6 +297,9 @@ def published(profile: str, notebook: str) -> nbformat.NotebookNode:
         if INJECTED in tags:
             cell.source = re.sub(r"(?m)^(data|policy|reward_model) = (.*)$", _without_folder, cell.source)
         if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        if INSTALL in tags:  # it did nothing
+            cell.execution_count, cell.outputs = None, []
             continue
         count += 1
         cell.execution_count = count

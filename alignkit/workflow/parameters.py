@@ -29,8 +29,8 @@ SHARED = "shared"
 REPLICA = "_replica"
 """What follows the name of a profile in the name of the one that repeats it with fresh seeds."""
 
-LONGEST_FILE = 100_000
-"""Bytes."""
+LONGEST_FILE, MOST_TOLD = 20_000, 20
+"""Bytes, and faults of one file; so that any file is answered within a second."""
 
 DEEPEST = 8
 """Lists and mappings inside each other; the time that YAML takes grows with the square of it."""
@@ -52,7 +52,9 @@ def checked(values: dict[str, Any], where: str, given_by: Mapping[str, str] | No
     except ValidationError as error:
         told = dict.fromkeys(line for e in error.errors() for line in _told(e, kind).splitlines())
     by_key = [((given_by or {}).get(re.split(r"[:[]", line)[0], where), line) for line in told]
-    raise UserFault("\n".join(f"{file}: {line}" for file, line in by_key))
+    lines = [f"{file}: {line}" for file, line in by_key[:MOST_TOLD]]
+    more = [f"{where}: and {len(by_key) - MOST_TOLD} more faults"] if by_key[MOST_TOLD:] else []
+    raise UserFault("\n".join(lines + more))
 
 
 def _notebook(name: Any, where: str) -> str:
@@ -139,7 +141,7 @@ def _folder(folder: Path, notebook: str) -> Layers:
     shared, own = folder / f"{SHARED}.yaml", folder / f"{notebook}.yaml"
     if shared.exists():
         values = read_file(shared)
-        if unknown := [key for key in values if key not in KNOWN]:
+        if unknown := [key for key in values if key not in KNOWN][:MOST_TOLD]:
             raise UserFault("\n".join(f"{shared}: {_unknown(key, sorted(KNOWN))}" for key in unknown))
         _named(shared, "profile", values.get("profile", folder.name), folder.name)
         layers.append((shared, {key: values[key] for key in values if key in NOTEBOOKS[notebook].model_fields}))
@@ -163,10 +165,15 @@ def profiles() -> list[str]:
     return sorted({file.parent.name for file in paths.PARAMS.glob("*/*.yaml")})
 
 
-def _profile(profile: Any, notebook: str, where: str) -> Layers:
-    """What a shipped profile says about one notebook.  Raises UserFault if there is no such profile."""
+def check_profile(profile: Any, where: str = "batch") -> None:
+    """Raise UserFault unless this is the name of a shipped profile."""
     if profile not in profiles():
         raise UserFault(f"{where}: profile: {_shown(profile)}; allowed: {', '.join(profiles())}, the folders of params")
+
+
+def _profile(profile: Any, notebook: str, where: str) -> Layers:
+    """What a shipped profile says about one notebook.  Raises UserFault if there is no such profile."""
+    check_profile(profile, where)
     below = [] if profile == "pocket" else _below(profile, notebook, where)
     return [*below, *_folder(paths.PARAMS / profile, notebook)]
 

@@ -89,14 +89,17 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
     settings: an instance of the function's settings class, None for a function without one.  inputs: seed, data
     (`Reviews`), runs or lists of them, JSON values.  A run is written to a temporary folder and renamed when it is
     whole, so the store never holds half a run; processes that ask for the same run wait for the one that trains it.
-    Raises UserFault if the stored run is damaged.
+    Raises UserFault if the stored run is damaged, or the store cannot be written.
     """
     known = identify(train, settings, **inputs)
     run_id = _hash(known)
     home = paths.store()
     run = Run(run_id, home / f"{train.__name__}-{run_id}")
     if not run.folder.exists():
-        (home / "locks").mkdir(parents=True, exist_ok=True)
+        try:
+            (home / "locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserFault(f"{home}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
         with FileLock(home / "locks" / f"{run_id}.lock"):
             if not run.folder.exists():
                 # Holding the lock, nobody else writes this run: what is there was left by a killed process.

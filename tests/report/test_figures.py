@@ -174,3 +174,11 @@ def test_the_same_table_is_shown_as_the_same_html(shown: list[str]):
     first, second = shown
     assert first == second
     assert "x &amp; &lt;y&gt;" in first
+
+
+def test_a_tag_in_a_sentence_is_shown_and_not_live(monkeypatch: pytest.MonkeyPatch):
+    shown = []
+    monkeypatch.setattr(figures, "display", lambda what: shown.append(what.data))
+    figures.say("**A text:** good <script>alert(1)</script> film")
+    assert html.unescape(shown[0]) == "**A text:** good <script>alert(1)</script> film"
+    assert "<" not in shown[0]

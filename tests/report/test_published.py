@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -139,3 +140,16 @@ def test_no_finding_of_the_pocket_report_is_open():
     found = table(FIGURES / "pocket" / "findings.csv")
     assert found.id.nunique() == sum(map(len, findings.CLAIMS.values()))
     assert found.value.notna().all(), found.statement[found.value.isna()].tolist()
+
+
+def test_a_profile_with_one_seed_is_told_without_intervals(tmp_path: Path):
+    (tmp_path / "one").mkdir()
+    for file in (FIGURES / "pocket").glob("*.csv"):
+        rows = table(file)
+        if "seed" in rows:
+            rows = rows[rows.seed.isna() | (rows.seed == 0)]
+        if "seeds" in rows:
+            rows = rows.assign(seeds=1, **{c: np.nan for c in rows if c.endswith(("_low", "_high"))})
+        rows.to_csv(tmp_path / "one" / file.name, index=False)
+    assert "(1 seed) |" in readme.results(tmp_path)
+    assert "nan" not in readme.results(tmp_path)

@@ -1,5 +1,6 @@
 """The batch: what it depends on, what it publishes, and the whole of it once at the smoke sizes."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -12,7 +13,9 @@ from typing import NamedTuple
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from snakemake.cli import get_argument_parser
 
 from alignkit import paths
 from alignkit.faults import UserFault
@@ -618,6 +621,81 @@ def test_a_wrong_parameter_given_to_papermill_stops_with_one_line(
 
 
 @pytest.mark.batch
+@pytest.mark.parametrize(
+    ("notebook", "values"),
+    [
+        ("3_f_divergences", "reverse_kl_betas: [0.3]"),  # no β that all families have
+        ("6_one_front", "matched_kl: [0.25, 1.0]"),  # KLs that the notebook shows anyway
+        ("6_one_front", "matched_kl: [4.0]"),  # beyond all fronts
+    ],
+)
+def test_values_that_are_allowed_run_though_they_leave_a_table_empty(
+    notebook: str, values: str, smoke: Batch, tmp_path: Path
+):
+    source, file = smoke.root / "notebooks" / f"{notebook}.ipynb", smoke.root / "params" / "smoke" / f"{notebook}.yaml"
+    other = start(smoke.root, tmp_path / "build")
+    for made in ("store", "smoke/figures"):
+        shutil.copytree(smoke.build / made, other.build / made)
+    done = other.run("papermill", source, tmp_path / "out.ipynb", "-k", "python3", "-f", file, "-y", values)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.batch
+@pytest.mark.parametrize("name", ["o'brien.csv", "$(touch PWNED).csv", "{x}.csv", "a b.csv"])
+def test_no_name_of_a_file_is_read_by_a_shell(name: str, copy_checkout: Callable[[Path], Path], tmp_path: Path):
+    one = start(copy_checkout(tmp_path / "checkout"), tmp_path / "build")
+    for other in set((one.root / "notebooks").glob("*.ipynb")) - {one.root / "notebooks" / f"{NOTEBOOK}.ipynb"}:
+        other.unlink()
+    pd.DataFrame({"text": [f"review {i}" for i in range(20)], "label": [0, 1] * 10}).to_csv(tmp_path / name)
+    one.environment["DATA"] = str(tmp_path / name)
+    done = one.snakemake()
+    assert (done.returncode, "train_reviews: 2000 asked for, but the data has 16" in done.stderr) == (1, True)
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+@pytest.mark.slow
+def test_a_batch_of_a_profile_that_is_not_there_is_one_line(tmp_path: Path):
+    done = start(paths.CHECKOUT, tmp_path).run("snakemake", "--dry-run", "--nolock", "--config", "profile=nope")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("batch: profile: 'nope' (text); allowed: ")
+
+
+SLURM = paths.PACKAGE / "workflow" / "profiles" / "slurm" / "config.yaml"
+
+
+def test_every_key_of_the_slurm_profile_is_an_option_of_snakemake():
+    options = {name.lstrip("-") for action in get_argument_parser()._actions for name in action.option_strings}
+    assert set(yaml.safe_load(SLURM.read_text())) <= options
+
+
+@pytest.mark.slow
+def test_the_slurm_profile_plans_the_batch_with_its_resources(tmp_path: Path):
+    told = yaml.safe_load(SLURM.read_text())
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        del told["executor"]  # the option knows only what is installed
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(told))
+    done = start(paths.CHECKOUT, tmp_path / "build").run(
+        "snakemake", "--workflow-profile", tmp_path, "--dry-run", "--config", "profile=smoke"
+    )
+    assert done.returncode == 0, done.stderr
+    jobs = re.findall(r"rule (\w+):.*?resources: ([^\n]*)", done.stdout + done.stderr, re.DOTALL)
+    asked = {rule: dict(part.split("=") for part in listed.split(", ")) for rule, listed in jobs}
+    assert {rule: (asked[rule]["mem_mb"], asked[rule]["runtime"]) for rule in ("train", "notebook")} == {
+        "train": ("8000", "1440"),
+        "notebook": ("4000", "120"),
+    }
+
+
+@pytest.mark.slow
+def test_a_job_on_another_machine_does_not_wait_for_its_own_batch(build: Path):
+    with batch.only("smoke"):
+        done = start(paths.CHECKOUT, build).run(
+            *"snakemake --mode remote --cores 1 --nolock --dry-run --config profile=smoke".split()
+        )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.batch
 def test_a_failing_notebook_stays_with_the_failing_cell_named(smoke: Batch, tmp_path: Path):
     broken = start(tmp_path / "checkout", tmp_path / "build")
     shutil.copytree(smoke.root, broken.root, ignore=shutil.ignore_patterns(".snakemake", "__pycache__"))
@@ -631,8 +709,8 @@ def test_a_failing_notebook_stays_with_the_failing_cell_named(smoke: Batch, tmp_
     save(notebook, file)
     done = broken.snakemake()
     assert done.returncode != 0
-    # papermill's own cell comes second
-    assert f'{NOTEBOOK} failed: Exception encountered at "In [3]"' in done.stderr
+    # after the one that installs, the parameters and papermill's own
+    assert f'{NOTEBOOK} failed: Exception encountered at "In [4]"' in done.stderr
     assert f"logs/{NOTEBOOK}.failed.ipynb" in done.stderr
     kept = errors(broken.build / "smoke" / "logs" / f"{NOTEBOOK}.failed.ipynb")
     assert [error.evalue for error in kept] == ["broken on purpose"]

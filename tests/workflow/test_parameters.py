@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -196,7 +197,7 @@ FAULTS = {
     "two documents": ("sft_batch: 8\n---\nsft_batch: 9", ["cannot be read as YAML"]),
     "a Python object": ("data: !!python/object/apply:os.getcwd []", ["cannot be read as YAML"]),
     "a day that no calendar has": ("sft_batch: 2020-02-31", ["cannot be read as YAML"]),
-    "an endless list": (f"seeds: {'[' * 90_000}", ["lists in lists"]),
+    "an endless list": (f"seeds: {'[' * 9_000}", ["lists in lists"]),
     "an alias": ("prompts: &a 1\nsft_batch: *a", ["aliases"]),
     "a file that is too long": ("# " + "x" * 1_000_000, ["kB"]),
 }
@@ -220,6 +221,19 @@ def test_a_fault_is_one_line_with_file_key_value_and_what_is_allowed(
 def test_what_is_no_text_file_is_one_line(make: Any, file: Path, capsys: pytest.CaptureFixture):
     make(file)
     assert [line.startswith(f"{file}: cannot be read") for line in check(file, capsys)] == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"seeds: [{'1,' * 9_000}]", "".join(f"k{i}: 1\n" for i in range(2_000)), f"a: {'[' * 8}{']' * 8}\n" * 800],
+    ids=["a list", "keys", "lists in lists"],
+)
+def test_a_file_of_thousands_of_items_is_told_soon_and_in_few_lines(text: str, file: Path):
+    file.write_text(text[: parameters.LONGEST_FILE])
+    started = time.process_time()
+    told = parameters.check([file])
+    assert time.process_time() - started < 1
+    assert 1 <= len(told) <= parameters.MOST_TOLD + 1
 
 
 def test_a_folder_without_parameter_files_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):

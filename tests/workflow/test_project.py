@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -250,3 +251,19 @@ def test_the_sanitize_rules_hide_what_differs_between_two_executions(pair: tuple
     for regex, replacement in plugin.get_sanitize_patterns((ROOT / "tests" / "nbval_sanitize.cfg").read_text()):
         left = {re.sub(regex, replacement, shown) for shown in left}
     assert len(left) == 1
+
+
+def test_what_a_shell_reads_has_unix_line_ends_in_any_checkout(tmp_path: Path):
+    windows = ["git", "-c", "core.autocrlf=true", "-c", "core.eol=crlf"]
+    files = [".ci/run", "Makefile", "Snakefile", "alignkit/paths.py", "params/pocket/shared.yaml"]
+    subprocess.run([*windows, "checkout-index", f"--prefix={tmp_path}/", *files], cwd=ROOT, check=True)
+    assert [name for name in files if b"\r" in (tmp_path / name).read_bytes()] == []
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+    asked = re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8"))
+    there = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert asked
+    assert set(asked) <= there

@@ -271,6 +271,12 @@ def test_a_result_that_cannot_be_recorded_leaves_nothing_in_the_store(build: Pat
     assert kept(build) == []
 
 
+def test_a_store_that_cannot_be_written_is_one_line(build: Path):
+    build.write_text("a file")
+    with pytest.raises(UserFault, match=r"^[^\n]*store: cannot be written [^\n]*set ALIGNKIT_BUILD[^\n]*$"):
+        store.get(train, seed=0, data=POCKET)
+
+
 SLOW = '''
 """Trains as long as the file `hold` exists; counts its trainings in `count`."""
 import sys, time

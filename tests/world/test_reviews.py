@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
+from alignkit.world import settle
 from alignkit.world.models import train_tokenizer
 from alignkit.world.reach import check_data, check_model
 from alignkit.world.reviews import SPLITS, fingerprint, load_reviews, prompts
@@ -437,6 +438,35 @@ def test_a_hub_id_out_of_reach_is_told_soon(no_hub_cache: Path, monkeypatch, key
 def test_the_hub_is_not_asked_when_told_to_stay_offline(hub: None, monkeypatch, key: str) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     check_out_of_reach(key)
+
+
+@pytest.mark.parametrize(
+    ("said", "offline"), [("false", False), ("No", False), ("0", False), ("", False), ("true", True)]
+)
+def test_offline_is_what_the_variable_says_in_words_or_numbers(
+    said: str, offline: bool, hub: None, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", said)
+    settle()
+    if offline:
+        check_out_of_reach("data")
+    else:
+        reach("data", "some-one/some.thing")
+
+
+def test_a_folder_is_read_where_the_home_cannot_be_written(tmp_path: Path, alone, monkeypatch) -> None:
+    (tmp_path / "home").write_text("a file, so that nothing can be written below it")
+    for name in ("HF_DATASETS_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ALIGNKIT_BUILD", str(tmp_path / "build"))
+    (tmp_path / "reviews").mkdir()
+    for name in ("train", "test"):
+        reviews(name).to_parquet(tmp_path / "reviews" / f"{name}.parquet")
+    code = f"from alignkit.world.reviews import load_reviews; load_reviews({str(tmp_path / 'reviews')!r}, seed=0)"
+    done = alone("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "build" / "cache").is_dir()
 
 
 @KEYS

@@ -1,0 +1,135 @@
+"""Colab and Kaggle: a notebook's first cell, and a notebook run from a wheel, in no repository."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from alignkit import ADDRESS
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = nbformat.read(ROOT / "notebooks" / "1_reward_model.ipynb", as_version=4)
+INSTALL = next(cell.source for cell in NOTEBOOK.cells if cell.id == "install")
+HOSTS = {"COLAB_RELEASE_TAG": "release-colab_20260101", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
+
+
+def commands(monkeypatch: pytest.MonkeyPatch, host: str | None, installed: bool) -> list[list[str]]:
+    """The commands that the first cell starts."""
+    started: list[list[str]] = []
+    run = lambda command, **_: started.append(command) or SimpleNamespace(stdout=b"numpy==2.0.2\n")  # noqa: E731
+    for name in HOSTS:
+        monkeypatch.delenv(name, raising=False)
+    if host:
+        monkeypatch.setenv(host, HOSTS[host])
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if installed else None)
+    exec(INSTALL, {})
+    return started
+
+
+@pytest.mark.parametrize(("host", "installed"), [(None, True), (None, False), *((host, True) for host in HOSTS)])
+def test_the_first_cell_does_nothing_elsewhere_or_a_second_time(host, installed, monkeypatch, capsys):
+    assert commands(monkeypatch, host, installed) == []
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_on_a_host_it_installs_under_the_constraint_of_what_is_there(host: str, monkeypatch):
+    listed, install = commands(monkeypatch, host, installed=False)
+    assert listed[-2:] == ["list", "--format=freeze"]
+    assert (install[-3], install[-1]) == ("-c", f"alignkit @ git+{ADDRESS}")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A Python with this environment's libraries and without alignkit; another package there has a folder notebooks."""
+    libraries = tmp_path / "libraries" / "site-packages"  # dill tells a library's modules by this name
+    libraries.mkdir(parents=True)
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "alignkit" not in entry.name and entry.suffix != ".pth":
+            (libraries / entry.name).symlink_to(entry)
+    venv.create(tmp_path / "env")
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    (site / "libraries.pth").write_text(f"{libraries}\n")
+    (site / "notebooks").mkdir()
+    return tmp_path / "env" / "bin" / "python"
+
+
+def execute(python: Path, notebook: nbformat.NotebookNode, folder: Path, host: str, wheel: Path) -> None:
+    """Run a notebook's cells one after the other, with what the host sets; alignkit comes from the wheel."""
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(f"alignkit @ git+{ADDRESS}", str(wheel)).replace("'pocket'", "'smoke'")
+    nbformat.write(notebook, folder / "page.ipynb")
+    code = (
+        "import nbformat; from nbclient import NotebookClient\n"
+        "page = nbformat.read('page.ipynb', as_version=4)\n"
+        "NotebookClient(page, timeout=None, kernel_name='python3').execute()"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "JUPYTER"))}
+    environment |= {host: HOSTS[host], "PIP_NO_INDEX": "1"}
+    done = subprocess.run([python, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def build_wheel(to: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(to), "."]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return next(to.glob("*.whl"))
+
+
+@pytest.mark.batch
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_notebook_starts_from_a_wheel_without_a_clone(host: str, elsewhere: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("ALIGNKIT_BUILD", raising=False)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    page = nbformat.from_dict(NOTEBOOK)
+    page.cells = page.cells[: [cell.id for cell in page.cells].index("check") + 1]
+    told = (
+        "from alignkit import paths\nfrom alignkit.report import one_front\n"
+        f"assert paths.CHECKOUT is None and paths.build() == paths.Path({str(folder)!r}) / 'build'\n"
+        "assert p.profile == 'smoke' and len(one_front.tables('pock' 'et', ['2_dpo_losses']))"
+    )
+    page.cells.append(new_code_cell(told))
+    execute(elsewhere, page, folder, host, build_wheel(tmp_path))
+
+
+# What is there
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COLAB = yaml.safe_load((ROOT / "tests" / "colab.yaml").read_text())
+
+
+@pytest.mark.parametrize("wanted", map(Requirement, PROJECT["dependencies"]), ids=str)
+def test_what_colab_has_need_not_move(wanted: Requirement):
+    if wanted.name not in COLAB:
+        pytest.skip("it is not there, so it is installed")
+    assert wanted.specifier.contains(COLAB[wanted.name])
+
+
+def test_alignkit_runs_on_colabs_python():
+    assert SpecifierSet(PROJECT["requires-python"]).contains(COLAB["python"])
+
+
+def test_every_link_to_the_repository_leads_to_one_address(tracked: list[Path]):
+    texts = [(ROOT / file).read_text("utf-8") for file in tracked if file.suffix in (".md", ".ipynb", ".toml", ".cff")]
+    found = {link for text in texts for link in re.findall(r"github\.com/(alignkit[\w./-]*)", text)}
+    home = ADDRESS.removeprefix("https://github.com/")
+    assert found
+    assert [link for link in found if link != home and not link.startswith(f"{home}/")] == []
+    pages = re.findall(rf"{home}/blob/main/([\w./-]+)", "\n".join(texts))
+    assert {page for page in pages if not (ROOT / page).is_file()} == set()
