@@ -21,7 +21,7 @@ from alignkit.report.statements import (
     over_seeds,
     rows_of,
 )
-from alignkit.report.tables import interval_text
+from alignkit.report.tables import interval_text, turned
 
 # Notebook 0
 
@@ -306,11 +306,10 @@ def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
 
 def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     """Does the best policy used with one draw get more of the possible gain than WARP, at a KL of 1?"""
-    row = rows_of(tables("6_order"), family=family_of_warp(tables("4_warp")), at_kl=1).iloc[0]
-    flipped = {"difference": -row.difference, "low": -row.high, "high": -row.low, "seeds": row.seeds}
+    rows = rows_of(tables("6_order"), family=family_of_warp(tables("4_warp")), at_kl=1)
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
-    subject = f"The best policy used with one draw ({row.against})"
-    return difference(pd.DataFrame([flipped]), subject, "WARP at a KL of 1 (difference in share)", words)
+    subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
+    return difference(turned(rows), subject, "WARP at a KL of 1 (difference in share)", words)
 
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:

@@ -22,7 +22,7 @@ from alignkit.report.policies import (
     prepared,
     shared,
 )
-from alignkit.report.tables import differences, interval_text
+from alignkit.report.tables import differences, interval_text, turned
 from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.training.merge import evaluate_interpolation
@@ -235,9 +235,8 @@ def as_texts(gaps: pd.DataFrame, by: str, across: str) -> pd.DataFrame:
 
 def size_gains(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """All prompts minus each share of them, as `differences`; a column share."""
-    found = differences(rows, "all prompts", columns)
-    turned = found.assign(difference=-found.difference, low=-found.high, high=-found.low)
-    return turned.assign(share=found.method.str.split().str[0].astype(float))
+    found = turned(differences(rows, "all prompts", columns))
+    return found.assign(share=found.method.str.split().str[0].astype(float))
 
 
 def chosen_texts(by_name: Runs) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from alignkit.report.policies import (
     shared,
     supervised,
 )
-from alignkit.report.tables import differences
+from alignkit.report.tables import differences, turned
 from alignkit.report.towards import apart, approach, steps_of, warp_from, with_few_tokens
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import between, evaluate_interpolation
@@ -157,10 +157,8 @@ def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Seq
 def against(volume: pd.DataFrame, method: str, others: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
     """Hypervolume of a method less that of each of the others, seed by seed: mean, 95 % t interval, p, and Holm's p
     over all of them."""
-    flipped = differences(volume[volume.method.isin([method, *others])], method, list(measures))
-    mean, low, high = -flipped.difference, -flipped.high, -flipped.low
-    label = method + " − " + flipped.method
-    return flipped.assign(label=label, difference=mean, low=low, high=high, holm=holm(flipped.p.to_numpy()))
+    found = turned(differences(volume[volume.method.isin([method, *others])], method, list(measures)))
+    return found.assign(label=method + " − " + found.method, holm=holm(found.p.to_numpy()))
 
 
 def towards_optimum(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:

@@ -127,26 +127,17 @@ def optimum(pool: Pool, betas: Sequence[float]) -> pd.DataFrame:
     return optimal_frontier(pool.reward, betas, pool.log_weights(), pool.gold)
 
 
-def leave_groups_out(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> np.ndarray:
-    """The frontier's reward at given KLs without one group of the pool's draws after the other, (groups, KLs)."""
-    parts = [optimum(pool.without(group, groups), betas) for group in range(groups)]
-    return np.array([[optimal_reward(kl, table) for kl in kls] for table in parts])
+def jackknife(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> pd.DataFrame:
+    """What a finite pool does to the frontier's reward at given KLs: columns kl, error and bias.
 
-
-def frontier_error(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> dict[float, float]:
-    """Standard error of the frontier's reward at given KLs, by the delete-a-group jackknife over the pool's draws.
-
-    A KL that the frontier does not reach without one of the groups has no entry.
+    From the frontiers without one group of the pool's draws after the other (delete-a-group jackknife): the standard
+    error, and by how much the reward is too high (Quenouille 1956).  NaN where one of them does not reach the KL.
     """
-    errors = np.sqrt((groups - 1) * leave_groups_out(pool, betas, kls, groups).var(axis=0))
-    return {kl: float(error) for kl, error in zip(kls, errors, strict=True) if np.isfinite(error)}
-
-
-def frontier_bias(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: int = 10) -> np.ndarray:
-    """By how much a finite pool leaves the frontier's reward too high at given KLs (jackknife, Quenouille 1956); NaN
-    where it is not reached without one of the groups."""
+    parts = [optimum(pool.without(group, groups), betas) for group in range(groups)]
+    left = np.array([[optimal_reward(kl, table) for kl in kls] for table in parts])
     whole = [optimal_reward(kl, optimum(pool, betas)) for kl in kls]
-    return (groups - 1) * (leave_groups_out(pool, betas, kls, groups).mean(axis=0) - whole)
+    error, bias = np.sqrt((groups - 1) * left.var(axis=0)), (groups - 1) * (left.mean(axis=0) - whole)
+    return pd.DataFrame({"kl": kls, "error": error, "bias": bias})
 
 
 def ceiling(frontier: pd.DataFrame, kl: float) -> float:
@@ -265,7 +256,7 @@ def above(
     """Each row's excess over the frontier, its standard error, and the simultaneous 95 % bound (Bonferroni).
 
     `table` is one of `efficiencies` with columns completions and prompts; `spreads` (of `spread`) and `errors` (of
-    `frontier_error`, level beyond their last KL) are by seed.  The KL's own noise is left out: near the optimum it
+    `jackknife`, level beyond their last KL) are by seed.  The KL's own noise is left out: near the optimum it
     makes reward and KL err together along the frontier.
     """
     seeds = [seed for seed, error in errors.items() if error]

@@ -80,6 +80,11 @@ def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: s
     return _minus({None: sound}, by, against, columns).drop(columns="at_kl")
 
 
+def turned(table: pd.DataFrame) -> pd.DataFrame:
+    """Differences the other way round."""
+    return table.assign(difference=-table.difference, low=-table.high, high=-table.low)
+
+
 def _minus(places: Mapping[Any, pd.DataFrame], by: str, against: str, columns: Sequence[str]) -> pd.DataFrame:
     """Differences within each table of `places` (by KL), of what has a number for every seed; Holm over all places."""
     out = []

@@ -100,6 +100,8 @@ def evaluate_by_judge(out: Path, *, evaluation: Path, judge: Path, metrics: Mapp
 def judge_pool(out: Path, *, pool: Path, judge: Path) -> dict[str, Any]:
     """A pool of `draw_pool` once more, with the judge's log-odds of prompt and completion as gold."""
     table = pd.read_parquet(pool / "pool.parquet")
-    table["gold"] = log_odds(pd.read_parquet(judge / FILE), (table.prompt + " " + table.completion).tolist())
+    # A byte-level tokenizer keeps the blank before a word, and may cut a prompt inside one.
+    blank = "" if table.completion.str.startswith(" ").any() else " "
+    table["gold"] = log_odds(pd.read_parquet(judge / FILE), (table.prompt + blank + table.completion).tolist())
     table.to_parquet(out / "pool.parquet", index=False)
     return {"status": "ok", "tokens_generated": int(table.tokens.sum())}

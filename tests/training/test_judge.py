@@ -85,12 +85,13 @@ def test_a_diverged_policy_stays_diverged(judge, tmp_path) -> None:
     }
 
 
-def test_a_pool_is_judged_by_its_whole_texts(judge, tmp_path) -> None:
+@pytest.mark.parametrize("completions", [["was great .", "is dull ."], [" was great .", "s were great ."]])
+def test_a_pool_is_judged_by_its_whole_texts(completions: list[str], judge, tmp_path) -> None:
     drawn = tmp_path / "drawn"
     drawn.mkdir()
-    pd.DataFrame({"prompt": ["the plot"], "completion": ["was great ."], "tokens": [3]}).to_parquet(
-        drawn / "pool.parquet"
-    )
+    pool = pd.DataFrame({"prompt": "the plot", "completion": completions, "tokens": 3})
+    pool.to_parquet(drawn / "pool.parquet")
     judge_pool(tmp_path, pool=drawn, judge=judge[0])
-    expected = log_odds(pd.read_parquet(judge[0] / FILE), ["the plot was great ."])
+    texts = [f"the plot{'' if completions[0].startswith(' ') else ' '}{completion}" for completion in completions]
+    expected = log_odds(pd.read_parquet(judge[0] / FILE), texts)
     np.testing.assert_allclose(pd.read_parquet(tmp_path / "pool.parquet").gold, expected)
