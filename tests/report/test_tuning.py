@@ -84,7 +84,7 @@ def test_tuning_seeds_are_no_seeds_of_any_profile():
 def test_a_setting_is_two_factors_on_the_profiles_own(monkeypatch: pytest.MonkeyPatch):
     found = []
     monkeypatch.setattr(policies, "get", lambda train, settings, **inputs: found.append(settings) or RUN)
-    monkeypatch.setattr(tuning, "get", lambda *_, **inputs: RUN)
+    monkeypatch.setattr(tuning, "assessed", lambda *_, **inputs: RUN)
     monkeypatch.setattr(
         tuning, "prepared", lambda p, seed: dict.fromkeys(("pairs", "generations", "sft", "reward"), RUN)
     )
@@ -95,10 +95,10 @@ def test_a_setting_is_two_factors_on_the_profiles_own(monkeypatch: pytest.Monkey
     assert (usual.usual, other.usual) == (True, False)
 
 
-def test_every_method_that_is_tuned_has_a_chosen_setting():
+def test_every_method_or_none_has_a_chosen_setting():
     for profile in parameters.profiles():
         p = parameters.load(paths.PARAMS / profile / "6_one_front.yaml")
-        assert {*p.tuned} == {*get_args(schema.Tunable)}
+        assert {*p.tuned} in ({*get_args(schema.Tunable)}, set())
 
 
 @pytest.mark.slow

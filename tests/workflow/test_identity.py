@@ -55,9 +55,13 @@ def test_every_function_that_a_notebook_asks_for_is_among_them():
             if isinstance(node, ast.ImportFrom) and node.module.startswith("alignkit.training")
             for alias in node.names
         }
-        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args and ast.unparse(n.func) == "get"]
-        asked |= {ast.unparse(call.args[0]) for call in calls} & trained
-    assert {"train_sft", "train_reward", "train_dpo", "evaluate", "merge_policies"} <= asked
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        asked |= {
+            ast.unparse(call.args[0]) for call in calls if call.args and ast.unparse(call.func) == "get"
+        } & trained
+        judged = [call.args[1] for call in calls if ast.unparse(call.func) == "assessed"]
+        asked |= {ast.unparse(name) for name in judged} & trained
+    assert {"train_sft", "train_reward", "train_dpo", "evaluate", "merge_policies", "evaluate_by_judge"} <= asked
     assert asked <= set(TRAINING)
 
 

@@ -108,9 +108,11 @@ def test_the_pocket_profile_holds_every_key_of_a_notebook_once(notebook: str):
 def test_a_profile_says_only_what_differs_from_the_pocket_one(profile: str):
     files = (ROOT / "params" / "pocket").glob("*.yaml")
     pocket = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
+    shared = yaml.safe_load((ROOT / "params" / profile / "shared.yaml").read_text())
     for file in sorted((ROOT / "params" / profile).glob("*.yaml")):
         values = yaml.safe_load(file.read_text())
-        assert [key for key, value in values.items() if key != "notebook" and pocket[key] == value] == []
+        without = pocket if file.stem == "shared" else pocket | shared
+        assert [key for key, value in values.items() if key != "notebook" and without[key] == value] == []
 
 
 # Sources
