@@ -54,6 +54,14 @@ def test_without_tables_every_claim_is_open(notebook: str):
     assert rows.statement.str.startswith("Open: ").all()
 
 
+@pytest.mark.parametrize("notebook", findings.CLAIMS)
+def test_tables_without_a_column_leave_every_claim_open(notebook: str):
+    # As on real reviews, where the grammar's entropy and gold have no columns.
+    table = findings.found(notebook, lambda _: pd.DataFrame({"seed": [0, 1]}))
+    assert table.value.isna().all()
+    assert table.statement.str.startswith("Open: ").all()
+
+
 def test_a_wanted_lack_of_difference_holds_where_zero_is_inside():
     assert difference(gains(0.1, -1, 1), "It", "it", wanted="0").holds
     assert not difference(gains(2, 1, 3), "It", "it", wanted="0").holds

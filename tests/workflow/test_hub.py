@@ -14,6 +14,7 @@ from transformers import DistilBertConfig, DistilBertModel, PreTrainedModel, Pre
 
 from alignkit import paths
 from alignkit.pocket import generate_reviews
+from alignkit.workflow.schema import NOTEBOOKS
 from alignkit.world.models import new_policy, save, train_tokenizer
 
 SHAPE = {"width": 16, "layers": 1, "heads": 2}
@@ -23,7 +24,7 @@ SHAPE = {"width": 16, "layers": 1, "heads": 2}
 def home(tmp_path_factory) -> Path:
     """A home of the Hub's libraries in which both models of the profile imdb lie, small; and reviews.csv."""
     home = tmp_path_factory.mktemp("home")
-    parts = [generate_reviews(n, seed).assign(split=split) for split, n, seed in (("train", 400, 1), ("test", 300, 2))]
+    parts = [generate_reviews(n, seed).assign(split=split) for split, n, seed in (("train", 1000, 1), ("test", 300, 2))]
     reviews = pd.concat(parts)
     reviews.to_csv(home / "reviews.csv", index=False)
     torch.manual_seed(0)
@@ -47,8 +48,8 @@ def sizes(notebook: str) -> dict[str, object]:
     """What makes a run of the notebook short: the smoke profile's own values, but for its models' shapes."""
     files = [paths.PARAMS / "smoke" / f"{name}.yaml" for name in ("shared", notebook)]
     values = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
-    kept = {key: value for key, value in values.items() if not key.startswith(("policy_", "reward_", "sft_lr"))}
-    return {key: value for key, value in kept.items() if key not in ("notebook", "profile")}
+    known = set(NOTEBOOKS[notebook].model_fields) - {"notebook", "profile"}
+    return {key: values[key] for key in known & set(values) if not key.startswith(("policy_", "reward_", "sft_lr"))}
 
 
 @pytest.mark.batch
