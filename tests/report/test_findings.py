@@ -54,10 +54,10 @@ def test_without_tables_every_claim_is_open(notebook: str):
     assert rows.statement.str.startswith("Open: ").all()
 
 
-@pytest.mark.parametrize("notebook", findings.CLAIMS)
+@pytest.mark.parametrize("notebook", CLAIMS)
 def test_tables_without_a_column_leave_every_claim_open(notebook: str):
     # As on real reviews, where the grammar's entropy and gold have no columns.
-    table = findings.found(notebook, lambda _: pd.DataFrame({"seed": [0, 1]}))
+    table = found(notebook, lambda _: pd.DataFrame({"seed": [0, 1]}))
     assert table.value.isna().all()
     assert table.statement.str.startswith("Open: ").all()
 
