@@ -23,7 +23,7 @@ def found(notebook: str, tables: Tables) -> pd.DataFrame:
             rows.append(row | claim(tables)._asdict())
         except Unanswered as reason:
             rows.append(row | {"statement": f"Open: {claim.__doc__} ({reason})"})
-        except (KeyError, IndexError, AttributeError):  # a table without the column or row, as at sizes that reach no KL of 1
+        except (KeyError, IndexError, AttributeError):  # no such column or row, as at sizes that reach no KL of 1
             rows.append(row | {"statement": f"Open: {claim.__doc__} (its tables do not reach so far)"})
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object})
 
