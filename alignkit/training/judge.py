@@ -14,7 +14,6 @@ from sklearn.model_selection import KFold
 
 from alignkit.faults import UserFault
 from alignkit.metrics import sign_accuracy
-from alignkit.training.evaluate import measures
 from alignkit.world.reviews import Reviews
 
 COUNTED = {"ngram_range": (1, 3), "binary": True, "token_pattern": r"\w+|[!?]"}
@@ -94,7 +93,7 @@ def evaluate_by_judge(out: Path, *, evaluation: Path, judge: Path, metrics: Mapp
     samples = pd.read_parquet(source)
     samples["gold"] = log_odds(pd.read_parquet(judge / FILE), samples.text)
     samples.to_parquet(out / source.name, index=False)
-    return {**metrics, "gold": measures(samples)["gold"]}
+    return {**metrics, "gold": float(samples.gold.mean())}
 
 
 def judge_pool(out: Path, *, pool: Path, judge: Path) -> dict[str, Any]:
