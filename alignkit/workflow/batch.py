@@ -17,8 +17,8 @@ from alignkit.workflow import checksums, identity, parameters
 from alignkit.workflow.schema import NOTEBOOKS, World
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-INJECTED, INSTALL = "injected-parameters", "install"
-"""The tags of the cell that papermill adds, and of the one that does nothing but on Colab and Kaggle."""
+INJECTED = "injected-parameters"
+"""The tag of the cell that papermill adds."""
 
 
 def notebooks(profile: str) -> list[str]:
@@ -297,9 +297,6 @@ def published(profile: str, notebook: str) -> nbformat.NotebookNode:
         if INJECTED in tags:
             cell.source = re.sub(r"(?m)^(data|policy|reward_model) = (.*)$", _without_folder, cell.source)
         if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        if INSTALL in tags:  # it did nothing
-            cell.execution_count, cell.outputs = None, []
             continue
         count += 1
         cell.execution_count = count
