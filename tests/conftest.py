@@ -148,10 +148,11 @@ def world(made_once: Callable[[str, Callable[[Path], Any]], Path], tmp_path_fact
         for out in made:
             out.mkdir()
         called(train_sft, sft, **shared, policy="scratch", tokenizer="word", epochs=3, **shape | training)
-        called(train_reward, reward, **shared, **shape, **encoder, epochs=8, min_steps=1, batch=32, lr=1e-2)
-        called(generate, generations, **shared, **generation, policy=sft, reward=reward)
+        called(train_reward, reward, **shared, **shape, **encoder, epochs=16, min_steps=1, batch=32, lr=1e-2)
+        called(generate, generations, **shared, **generation, policy=sft, reference=sft, reward=reward)
         called(build_pairs, pairs, seed=0, generations=generations, construction="top_bottom")
 
     folder = shutil.copytree(made_once("world", train), tmp_path_factory.mktemp("world"), dirs_exist_ok=True)
     sft, reward, generations, pairs = (folder / name for name in names)
-    return World(data, sft, reward, generations, pairs, generation | {"policy": sft, "reward": reward}, training)
+    generation |= {"policy": sft, "reference": sft, "reward": reward}
+    return World(data, sft, reward, generations, pairs, generation, training)

@@ -26,7 +26,7 @@ from alignkit.report.tables import differences, interval_text, turned
 from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.training.merge import evaluate_interpolation
-from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, fewer_pairs, generate_anew
+from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, fewer_pairs, generate
 from alignkit.workflow.schema import DpoLosses
 from alignkit.workflow.store import get
 
@@ -114,8 +114,8 @@ def on_policy(p: DpoLosses, seed: int, runs: Runs) -> Runs:
         for part in range(p.on_policy_rounds):
             if part and policy.metrics["status"] != "ok":
                 break  # nothing can be drawn from a diverged policy
-            place = {"part": part, "parts": p.on_policy_rounds}
-            drawn = get(generate_anew, drawing, **shared(p, seed), **models, policy=policy, **place)
+            place = {"stream": part, "part": part, "parts": p.on_policy_rounds}
+            drawn = get(generate, drawing, **shared(p, seed), **models, policy=policy, **place)
             pairs = paired(p, seed, {"generations": drawn}, p.construction())
             settings = replace(twin, epochs=steps / pairs.metrics["train_pairs"])
             policy = get(train_dpo, settings, seed=seed, policy=policy, pairs=pairs)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from alignkit.faults import UserFault
 from alignkit.report.algorithm import warp
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.training.evaluate import EvaluationSettings, evaluate
@@ -78,12 +79,21 @@ def shared(p: World, seed: int) -> dict[str, Any]:
 
 def supervised(p: World, seed: int) -> Run:
     """The supervised policy, SFT."""
-    return get(train_sft, SftSettings(**p.sft()), **shared(p, p.model_seed(seed)))
+    return whole("sft", get(train_sft, SftSettings(**p.sft()), **shared(p, p.model_seed(seed))))
 
 
 def rewarding(p: Rewarded, seed: int) -> Run:
     """The reward model: all pairs, all train reviews."""
-    return get(train_reward, RewardSettings(**p.reward_training()), **shared(p, p.model_seed(seed)))
+    return whole("reward", get(train_reward, RewardSettings(**p.reward_training()), **shared(p, p.model_seed(seed))))
+
+
+def whole(kind: str, run: Run) -> Run:
+    """The run itself; raises UserFault if it diverged, since everything starts from it."""
+    if run.metrics["status"] != "ok":
+        at, seed = run.metrics["diverged_at"], run.record["inputs"]["seed"]
+        rate = run.record["settings"]["lr"]
+        raise UserFault(f"{kind}_lr: with {rate:g} its weights are not finite after step {at} of seed {seed}; try less")
+    return run
 
 
 def started(p: Evaluated, seed: int) -> Runs:
@@ -161,7 +171,7 @@ def common_sweeps(p: Any) -> list[Method]:
 def prepared(p: Aligned, seed: int) -> Runs:
     """What learning from pairs needs beyond `started`: scored generations and pairs."""
     runs = started(p, seed)
-    models = {"policy": runs["sft"], "reward": runs["reward"]}
+    models = {"policy": runs["sft"], "reference": runs["sft"], "reward": runs["reward"]}
     sizes = {"n_prompts": p.pair_prompts, "k": p.pair_samples, "max_new_tokens": p.new_tokens}
     settings = GenerationSettings(**sizes, reward_tokens=p.reward_tokens)
     runs["generations"] = get(generate, settings, **shared(p, seed), **models)

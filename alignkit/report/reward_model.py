@@ -95,10 +95,12 @@ def run_rows(runs: Mapping[int, Runs], rewards: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (seed, name), test in rewards.groupby(["seed", "method"], sort=False):
         metrics = runs[seed][name].metrics
-        trained = {key: metrics[key] for key in ("reviews", "epochs", "forwards_per_epoch", "pairs_per_epoch")}
+        trained = {
+            key: metrics[key] for key in ("reviews", "epochs", "forwards_per_epoch", "pairs_per_epoch", "status")
+        }
         measured = quality(test.reward.to_numpy(), test.label.to_numpy())
         rows.append({"method": name, "seed": seed, **trained, **measured})
-    return pd.DataFrame(rows).assign(status="ok")
+    return pd.DataFrame(rows)
 
 
 def word_effects(texts: list[str], rewards: np.ndarray, min_count: int) -> tuple[pd.Series, float]:
@@ -145,7 +147,7 @@ def baseline_rows(baselines: dict[str, Pipeline], reviews: DatasetDict, gold: np
     rows = [{"method": name, "reviews": len(reviews["train"]), **quality(x, labels)} for name, x in scored.items()]
     if gold is not None:
         rows.append({"method": "exact posterior", **quality(gold, labels)})
-    return pd.DataFrame(rows).assign(status="ok")
+    return pd.DataFrame(rows)
 
 
 def opinions(
@@ -173,7 +175,9 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
     read = list(texts[: int(table.texts.iloc[0])])
     each = [by_name["sft"] for by_name in runs.values()]
     table["nats_a_character"] = table.test_cross_entropy / [characters_a_token(run, read) for run in each]
-    table["tokens_seen"] = [seen(run) for run in each]
+    table = table.drop(columns=["status", "diverged_at"], errors="ignore").rename(
+        columns={"tokens_trained": "tokens_seen"}
+    )
     if truth:
         nats = truth.log_probability([text.split()[0] for text in read], prefix=True) - truth.log_probability(read)
         table["entropy"] = nats.sum() / sum(len(text.split()) for text in read)
@@ -187,12 +191,6 @@ def characters_a_token(sft: Run, texts: Sequence[str]) -> float:
     places = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)["offset_mapping"]
     characters = sum(row[:tokens][-1][1] - row[0][1] for row in places)
     return characters / sum(min(len(row), tokens - 1) for row in places)
-
-
-def seen(sft: Run) -> float:
-    """Tokens that a policy was trained on here; 0 for one that is used as it is."""
-    file = sft.path / "history.csv"
-    return float(pd.read_csv(file).num_tokens.max()) if file.is_file() else 0.0
 
 
 # The scale of the reward

@@ -6,9 +6,9 @@ from typing import Any
 
 from alignkit.report.algorithm import warp
 from alignkit.report.policies import EVALUATION, Policy, Runs, assessed, loop_settings, measured, shared
-from alignkit.training.distil import DistilSettings, RegressionSettings, distil, draw_towards, regress
+from alignkit.training.distil import DistilSettings, RegressionSettings, distil, regress
 from alignkit.training.merge import evaluate_interpolation
-from alignkit.training.pairs import GenerationSettings
+from alignkit.training.pairs import GenerationSettings, generate
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.workflow.schema import Improvements, Towards
 from alignkit.workflow.store import Run, get
@@ -23,6 +23,8 @@ REGRESSIONS = {"regression on the optimum": True, "regression off policy": False
 AGAIN = "its resampled draws, distilled"
 WITH_WARP = "distilled, then WARP"
 OTHER_WAYS = (ALONE, *REGRESSIONS, *(f"distilled, then {name}" for name in REGRESSIONS), AGAIN, WITH_WARP)
+STREAM = 1000
+"""Of its draws, which are others than those that pairs are made of."""
 HALFWAY = (0.5, 1.0)
 """Points on the way back to SFT, for KLs below a policy's own."""
 
@@ -31,7 +33,7 @@ def drawn(p: Towards, seed: int, runs: Runs, prompts: int, k: int, policy: Run |
     """Scored completions of train prompts by the SFT policy, or by another one."""
     settings = GenerationSettings(prompts, k, p.new_tokens, p.reward_tokens)
     models = {"policy": policy or runs["sft"], "reference": runs["sft"], "reward": runs["reward"]}
-    return get(draw_towards, settings, **shared(p, seed), **models, stream=int(policy is not None))
+    return get(generate, settings, **shared(p, seed), **models, stream=STREAM + (policy is not None))
 
 
 def fitted(p: Towards, seed: int, start: Run, draws: Run, beta: float, texts: int) -> Run:

@@ -43,10 +43,9 @@ def train_on_positive(out: Path, settings: FineTuning, *, seed: int, data: Revie
     if s.held_out >= len(texts):
         raise UserFault(f"sft_held_out: {s.held_out}, but only {len(texts)} train reviews are positive; allowed: fewer")
     training = {"seed": seed, "epochs": s.epochs, "batch": s.batch, "lr": s.lr}
-    fine_tune(model, tokenizer, texts, s.tokens, s.held_out, **training).to_csv(out / "history.csv", index=False)
+    end = fine_tune(out, model, tokenizer, texts, s.tokens, s.held_out, **training)
     save(out, model, tokenizer)
-    lengths = [min(s.tokens, len(ids)) for ids in tokenizer(texts[s.held_out :])["input_ids"]]
-    return {"status": "ok", "tokens_trained": round(s.epochs * sum(lengths))}
+    return end
 
 
 def positive_words(data: Reviews, tokenizer, n: int, strength: float) -> dict[str, float]:

@@ -16,54 +16,18 @@ from datasets import Dataset
 from scipy.special import logsumexp, softmax
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_linear_schedule_with_warmup
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from alignkit.decoding import NotFinite
 from alignkit.policy_gradient import reinforce_loss, token_terms
-from alignkit.sampling import full_texts, sample, sequence_log_probs
-from alignkit.training.pairs import GenerationSettings
-from alignkit.training.reinforce import CLIP
-from alignkit.training.reward import score, score_with, zero_of
-from alignkit.world.models import load_encoder, load_policy, quiet_training, run_trainer, save, trainer_arguments
-from alignkit.world.reviews import Reviews, prompts
+from alignkit.sampling import full_texts, sample
+from alignkit.training.reinforce import CLIP, reader
+from alignkit.training.sft import PlainSFTTrainer
+from alignkit.world import resume
+from alignkit.world.models import load_policy, quiet_training, run_trainer, save, trainer_arguments
 
 VALIDATION = 0.05
 """Share of the prompts whose draws give the validation loss."""
-
-
-def draw_towards(
-    out: Path,
-    settings: GenerationSettings,
-    *,
-    seed: int,
-    data: Reviews,
-    policy: Path,
-    reference: Path,
-    reward: Path,
-    stream: int = 0,
-) -> dict[str, Any]:
-    """Draw completions of train prompts from a policy and score them; another `stream` draws other completions.
-
-    Writes draws.parquet, rows in prompt order: prompt, prompt_ids, completion_ids, reward, and the log-probs of the
-    completion in nats under the policy (own_logps) and under the reference (ref_logps).
-    """
-    s = settings
-    model, tokenizer = load_policy(policy)
-    train = data.load(seed)["train"]["text"]
-    texts = prompts(list(train), tokenizer, n=s.n_prompts, shortest=5, longest=15, seed=seed)
-    chance = int(np.random.SeedSequence(seed, spawn_key=(stream, 2)).generate_state(1)[0] >> 1)
-    samples = sample(model, tokenizer, texts, k=s.k, max_new_tokens=s.max_new_tokens, seed=chance)
-    rewards = score_with(reward, full_texts(samples, tokenizer), tokens=s.reward_tokens)
-    ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
-    anchor, _ = load_policy(reference)
-    samples = samples.assign(
-        place=np.repeat(np.arange(s.n_prompts), s.k),
-        reward=rewards - zero_of(reward),
-        own_logps=sequence_log_probs(model, *ids),
-        ref_logps=sequence_log_probs(anchor, *ids),
-    )
-    samples.drop(columns=["completion", "finished"]).to_parquet(out / "draws.parquet", index=False)
-    return {"status": "ok", "tokens_generated": int(samples.completion_ids.map(len).sum())}
 
 
 def log_tilts(draws: pd.DataFrame, beta: float) -> np.ndarray:
@@ -103,12 +67,12 @@ def distil(out: Path, settings: DistilSettings, *, seed: int, policy: Path, draw
     """
     s = settings
     model, tokenizer = load_policy(policy)
-    table = pd.read_parquet(draws / "draws.parquet")
+    table = pd.read_parquet(draws / "generations.parquet")
     tilts = log_tilts(table, s.beta)
     rows = resampled_rows(tilts, s.per_prompt, np.random.default_rng(seed))
     held_out = rows[: max(1, round(VALIDATION * len(rows)))]
-    with quiet_training() as folder:
-        trainer = SFTTrainer(
+    with quiet_training(out) as folder:
+        trainer = PlainSFTTrainer(
             model=model,
             args=SFTConfig(
                 **trainer_arguments(folder, seed=seed, epochs=1, batch=s.batch, lr=s.lr, reports=8), max_length=None
@@ -117,13 +81,11 @@ def distil(out: Path, settings: DistilSettings, *, seed: int, policy: Path, draw
             eval_dataset=_as_dataset(table, held_out.ravel()),
             processing_class=tokenizer,
         )
-        log = run_trainer(trainer)
-    log.to_csv(out / "history.csv", index=False)
+        _, end = run_trainer(trainer, out)
     save(out, model, tokenizer)
     shares = softmax(tilts, axis=1)
-    sound = np.isfinite(log.iloc[-1].eval_loss)
     return {
-        "status": "ok" if sound else "diverged",
+        **end,
         "tokens_trained": int(table.completion_ids.map(len).to_numpy()[rows].sum()),
         "effective_draws": float(np.median(1 / (shares**2).sum(axis=1))),
     }
@@ -177,24 +139,28 @@ def regress(
     rng = np.random.default_rng(seed)
     model, tokenizer = load_policy(policy)
     anchor, _ = load_policy(reference)
-    encoder, words = load_encoder(reward)
-    table = pd.read_parquet(draws / "draws.parquet")
+    read = reader(reward, s.reward_tokens)
+    table = pd.read_parquet(draws / "generations.parquet")
     table["value"] = optimal_values(table, s.beta)[table.place]
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.0, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, s.warmup, s.steps)
     each = table.drop_duplicates("place") if s.on_policy else table
     passes = [rng.permutation(len(each)) for _ in range(-(-s.steps * s.batch // len(each)))]
-    log, tokens, status = [], 0, "ok"
-    for step, rows in enumerate(np.concatenate(passes)[: s.steps * s.batch].reshape(s.steps, -1), start=1):
+    moving = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    begun = resume.kept(out, moving)
+    log, tokens, end = begun.get("log", []), begun.get("tokens", 0), {"status": "ok"}
+    chances = rng.integers(2**31, size=s.steps).tolist()
+    every = np.concatenate(passes)[: s.steps * s.batch].reshape(s.steps, -1)
+    for step, rows in list(enumerate(every, start=1))[len(log) :]:
         given = each.iloc[rows].reset_index(drop=True)
         if s.on_policy:
             try:
-                asked, chance = given.prompt_ids.tolist(), int(rng.integers(2**31))
-                drawn = sample(model, tokenizer, asked, k=1, max_new_tokens=s.max_new_tokens, seed=chance)
+                asked, sizes = given.prompt_ids.tolist(), {"k": 1, "max_new_tokens": s.max_new_tokens}
+                drawn = sample(model, tokenizer, asked, **sizes, seed=chances[step - 1])
             except NotFinite:
-                status = "diverged"
+                end = {"status": "diverged", "diverged_at": step}
                 break
-            rewards = score(encoder, words, full_texts(drawn, tokenizer), tokens=s.reward_tokens) - zero_of(reward)
+            rewards = read(full_texts(drawn, tokenizer)).numpy()
             given = given.assign(completion_ids=drawn.completion_ids, reward=rewards)
             tokens += int(given.completion_ids.map(len).sum())
         terms = token_terms(model, anchor, given)
@@ -204,11 +170,14 @@ def regress(
         optimizer.zero_grad()
         loss.backward()
         if not clip_grad_norm_(model.parameters(), CLIP).isfinite():
-            status = "diverged"
+            end = {"status": "diverged", "diverged_at": step}
             break
         optimizer.step()
         schedule.step()
-        log.append({"step": step, "reward": given.reward.mean(), "error": s.beta**2 * error.square().mean().item()})
+        squared = s.beta**2 * error.square().mean().item()
+        log.append({"step": step, "reward": float(given.reward.mean()), "error": squared})
+        resume.keep(out, moving, log=log, tokens=tokens)
+    resume.ended(out)
     save(out, model, tokenizer)
     pd.DataFrame(log, columns=["step", "reward", "error"]).to_csv(out / "history.csv", index=False)
-    return {"status": status, "tokens_generated": tokens}
+    return {**end, "tokens_generated": tokens}

@@ -113,7 +113,7 @@ def train_dpo(out: Path, settings: DpoSettings, *, seed: int, policy: Path, pair
     model, tokenizer = load_policy(policy)
     rows = datasets.load_dataset(str(pairs / "pairs"))
     lora = LoraConfig(task_type="CAUSAL_LM", r=s.lora_rank, lora_alpha=2 * s.lora_rank, target_modules="all-linear")
-    with quiet_training() as folder:
+    with quiet_training(out) as folder:
         shared = trainer_arguments(folder, seed=seed, epochs=s.epochs, batch=s.batch, lr=s.lr, reports=8)
         trainer = FDPOTrainer(
             model=model,
@@ -122,8 +122,6 @@ def train_dpo(out: Path, settings: DpoSettings, *, seed: int, policy: Path, pair
                 beta=s.beta,
                 max_length=None,
                 precompute_ref_log_probs=True,
-                # A diverged run must be seen as one.
-                logging_nan_inf_filter=False,
             ),
             train_dataset=rows["train"],
             eval_dataset=rows["test"].select(range(min(VALIDATION_PAIRS, len(rows["test"])))),
@@ -134,14 +132,12 @@ def train_dpo(out: Path, settings: DpoSettings, *, seed: int, policy: Path, pair
             label_smoothing=s.label_smoothing,
             scores=s.scores,
         )
-        log = run_trainer(trainer)
-    log.to_csv(out / "history.csv", index=False)
+        log, end = run_trainer(trainer, out)
     trained = trainer.model.merge_and_unload() if s.lora_rank else trainer.model
     save(out, trained, tokenizer)
-    finite = all(bool(weights.isfinite().all()) for weights in trained.parameters())
     last = log.iloc[-1]
     return {
-        "status": "ok" if finite and np.isfinite(last.eval_loss) else "diverged",
+        **(end if np.isfinite(last.eval_loss) else end | {"status": "diverged"}),
         "eval_loss": last.eval_loss,
         "chosen_logp": last["eval_logps/chosen"],
         "rejected_logp": last["eval_logps/rejected"],

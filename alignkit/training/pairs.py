@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,27 +39,6 @@ class GenerationSettings:
 
 
 def generate(
-    out: Path, settings: GenerationSettings, *, seed: int, data: Reviews, policy: Path, reward: Path
-) -> dict[str, float]:
-    """Draw completions of train prompts (5-15 tokens, the task's setting) and score them.
-
-    Writes generations.parquet, rows in prompt order: prompt, completion, prompt_ids, completion_ids, finished, text,
-    reward (nats, less the mean reward of unlabelled reviews) and ref_logps (log-prob of the completion, nats).
-    Returns the number of tokens drawn and the mean reward.
-    """
-    s = settings
-    model, tokenizer = load_policy(policy)
-    train = data.load(seed)["train"]["text"]
-    texts = prompts(list(train), tokenizer, n=s.n_prompts, shortest=5, longest=15, seed=seed)
-    samples = sample(model, tokenizer, texts, k=s.k, max_new_tokens=s.max_new_tokens, seed=seed)
-    samples["text"] = full_texts(samples, tokenizer)
-    samples["reward"] = score_with(reward, samples.text.tolist(), tokens=s.reward_tokens) - zero_of(reward)
-    samples["ref_logps"] = sequence_log_probs(model, samples.prompt_ids.tolist(), samples.completion_ids.tolist())
-    samples.to_parquet(out / "generations.parquet", index=False)
-    return {"tokens_generated": int(samples.completion_ids.map(len).sum()), "reward": float(samples.reward.mean())}
-
-
-def generate_anew(
     out: Path,
     settings: GenerationSettings,
     *,
@@ -67,24 +47,35 @@ def generate_anew(
     policy: Path,
     reference: Path,
     reward: Path,
-    part: int,
-    parts: int,
-) -> dict[str, float]:
-    """`generate` with one of `parts` shares of the same prompts, from any policy; the log-probs are the reference's.
+    stream: int = 0,
+    part: int = 0,
+    parts: int = 1,
+) -> dict[str, Any]:
+    """Draw completions of train prompts (5-15 tokens, the task's setting) and score them.
 
-    So pairs of a policy that has been trained already still measure its drift from the supervised one.
+    policy draws, reference is the policy that drift is measured from.  Another stream draws other completions.  Of
+    `parts` shares of the prompts, those of `part` are taken.
+
+    Writes generations.parquet, rows in prompt order: prompt, place (of the prompt), completion, prompt_ids,
+    completion_ids, finished, text, reward (nats, less the mean reward of unlabelled reviews), and the log-probs of the
+    completion in nats under the policy (own_logps) and under the reference (ref_logps).  Returns status, the number of
+    tokens drawn and the mean reward.
     """
     s = settings
     model, tokenizer = load_policy(policy)
-    anchor, _ = load_policy(reference)
     train = data.load(seed)["train"]["text"]
     texts = prompts(list(train), tokenizer, n=s.n_prompts, shortest=5, longest=15, seed=seed)[part::parts]
-    samples = sample(model, tokenizer, texts, k=s.k, max_new_tokens=s.max_new_tokens, seed=seed + 1000 * part)
+    samples = sample(model, tokenizer, texts, k=s.k, max_new_tokens=s.max_new_tokens, seed=seed + 1000 * stream)
+    samples["place"] = np.repeat(np.arange(len(texts)), s.k)
     samples["text"] = full_texts(samples, tokenizer)
     samples["reward"] = score_with(reward, samples.text.tolist(), tokens=s.reward_tokens) - zero_of(reward)
-    samples["ref_logps"] = sequence_log_probs(anchor, samples.prompt_ids.tolist(), samples.completion_ids.tolist())
+    ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
+    samples["own_logps"] = samples["ref_logps"] = sequence_log_probs(model, *ids)
+    if reference != policy:
+        samples["ref_logps"] = sequence_log_probs(load_policy(reference)[0], *ids)
     samples.to_parquet(out / "generations.parquet", index=False)
-    return {"tokens_generated": int(samples.completion_ids.map(len).sum()), "reward": float(samples.reward.mean())}
+    tokens = int(samples.completion_ids.map(len).sum())
+    return {"status": "ok", "tokens_generated": tokens, "reward": float(samples.reward.mean())}
 
 
 # Constructions: which completions of one prompt are compared, given their rewards (k,)

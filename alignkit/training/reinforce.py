@@ -30,6 +30,7 @@ from alignkit.policy_gradient import (
 from alignkit.sampling import full_texts, sample
 from alignkit.training.credit import sentence_ends, sentence_starts, values_before
 from alignkit.training.reward import score, zero_of
+from alignkit.world import resume
 from alignkit.world.models import load_encoder, load_policy, save
 from alignkit.world.reviews import Reviews, prompts
 
@@ -92,8 +93,9 @@ def train_policy_gradient(
     the anchor.  Runs that differ in `stream` alone start equal and see other prompts and other chances.
 
     Writes the policy, its tokenizer, history.csv (`_row`) and step-<n>/ for each step to keep.  Returns status
-    ("diverged" after a gradient or logits that were not finite), tokens, texts_scored (what the reward model read), and
-    the seconds spent on generation, scoring and update.  Raises UserFault for another baseline or anchor.
+    ("diverged", and diverged_at, the step whose gradient or logits were not finite), tokens, texts_scored (what the
+    reward model read), and the seconds spent on generation, scoring and update.  Raises UserFault for another baseline
+    or anchor.
     """
     inputs = {"seed": seed, "data": data, "policy": policy, "reference": reference, "reward": reward, "stream": stream}
     return policy_gradient_loop(out, settings, **inputs, draw=sample, credited=all_terms)
@@ -128,14 +130,19 @@ def policy_gradient_loop(
     model, tokenizer = load_policy(policy)  # line 4; dropout is off
     sft, _ = load_policy(reference)
     anchored = load_policy(policy)[0] if s.anchor == "ema" else sft
-    read = _reader(reward, s.reward_tokens)
+    read = reader(reward, s.reward_tokens)
     beta = 0.0 if s.anchor == "none" else s.beta
     optimizer = torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=0.0, fused=True)
     schedule = LambdaLR(optimizer, lambda done: _rate(done, s))
     asked = train_prompts(data, reference, seed, rng, s.batch // s.k)
     ends = sentence_ends(tokenizer) if s.baseline == SENTENCE else set()
-    log, texts, tokens, status = [], 0, 0, "ok"
+    log, texts, tokens, end = [], 0, 0, {"status": "ok"}
     spent = dict.fromkeys(("generation_seconds", "scoring_seconds", "update_seconds"), 0.0)
+    moving = {"model": model, "anchored": anchored, "optimizer": optimizer, "schedule": schedule}
+    if begun := resume.kept(out, moving):
+        log, texts, tokens, spent = (begun[name] for name in ("log", "texts", "tokens", "spent"))
+        for _ in log:  # the chances of the steps that are done
+            rng.integers(2**31), next(asked)
 
     def keep(step: int, stopped: bool) -> None:
         """The weights at this step, if they are asked for; of a run that stops, those of all later steps too."""
@@ -143,7 +150,7 @@ def policy_gradient_loop(
             if kept == step or (stopped and kept > step):
                 save(out / f"step-{kept}", model, tokenizer)
 
-    for step in range(1, s.steps + 1):
+    for step in range(len(log) + 1, s.steps + 1):
         try:
             with _timed(spent, "generation_seconds"):
                 chance = int(rng.integers(2**31))
@@ -151,7 +158,7 @@ def policy_gradient_loop(
                 samples = draw(model, tokenizer, next(asked), **sizes, seed=chance)  # line 6
         except NotFinite:
             keep(step - 1, stopped=True)
-            status = "diverged"
+            end = {"status": "diverged", "diverged_at": step}
             break
         with _timed(spent, "scoring_seconds"):
             rewards = read(full_texts(samples, tokenizer))
@@ -173,12 +180,14 @@ def policy_gradient_loop(
         log.append(_row(step, samples, rewards, terms, norm) | _drift(step, model, sft, samples))
         keep(step, stopped=not np.isfinite(norm))
         if not np.isfinite(norm):
-            status = "diverged"
+            end = {"status": "diverged", "diverged_at": step}
             break
+        resume.keep(out, moving, log=log, texts=texts, tokens=tokens, spent=spent)
+    resume.ended(out)
     save(out, model, tokenizer)
     pd.DataFrame(log, columns=HISTORY).to_csv(out / "history.csv", index=False)
     rounded = {name: round(seconds, 2) for name, seconds in spent.items()}
-    return {"status": status, "tokens_generated": tokens, "tokens_trained": tokens, "texts_scored": texts, **rounded}
+    return {**end, "tokens_generated": tokens, "tokens_trained": tokens, "texts_scored": texts, **rounded}
 
 
 @contextmanager
@@ -188,7 +197,7 @@ def _timed(spent: dict[str, float], part: str) -> Iterator[None]:
     spent[part] += time.perf_counter() - started
 
 
-def _reader(reward: Path, tokens: int) -> Callable[[list[str]], torch.Tensor]:
+def reader(reward: Path, tokens: int) -> Callable[[list[str]], torch.Tensor]:
     """A function from texts to their rewards, (texts,), less the mean reward of unlabelled reviews."""
     model, tokenizer = load_encoder(reward)
     zero = zero_of(reward)

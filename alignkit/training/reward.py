@@ -1,5 +1,6 @@
 """The Bradley-Terry reward model, trained on all positive x negative pairs, on top of TRL's RewardTrainer."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,12 +97,12 @@ class RewardSettings:
 
 def train_reward(
     out: Path, settings: RewardSettings, *, seed: int, data: Reviews, start: Path | None = None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train a reward model on labelled reviews, from `start` on where one is given, and score the test reviews with it.
 
     Writes the model, its tokenizer, history.csv and scores.parquet (split, label, reward; splits test, held_out and
-    anchor, in the order of `Reviews.load(0)`, held_out in the seed's own order).  Returns pairwise accuracy on test,
-    number of reviews, text forwards and distinct pairs an epoch.  Raises UserFault if fewer reviews are left than
+    anchor, in the order of `Reviews.load(0)`, held_out in the seed's own order).  Returns status, pairwise accuracy on
+    test, number of reviews, text forwards and distinct pairs an epoch.  Raises UserFault if fewer reviews are left than
     asked for.
     """
     s = settings
@@ -117,7 +118,7 @@ def train_reward(
 
     rows = max(map(len, kept.values()))
     epochs = max(s.epochs, s.min_steps * (s.batch // 2) / rows)
-    with quiet_training() as folder:
+    with quiet_training(out) as folder:
         arguments = trainer_arguments(folder, seed=seed, epochs=epochs, batch=s.batch // 2, lr=s.lr, reports=12)
         if not s.held_out:
             arguments |= {"eval_strategy": "no", "eval_on_start": False}
@@ -129,13 +130,14 @@ def train_reward(
             eval_dataset=_pair_up(apart[1], apart[0], tokenizer, s.tokens) if s.held_out else None,
             processing_class=tokenizer,
         )
-        run_trainer(trainer).to_csv(out / "history.csv", index=False)
+        _, end = run_trainer(trainer, out)
     model.eval()
     save(out, model, tokenizer)
     labelled = {"held_out": (apart[1] + apart[0], [1] * len(apart[1]) + [0] * len(apart[0])), **fixed_reviews(data)}
     scores = write_scores(out, labelled, model, tokenizer, s.tokens)
     test = scores[scores.split == "test"]
     return {
+        **end,
         "pairwise_accuracy": pairwise_accuracy(test.reward.to_numpy(), test.label.to_numpy()),
         "reviews": sum(map(len, kept.values())),
         "epochs": epochs,
@@ -179,11 +181,14 @@ def _drop_words(rate: float, batch: dict[str, list[list[int]]]) -> dict[str, lis
     """Leave out tokens at random, anew each time a review is read, but never the first and the last.
 
     Word dropout (Iyyer et al. 2015, "Deep unordered composition") keeps the model from learning names by heart:
-    reviews of one film share its names and, often, their label.
+    reviews of one film share its names and, often, their label.  The chances are those of the batch, which no other
+    epoch has, so that a run that goes on after it was killed leaves out the same words.
     """
+    rows = [np.asarray(row) for rows in batch.values() for row in rows]
+    chances = torch.Generator().manual_seed(zlib.crc32(np.concatenate(rows).tobytes()))
 
     def keep(row: list[int]) -> list[int]:
-        kept = torch.rand(len(row)) >= rate
+        kept = torch.rand(len(row), generator=chances) >= rate
         kept[[0, -1]] = True
         return torch.tensor(row)[kept].tolist()
 

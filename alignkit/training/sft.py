@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import transformers
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from alignkit.faults import UserFault
@@ -50,12 +49,18 @@ class SftSettings:
     """Reviews that give the validation loss."""
 
 
-def train_sft(out: Path, settings: SftSettings, *, seed: int, data: Reviews) -> dict[str, float]:
+class PlainSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer with the logits of a batch computed at once: of a small model its chunks take most of a step."""
+
+    compute_loss = Trainer.compute_loss
+
+
+def train_sft(out: Path, settings: SftSettings, *, seed: int, data: Reviews) -> dict[str, Any]:
     """Fine-tune (or train from scratch) the policy on the train and unsupervised reviews with TRL's SFTTrainer.
 
-    Writes the policy, its tokenizer and history.csv to `out`; returns validation and test cross-entropy
-    in nats a token (the first token of a text is given, its end is predicted).  Raises UserFault if no review is left
-    to train on.
+    Writes the policy, its tokenizer and history.csv to `out`; returns status ("diverged" after a weight that was not
+    finite), validation and test cross-entropy in nats a token (the first token of a text is given, its end is
+    predicted).  Raises UserFault if no review is left to train on.
     """
     s = settings
     transformers.set_seed(seed)
@@ -70,15 +75,16 @@ def train_sft(out: Path, settings: SftSettings, *, seed: int, data: Reviews) -> 
         model = new_policy(tokenizer, **shape)
     else:
         model, tokenizer = load_policy(s.policy)
+    end = {"status": "ok", "tokens_trained": 0}
     if s.epochs > 0:
         training = {"seed": seed, "epochs": s.epochs, "batch": s.batch, "lr": s.lr}
-        history = fine_tune(model, tokenizer, texts, s.tokens, s.held_out, **training)
-        history.to_csv(out / "history.csv", index=False)
+        end = fine_tune(out, model, tokenizer, texts, s.tokens, s.held_out, **training)
     save(out, model, tokenizer)
     model.to(device()).eval()
     # In the order of seed 0, so that the same test reviews serve every seed.
     test = list(data.load(0)["test"]["text"])[: s.held_out]
     return {
+        **end,
         "held_out_cross_entropy": cross_entropy(model, tokenizer, texts[: s.held_out], s.tokens),
         "test_cross_entropy": cross_entropy(model, tokenizer, test, s.tokens),
         "texts": len(test),
@@ -86,26 +92,30 @@ def train_sft(out: Path, settings: SftSettings, *, seed: int, data: Reviews) -> 
 
 
 def fine_tune(
+    out: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     tokens: int,
     held_out: int,
     **arguments: Any,
-) -> pd.DataFrame:
-    """Train the model in place on texts, cut to `tokens` tokens, the first `held_out` for validation; returns the log.
+) -> dict[str, Any]:
+    """Train the model in place on texts, cut to `tokens` tokens, the first `held_out` for validation.
 
-    `arguments` are seed, epochs, batch and lr.
+    out: where history.csv is written.  arguments: seed, epochs, batch and lr.  Returns status, where it diverged, and
+    the tokens trained on.
     """
-    with quiet_training() as folder:
-        trainer = SFTTrainer(
+    with quiet_training(out) as folder:
+        trainer = PlainSFTTrainer(
             model=model,
             args=SFTConfig(**trainer_arguments(folder, reports=10, **arguments), max_length=tokens),
             train_dataset=Dataset.from_dict({"text": texts[held_out:]}),
             eval_dataset=Dataset.from_dict({"text": texts[:held_out]}),
             processing_class=tokenizer,
         )
-        return run_trainer(trainer)
+        _, end = run_trainer(trainer, out)
+    read = sum(min(tokens, len(ids)) for ids in tokenizer(texts[held_out:], verbose=False)["input_ids"])
+    return {**end, "tokens_trained": round(arguments["epochs"] * read)}
 
 
 def cross_entropy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> float:

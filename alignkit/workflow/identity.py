@@ -6,6 +6,8 @@ another file changes nothing, and an edit of one loss changes the runs that trai
 registry, which maps names to definitions, the entries count that the settings name.  The data of a module, in a YAML
 file of its name beside it, count with all that is reached in the module.
 
+What reads the reviews does not count, since what they say does (`Reviews.fingerprint`).
+
 What cannot be followed must not stand in such code: `getattr`, `importlib`, `eval`, `exec`, `globals`, star imports.
 An edit while a process runs counts in the next one.
 """
@@ -31,6 +33,8 @@ PLAIN = r"(?s)\{(\w+)\.(__name__|name): \1 for \1 in \(.*\)\}"
 """A registry that is made of a tuple: each item under its name, none of them changed or left out."""
 Place = tuple[str, str]
 """A module and a name in it; the name is "" for the module's own statements."""
+BY_CONTENT = {("alignkit.world.reviews", "_load")}
+"""Not followed: what the reader of reviews returns counts by its fingerprint, however it is read."""
 
 
 @lru_cache(maxsize=256)
@@ -65,7 +69,7 @@ def reached(module: str, name: str, words: frozenset[str] = frozenset()) -> dict
     while waiting:
         place = waiting.pop()
         where = _read(place[0])
-        if place in found or where is None:
+        if place in found or place in BY_CONTENT or where is None:
             continue
         if place[1] not in where.definitions:
             # A name that the module only passes on, from where it imports it.

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -33,6 +32,7 @@ from IPython.display import clear_output
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import checksums, identity
+from alignkit.world import resume
 from alignkit.world.models import precision
 from alignkit.world.reviews import Reviews
 
@@ -88,8 +88,9 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
 
     settings: an instance of the function's settings class, None for a function without one.  inputs: seed, data
     (`Reviews`), runs or lists of them, JSON values.  A run is written to a temporary folder and renamed when it is
-    whole, so the store never holds half a run; processes that ask for the same run wait for the one that trains it.
-    Raises UserFault if the stored run is damaged, or the store cannot be written.
+    whole, so the store never holds half a run; a long one that was killed goes on from its last kept state.  Processes
+    that ask for the same run wait for the one that trains it.  Raises UserFault if the stored run is damaged, or the
+    store cannot be written.
     """
     known = identify(train, settings, **inputs)
     run_id = _hash(known)
@@ -102,9 +103,6 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
             raise UserFault(f"{home}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
         with FileLock(home / "locks" / f"{run_id}.lock"):
             if not run.folder.exists():
-                # Holding the lock, nobody else writes this run: what is there was left by a killed process.
-                for left in home.glob(f"tmp-{run_id}-*"):
-                    shutil.rmtree(left, ignore_errors=True)
                 _train(train, run, known, settings, inputs)
     _verify(run, paths.stamp(str(run.folder)))
     return run
@@ -151,7 +149,10 @@ def _named(value: Any) -> Any:
 
 
 def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any], settings: Any, inputs: Any) -> None:
-    folder = Path(tempfile.mkdtemp(prefix=f"tmp-{run.id}-", dir=run.folder.parent))
+    # Holding the lock, nobody else writes this run: what is there was left by a killed process.
+    folder = run.folder.with_name(f"tmp-{run.id}")
+    _clear(folder)
+    folder.mkdir(exist_ok=True)
     in_notebook = get_ipython() is not None
     if in_notebook:  # for a reader at the keyboard; it leaves no trace in the outputs
         seed = f" for seed {inputs['seed']}" if "seed" in inputs else ""
@@ -171,13 +172,18 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
         }
         record["checksum"] = _hash(record)
         (folder / RECORD).write_text(json.dumps(record, indent=1))
-        os.chmod(folder, 0o755)
         os.replace(folder, run.folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         raise
     if in_notebook:
         clear_output()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an interrupted run left, unless it can go on from it."""
+    if not (folder / resume.FOLDER).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @lru_cache(maxsize=4096)  # for each state of its files, a run is read through once a process

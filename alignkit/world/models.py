@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-import tempfile
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,12 +30,15 @@ from transformers import (
 )
 
 from alignkit.faults import UserFault
+from alignkit.world import resume
 
 END, PAD, UNKNOWN = "<|endoftext|>", "<pad>", "<unk>"
 SCRATCH = "scratch"
 """The model name that asks for a model built on the spot."""
 MODEL = {"model": True}
 """Metadata of a setting that names a model: a folder counts by its files, wherever it lies."""
+REPORT_TO = "ALIGNKIT_REPORT_TO"
+"""The variable that names where trainers report to besides their own log: tensorboard, wandb, trackio."""
 POSITIONS = 128
 """Positions of a policy built on the spot, at least: room for a prompt and a completion."""
 
@@ -54,15 +57,16 @@ def precision() -> dict[str, bool]:
 
 
 @contextlib.contextmanager
-def quiet_training() -> Iterator[Path]:
-    """A scratch folder for a trainer, with the libraries' bars and notices off while it runs."""
+def quiet_training(out: Path) -> Iterator[Path]:
+    """A folder in `out` for what a trainer goes on from, with the libraries' bars and notices off while it runs."""
     transformers.logging.disable_progress_bar()
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield Path(folder)
+            yield out / resume.FOLDER
+        resume.ended(out)
     finally:
         logging.disable(before)
 
@@ -83,23 +87,38 @@ def trainer_arguments(folder: Path, *, seed: int, epochs: float, batch: int, lr:
         eval_steps=1 / reports,
         eval_on_start=True,
         logging_steps=1 / reports,
-        save_strategy="no",
+        save_strategy="no",  # resume.Watch says when
         gradient_checkpointing=False,
-        report_to="none",
+        report_to=os.environ.get(REPORT_TO, "none").split(","),
+        # A number that is not finite must be seen as one.
+        logging_nan_inf_filter=False,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         **precision(),
     )
 
 
-def run_trainer(trainer: Trainer) -> pd.DataFrame:
-    """Train without printing; returns the log, one row for each point, columns step, epoch, loss, eval_loss, ..."""
+def run_trainer(trainer: Trainer, out: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Train without printing, from the last kept checkpoint on, and write the log to history.csv in `out`.
+
+    Returns the log, one row for each point, columns step, epoch, loss, eval_loss, ..., and how it ended: status "ok",
+    or "diverged" and diverged_at, the step after which a weight was not finite.
+    """
+    watch = resume.Watch()
+    trainer.add_callback(watch)
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    begun = resume.checkpoint(Path(trainer.args.output_dir))
+    trainer.args.eval_on_start &= begun is None
+    trainer.train(resume_from_checkpoint=begun)
     log = pd.DataFrame(trainer.state.log_history)
-    # Times differ from run to run, and what is kept of a run counts where another one starts from it.
-    log = log[[c for c in log if not c.endswith(("_runtime", "_per_second"))]]
-    return log.groupby("step", as_index=False).first()
+    # What differs from run to run, since what is kept of a run counts where another one starts from it.
+    log = log[
+        sorted(c for c in log if not c.endswith(("_runtime", "_per_second", "num_tokens", "train_loss", "_flos")))
+    ]
+    log = log.groupby("step", as_index=False).first()
+    log.to_csv(out / "history.csv", index=False)
+    step = watch.diverged_at
+    return log, {"status": "ok"} if step is None else {"status": "diverged", "diverged_at": step}
 
 
 # Tokenizers

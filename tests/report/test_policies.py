@@ -154,7 +154,7 @@ def test_on_policy_dpo_takes_its_twins_steps_and_rounds_follow_each_other(run, m
     assert first[0].beta == 3.0
     assert sum(s.epochs * 25 for s, *_ in (first, second)) == pytest.approx(USUAL.epochs * 100)
     assert (first[1]["policy"], second[1]["policy"]) == (start["sft"], first[2])
-    again = [inputs for name, _, inputs, _ in asked if name == "generate_anew"][:2]
+    again = [inputs for name, _, inputs, _ in asked if name == "generate"][:2]
     assert [(inputs["policy"], inputs["part"]) for inputs in again] == [(start["sft"], 0), (first[2], 1)]
     evaluations = [inputs for name, _, inputs, _ in asked if name == "evaluate"]
     assert evaluations[0]["policy"] == second[2]

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from alignkit.training.distil import distil, draw_towards, log_tilts, optimal_values, regress, resampled_rows
+from alignkit.training.distil import distil, log_tilts, optimal_values, regress, resampled_rows
 from alignkit.training.merge import state_of
+from alignkit.training.pairs import generate
 from alignkit.world.models import load_policy
 
 TRAINING = {"batch": 16, "lr": 1e-2}
@@ -30,7 +31,7 @@ def drawn(world, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("drawn")
     models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
     sizes = {"n_prompts": 40, "k": 8, "max_new_tokens": 16, "reward_tokens": 64}
-    called(draw_towards, out, seed=0, data=world.data, **models, **sizes)
+    called(generate, out, seed=0, data=world.data, **models, **sizes)
     return out
 
 
@@ -56,7 +57,7 @@ def test_values_of_the_optimum_are_exact_where_texts_are_listed():
 
 
 def test_draws_of_the_reference_have_its_log_probs_twice(drawn: Path):
-    draws = pd.read_parquet(drawn / "draws.parquet")
+    draws = pd.read_parquet(drawn / "generations.parquet")
     np.testing.assert_array_equal(draws.own_logps, draws.ref_logps)
     np.testing.assert_allclose(log_tilts(draws, 2.0), draws.reward.to_numpy().reshape(40, 8) / 2)
 
@@ -64,8 +65,8 @@ def test_draws_of_the_reference_have_its_log_probs_twice(drawn: Path):
 def test_another_stream_draws_other_completions(world, drawn: Path, tmp_path: Path):
     models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
     sizes = {"n_prompts": 40, "k": 8, "max_new_tokens": 16, "reward_tokens": 64}
-    called(draw_towards, tmp_path, seed=0, data=world.data, **models, **sizes, stream=1)
-    first, second = (pd.read_parquet(folder / "draws.parquet") for folder in (drawn, tmp_path))
+    called(generate, tmp_path, seed=0, data=world.data, **models, **sizes, stream=1)
+    first, second = (pd.read_parquet(folder / "generations.parquet") for folder in (drawn, tmp_path))
     assert first.prompt.tolist() == second.prompt.tolist()
     assert [*map(list, first.completion_ids)] != [*map(list, second.completion_ids)]
 
@@ -83,8 +84,8 @@ def test_distilling_raises_the_reward_and_repeats_itself(world, drawn: Path, tmp
     sizes = {"n_prompts": 40, "k": 8, "max_new_tokens": 16, "reward_tokens": 64}
     again = tmp_path / "again"
     again.mkdir()
-    called(draw_towards, again, seed=0, data=world.data, policy=folders[0], **models, **sizes)
-    before, after = (pd.read_parquet(folder / "draws.parquet") for folder in (drawn, again))
+    called(generate, again, seed=0, data=world.data, policy=folders[0], **models, **sizes)
+    before, after = (pd.read_parquet(folder / "generations.parquet") for folder in (drawn, again))
     assert after.reward.mean() > before.reward.mean()
     assert (after.own_logps - after.ref_logps).mean() > 0  # an estimate of the KL
 
@@ -92,7 +93,7 @@ def test_distilling_raises_the_reward_and_repeats_itself(world, drawn: Path, tmp
 def test_where_the_reference_is_the_optimum_regression_moves_nothing(world, drawn: Path, tmp_path: Path):
     level = tmp_path / "level"
     level.mkdir()
-    pd.read_parquet(drawn / "draws.parquet").assign(reward=1.5).to_parquet(level / "draws.parquet")
+    pd.read_parquet(drawn / "generations.parquet").assign(reward=1.5).to_parquet(level / "generations.parquet")
     models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
     called(regress, tmp_path, seed=0, **models, draws=level, on_policy=False, **REGRESSION | {"steps": 3})
     before, after = state_of(world.sft), state_of(tmp_path)
@@ -115,6 +116,6 @@ def test_a_diverged_regression_is_told(world, drawn: Path, tmp_path: Path):
     models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
     broken = tmp_path / "broken"
     broken.mkdir()
-    pd.read_parquet(drawn / "draws.parquet").assign(reward=np.inf).to_parquet(broken / "draws.parquet")
+    pd.read_parquet(drawn / "generations.parquet").assign(reward=np.inf).to_parquet(broken / "generations.parquet")
     done = called(regress, tmp_path, seed=0, **models, draws=broken, on_policy=False, **REGRESSION)
     assert done["status"] == "diverged"

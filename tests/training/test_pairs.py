@@ -24,7 +24,6 @@ from alignkit.training.pairs import (
     build_pairs,
     fewer_pairs,
     generate,
-    generate_anew,
     threshold,
     top_bottom,
 )
@@ -246,7 +245,7 @@ def test_datasets_reads_the_pairs_with_their_columns_in_two_splits(world) -> Non
 
 def test_generations_are_k_completions_of_each_train_prompt_in_order(world, generations: pd.DataFrame) -> None:
     given = {"prompt", "completion", "prompt_ids", "completion_ids", "finished", "text", "reward", "ref_logps"}
-    assert set(generations.columns) == given
+    assert set(generations.columns) == given | {"place", "own_logps"}
     _, tokenizer = load_policy(world.sft)
     train = list(world.data.load(0)["train"]["text"])
     texts = prompts(train, tokenizer, n=30, shortest=5, longest=15, seed=0)
@@ -312,7 +311,7 @@ def test_rounds_share_the_prompts_and_log_probs_are_the_references(world, tmp_pa
     drawn = []
     for part in range(3):
         (tmp_path / f"{part}").mkdir()
-        called(generate_anew, tmp_path / f"{part}", **given, part=part)
+        called(generate, tmp_path / f"{part}", **given, part=part)
         drawn.append(pd.read_parquet(tmp_path / f"{part}" / "generations.parquet"))
     usual = pd.read_parquet(world.generations / "generations.parquet")
     assert sorted(pd.concat(drawn).prompt) == sorted(usual.prompt)

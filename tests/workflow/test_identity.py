@@ -261,6 +261,12 @@ def test_a_training_function_that_moves_keeps_its_source(package: Path):
     assert source("elsewhere") == before
 
 
+def test_reviews_count_by_what_they_say_not_by_who_reads_them():
+    found = {name for _, name in identity.reached("alignkit.training.sft", "train_sft")}
+    assert {"load_reviews", "prompts"} & found
+    assert not {"_load", "_load_csv", "_clean", "generate_reviews"} & found
+
+
 def test_a_function_of_a_function_is_refused(package: Path):
     (package / "train.py").write_text("def outer():\n    def train(out):\n        return 1\n    return train\n")
     with pytest.raises(ValueError, match="must stand at the top of a module"):
