@@ -22,6 +22,7 @@ MEASURES = {"pairwise_accuracy": "pairwise accuracy", "sign_accuracy": "sign acc
 PLACED = {"kl": "KL to SFT (nats)", "reward": "reward (proxy)", "gold": "gold reward"}
 PLACED |= {"unigram_entropy": "entropy of words"}
 """What the README tells of a reward model, and of a policy."""
+GPUS = ("T4", "A100", "H100")
 MAIN = (
     "best_with_many_draws best_with_one_draw one_draw_far_from_sft one_draw_at_warps_tokens "
     "tuned_alike_none_beats_warp "
@@ -151,7 +152,20 @@ def speeds(figures: Path) -> str:
     return markdown([wide], dict(zip(wide.columns, ["time of ... / time of alignkit", *wide.columns[1:]], strict=True)))
 
 
-BLOCKS = {"results": results, "times": times, "speeds": speeds}
+def estimates(figures: Path) -> str:
+    """What each notebook of profile imdb is estimated to take, with one seed and with all (`benchmarks/estimates.py`)."""
+    file = figures.with_name("benchmarks") / "estimates.csv"
+    if not file.is_file():
+        return ""
+    table = pd.read_csv(file)
+    total = table.groupby("seeds", as_index=False).sum().assign(notebook="all", peak_gb=table.peak_gb.max())
+    rows = pd.concat([table, total]).set_index(["notebook", "seeds"]).map("{:,.3g}".format)
+    each = rows.groupby("notebook", sort=False).agg(lambda both: " / ".join(dict.fromkeys(both))).reset_index()
+    shown = {"runs": "new runs", "peak_gb": "GB of GPU memory", "disk_gb": "GB on disk"}
+    return markdown([each], {"notebook": "imdb, estimated", **shown} | {gpu: f"{gpu}, hours" for gpu in GPUS})
+
+
+BLOCKS = {"results": results, "times": times, "speeds": speeds, "estimates": estimates}
 
 
 def with_results(text: str, figures: Path) -> str:
