@@ -32,13 +32,13 @@ DRAWN = 512
 """Completions that are drawn at a time."""
 P = parameters.load(paths.PARAMS / "imdb" / "5_improvements.yaml")
 BATCHES = {
-    "gradient": (8, 32, P.warp_batch),
-    "pairs": (4, 16, P.dpo_batch),
+    "gradient": (4, 16, P.warp_batch),
+    "pairs": (2, 8, P.dpo_batch),
     "texts": (4, 16, P.sft_batch),
-    "reviews": (4, 16, P.reward_batch),
-    "drawn": (16, 64, DRAWN),
+    "reviews": (2, 8, P.reward_batch),
+    "drawn": (8, 32, DRAWN),
 }
-"""Of each kind of step two that fit in 6 GB, and the profile's own: completions, pairs, texts, reviews, completions."""
+"""Of each kind of step two that fit in 5 GB, and the profile's own: completions, pairs, texts, reviews, completions."""
 
 
 def full_size(folder: Path, data: Reviews, words: int = WORDS, shapes: Shapes = ({}, {})) -> Start:

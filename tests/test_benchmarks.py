@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.report import readme
+from alignkit import paths
+from alignkit.report import f_divergences, readme
+from alignkit.workflow import parameters
+from alignkit.world.reviews import Reviews
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,11 +19,15 @@ def bench():
     """The modules in benchmarks/, which are scripts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
+        import estimates
         import growth
         import peers
+        import plan
         import starts
+        import steps
 
-        yield {"peers": peers, "growth": growth, "starts": starts}
+        modules = (estimates, growth, peers, plan, starts, steps)
+        yield {module.__name__: module for module in modules}
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +85,30 @@ def test_what_grows_can_be_timed(name: str, bench, here) -> None:
         .notna()
         .all(axis=None)
     )
+
+
+def test_steps_of_every_kind_are_measured_and_lie_on_a_line(bench) -> None:
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 2}, {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
+    batches = dict.fromkeys(bench["steps"].BATCHES, (4, 8, 12))
+    table = bench["steps"].measured(Reviews("pocket", 120, 40, 8), batches, words=1000, shapes=small)
+    assert list(table.step.unique()) == list(batches)
+    assert (table.teraflop > 0).all()
+    low, high, line = table.teraflop[0:3]
+    assert line == pytest.approx(2 * high - low)
+
+
+def test_a_plan_has_every_policy_of_the_notebook_once(bench) -> None:
+    p = parameters.load(paths.PARAMS / "imdb" / "3_f_divergences.yaml")
+    count = sum(len(p.seeds) if method.main else 1 for method in f_divergences.methods(p))
+    runs = bench["plan"].planned(p)
+    assert sum(run.function == "train_dpo" for run in runs) == count
+    assert len({run.id for run in runs}) == len(runs)
+    pairs = next(run for run in runs if run.function == "build_pairs").metrics["train_pairs"]
+    assert pairs == 0.8 * p.pair_prompts * 5
+
+
+def test_more_work_is_estimated_to_take_longer_on_the_smaller_gpu(bench) -> None:
+    seconds = bench["estimates"].seconds
+    for kind in bench["steps"].BATCHES:
+        assert seconds(kind, 1.0, "H100") < seconds(kind, 2.0, "H100") < seconds(kind, 2.0, "A100")
+        assert seconds(kind, 2.0, "A100") < seconds(kind, 2.0, "T4")

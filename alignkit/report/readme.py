@@ -153,13 +153,14 @@ def speeds(figures: Path) -> str:
 
 
 def estimates(figures: Path) -> str:
-    """What each notebook of profile imdb is estimated to take, with one seed and with all (`benchmarks/estimates.py`)."""
+    """What each notebook of imdb is estimated to take, with one seed and with all (`benchmarks/estimates.py`)."""
     file = figures.with_name("benchmarks") / "estimates.csv"
     if not file.is_file():
         return ""
     table = pd.read_csv(file)
     total = table.groupby("seeds", as_index=False).sum().assign(notebook="all", peak_gb=table.peak_gb.max())
-    rows = pd.concat([table, total]).set_index(["notebook", "seeds"]).map("{:,.3g}".format)
+    rows = pd.concat([table, total]).set_index(["notebook", "seeds"])
+    rows = rows.map(lambda number: f"{number:,.0f}" if number >= 10 else f"{number:.2g}")
     each = rows.groupby("notebook", sort=False).agg(lambda both: " / ".join(dict.fromkeys(both))).reset_index()
     shown = {"runs": "new runs", "peak_gb": "GB of GPU memory", "disk_gb": "GB on disk"}
     return markdown([each], {"notebook": "imdb, estimated", **shown} | {gpu: f"{gpu}, hours" for gpu in GPUS})
