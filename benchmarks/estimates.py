@@ -1,7 +1,7 @@
-"""What profile imdb takes on a GPU, estimated: its runs are counted, their steps measured at full size on one core.
+"""What profile imdb takes on a GPU, estimated: its runs are counted, and what their steps take at the published sizes.
 
-    python benchmarks/estimates.py path/to/imdb  # measures again: steps.csv; ten core minutes, 6 GB
-    python benchmarks/estimates.py               # estimates.csv alone; a minute
+    python benchmarks/estimates.py measure  # steps.csv and estimates.csv; a minute and a half of one core
+    python benchmarks/estimates.py          # estimates.csv alone
 
 A step takes LAUNCHES + its matrix products / (peak x share), a run STARTING seconds more; one process at a time.
 """
@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+import torch
 from plan import Planned, planned
 from steps import DRAWN, measured
 
@@ -19,7 +20,6 @@ from alignkit.report import readme
 from alignkit.training.dpo import VALIDATION_PAIRS
 from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS
-from alignkit.world.reviews import Reviews
 
 HERE = Path(__file__).parent
 TRAIN, SCORED = 25_000, 12_438 + 2_000
@@ -82,7 +82,7 @@ def seconds(kind: str, teraflop: float, gpu: str) -> float:
 
 def estimated(steps: pd.DataFrame) -> pd.DataFrame:
     """One row a notebook, with one seed and with all; a run counts with the first notebook that has it."""
-    whole = steps[steps.how != "measured"].set_index("step")
+    whole = steps.set_index("step")
     rows = []
     for seeds in ({"seeds": [0]}, {}):
         seen: set[str] = set()
@@ -101,13 +101,14 @@ def estimated(steps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(data: str = "") -> None:
-    """Measure if there are reviews, estimate, write both, and print the table of the README."""
-    if data:
-        measured(Reviews(data, 120, 8, 4)).to_csv(HERE / "steps.csv", index=False, float_format="%.3g")
-    estimated(pd.read_csv(HERE / "steps.csv")).to_csv(HERE / "estimates.csv", index=False, float_format="%.2g")
+def main() -> None:
+    """Count, write, and print the table of the README."""
+    if sys.argv[1:] == ["measure"]:
+        torch.set_num_threads(1)
+        measured().to_csv(HERE / "steps.csv", index=False, float_format="%.3g")
+    estimated(pd.read_csv(HERE / "steps.csv")).to_csv(HERE / "estimates.csv", index=False, float_format="%.3g")
     print(readme.estimates(paths.CHECKOUT / "figures"))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main()

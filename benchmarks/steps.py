@@ -1,122 +1,145 @@
-"""Steps of training at full size on one core: seconds, matrix products and memory, with the models of profile imdb."""
+"""What a step takes at the published sizes of GPT-2 and DistilBERT and the batches of profile imdb.
 
-import ctypes
-import tempfile
+Matrix products and kept activations are counted on the device "meta", where tensors have shapes alone, so the batches
+are the profile's own; core seconds are those of the same step at a small batch, times the ratio of the products.
+"""
+
 import time
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from unittest.mock import patch
 
-import numpy as np
 import pandas as pd
-from standins import encoder, policy
-from starts import RATE, Start, pairs
+import torch
+from standins import PIECES
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from alignkit import paths
-from alignkit.training.dpo import DpoSettings, train_dpo
-from alignkit.training.evaluate import EvaluationSettings, evaluate
-from alignkit.training.reinforce import LoopSettings, train_policy_gradient
-from alignkit.training.reward import RewardSettings, fixed_reviews, train_reward, write_scores
-from alignkit.training.sft import fine_tune
+from alignkit.policy_gradient import token_terms
+from alignkit.training.dpo import sequence_logps
+from alignkit.training.reward import all_pairs_loss
 from alignkit.workflow import parameters
-from alignkit.world.models import load_encoder, load_policy, save, train_tokenizer
-from alignkit.world.reviews import Reviews
 
-WORDS = 50_257
-"""GPT-2's vocabulary."""
-Shapes = tuple[dict[str, int], dict[str, int]]
-"""Of the policy and the encoder, where they are not the published ones."""
-DRAWN = 512
-"""Completions that are drawn at a time."""
 P = parameters.load(paths.PARAMS / "imdb" / "5_improvements.yaml")
-BATCHES = {
-    "gradient": (4, 16, P.warp_batch),
-    "pairs": (2, 8, P.dpo_batch),
-    "texts": (4, 16, P.sft_batch),
-    "reviews": (2, 8, P.reward_batch),
-    "drawn": (8, 32, DRAWN),
+PROMPT, DRAWN = 10, 512
+"""Tokens of a prompt, on average; completions that are drawn at a time."""
+TRANSIENT = 3
+"""Tensors as large as the logits that live for a moment, beside those that are kept for the gradient."""
+LEARNING = 4
+"""Times its weights: a model that learns has a gradient and AdamW's two moments as well."""
+Shape = dict[str, int]
+
+
+class Models(NamedTuple):
+    """The policy, another one of its shape, and the reward model."""
+
+    policy: GPT2LMHeadModel
+    anchor: GPT2LMHeadModel
+    reward: DistilBertForSequenceClassification
+
+
+def models(device: str, policy: Shape, reward: Shape) -> Models:
+    """Random weights, dropout off as in the policy's own training; of the published sizes, or smaller."""
+    with torch.device(device):
+        pair = [GPT2LMHeadModel(GPT2Config(**policy)).eval() for _ in range(2)]
+        head = DistilBertForSequenceClassification(DistilBertConfig(**{"vocab_size": PIECES, **reward}, num_labels=1))
+    return Models(*pair, head.eval())
+
+
+def ids(m: Models, rows: int, tokens: int) -> torch.Tensor:
+    return torch.ones(rows, tokens, dtype=torch.long, device=m.policy.device)
+
+
+@torch.no_grad()
+def looked_at(m: Models, batch: int, policies: int) -> None:
+    """Completions drawn (as many products as reading them), read by further policies, and scored."""
+    for _ in range(1 + policies):
+        m.policy(ids(m, batch, PROMPT + P.new_tokens), use_cache=False)
+    m.reward(ids(m, batch, PROMPT + P.new_tokens))
+
+
+def gradient(m: Models, batch: int) -> torch.Tensor:
+    """The policy gradient; the batch counts completions."""
+    looked_at(m, batch, 0)
+    prompts = [[i] * PROMPT for i in range(batch)]  # no prompt twice
+    samples = pd.DataFrame({"prompt_ids": prompts, "completion_ids": [[1] * P.new_tokens] * batch})
+    return token_terms(m.policy, m.anchor, samples)["own"].sum()
+
+
+def pairs(m: Models, batch: int) -> torch.Tensor:
+    """DPO; the batch counts pairs."""
+    both = ids(m, 2 * batch, PROMPT + P.new_tokens)
+    return sequence_logps(m.policy, both, torch.ones_like(both), torch.ones_like(both)).sum()
+
+
+def texts(m: Models, batch: int) -> torch.Tensor:
+    """Fine-tuning on reviews, cut to `sft_tokens`."""
+    rows = ids(m, batch, P.sft_tokens)
+    return m.policy(rows, labels=rows).loss
+
+
+def reviews(m: Models, batch: int) -> torch.Tensor:
+    """The reward model; half of the reviews are positive."""
+    return all_pairs_loss(*m.reward(ids(m, batch, P.reward_tokens)).logits.squeeze(-1).chunk(2))
+
+
+def drawn(m: Models, batch: int) -> None:
+    """No training: completions are drawn and scored, and their KL is taken."""
+    looked_at(m, batch, 2)
+
+
+KINDS: dict[str, tuple[Callable[[Models, int], torch.Tensor | None], int, int]] = {
+    "gradient": (gradient, 4, P.warp_batch),
+    "pairs": (pairs, 2, P.dpo_batch),
+    "texts": (texts, 2, P.sft_batch),
+    "reviews": (reviews, 2, P.reward_batch),
+    "drawn": (drawn, 4, DRAWN),
 }
-"""Of each kind of step two that fit in 5 GB, and the profile's own: completions, pairs, texts, reviews, completions."""
+"""Each kind of step, the batch at which it is timed, and the profile's own."""
 
 
-def full_size(folder: Path, data: Reviews, words: int = WORDS, shapes: Shapes = ({}, {})) -> Start:
-    """GPT-2 and DistilBERT with random weights, in their published shapes or smaller; a word is a token."""
-    here = Start(data, folder / "policy", folder / "reward", P.new_tokens)
-    texts = list(data.load(0)["train"]["text"])
-    filled = train_tokenizer("word", [*texts, " ".join(f"word{i}" for i in range(words))], words)
-    save(here.policy, policy(filled, vocab_size=words, **shapes[0]), filled)
-    save(here.reward, encoder(**shapes[1]), train_tokenizer("encoder_word", texts, 20_000))
-    write_scores(here.reward, fixed_reviews(data), *load_encoder(here.reward), tokens=8)
-    return here
+def counted(m: Models, step: Callable[[Models, int], torch.Tensor | None], batch: int) -> tuple[float, float, float]:
+    """Core seconds, teraflop and GB kept for the gradient of a step."""
+    kept, own = {}, {p.untyped_storage()._cdata for model in m for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    started = time.process_time()
+    # Of a mask without values transformers must not ask whether it hides anything.
+    with FlopCounterMode(display=False) as counter, patch("transformers.masking_utils.is_tracing", return_value=True):
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = step(m, batch)
+        if loss is not None:
+            loss.backward()
+    size = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
+    return time.process_time() - started, counter.get_total_flops() / 1e12, size / 1e9
 
 
-def gradient(here: Start, batch: int, steps: int, out: Path) -> None:
-    sizes = {"max_new_tokens": here.new_tokens, "reward_tokens": P.reward_tokens}
-    how = {"baseline": "none", "beta": P.warp_beta, "lr": RATE, "warmup": 0, "anchor": "ema", "ema_rate": 0.01}
-    models = {"policy": here.policy, "reference": here.policy, "reward": here.reward}
-    train_policy_gradient(out, LoopSettings(steps, batch, k=1, **how, **sizes), seed=0, data=here.data, **models)
+def gigabytes(m: Models, kind: str, batch: int) -> tuple[float, float]:
+    """Models with what training adds to them; and what lives for a moment, all in float32."""
+    policy, reward = (sum(p.nbytes for p in model.parameters()) / 1e9 for model in (m.policy, m.reward))
+    held = {"gradient": (LEARNING + 2) * policy + reward, "reviews": LEARNING * reward, "drawn": 2 * policy + reward}
+    width, layers = m.policy.config.n_embd, m.policy.config.n_layer
+    # Keys and values of all positions; the logits of one.
+    caches = 2 * layers * width * (2 * PROMPT + P.new_tokens) + TRANSIENT * m.policy.config.vocab_size
+    tokens = {"gradient": P.new_tokens, "pairs": 2 * (PROMPT + P.new_tokens), "texts": P.sft_tokens}
+    moment = {"drawn": 2 * caches, "reviews": 0}.get(kind, TRANSIENT * tokens.get(kind, 0) * m.policy.config.vocab_size)
+    return held.get(kind, LEARNING * policy), 4 * batch * moment / 1e9
 
 
-def on_pairs(here: Start, batch: int, steps: int, out: Path, given: Path) -> None:
-    epochs = steps * batch / len(pd.read_parquet(given / "pairs" / "train.parquet"))
-    settings = DpoSettings("sigmoid", "reverse_kl", P.main_beta, epochs, batch, RATE)
-    train_dpo(out, settings, seed=0, policy=here.policy, pairs=given)
-
-
-def on_texts(here: Start, batch: int, steps: int, out: Path) -> None:
-    texts = sorted(here.data.load(0)["train"]["text"], key=len)[-1 - batch * steps :]
-    how = {"seed": 0, "epochs": 1, "batch": batch, "lr": RATE}
-    fine_tune(*load_policy(here.policy), texts, P.sft_tokens, 1, **how)
-
-
-def on_reviews(here: Start, batch: int, steps: int, out: Path) -> None:
-    scratch = {"tokenizer": "", "vocab": 0, "width": 0, "layers": 0, "heads": 0, "sinusoidal": False}
-    how = {"tokens": P.reward_tokens, "dropout": P.reward_dropout, "word_dropout": 0.0, "epochs": 1, "lr": RATE}
-    settings = RewardSettings(str(here.reward), **scratch, **how, batch=batch, n_train=batch * steps)
-    train_reward(out, settings, seed=0, data=here.data)
-
-
-def drawing(here: Start, batch: int, steps: int, out: Path) -> None:
-    """No training: completions of four prompts a step are drawn, scored, and their KL taken."""
-    settings = EvaluationSettings(4 * steps, batch // 4, here.new_tokens, P.reward_tokens)
-    evaluate(out, settings, seed=0, data=here.data, policy=here.policy, reference=here.policy, reward=here.reward)
-
-
-def cost(run: Callable[..., None], batch: int, steps: int) -> np.ndarray:
-    """Core seconds, teraflop, and by how many GB memory grew at its peak."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, started = resident("VmRSS"), time.process_time()
-    with tempfile.TemporaryDirectory() as out, FlopCounterMode(display=False) as counter:
-        run(batch, steps, Path(out))
-    return np.array([time.process_time() - started, counter.get_total_flops() / 1e12, resident("VmHWM") - before])
-
-
-def resident(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**20
-
-
-def measured(data: Reviews, batches: dict[str, tuple[int, int, int]] = BATCHES, **size: Any) -> pd.DataFrame:
-    """Each kind of step at its first two batches, and on the line through both at the third.
-
-    What a run costs before and after its steps is taken away, but not from its memory: models, gradient and optimizer.
-    """
+def measured(policy: Shape | None = None, reward: Shape | None = None) -> pd.DataFrame:
+    """One row a kind of step, at the profile's batch."""
+    of_shapes, here = (models(device, policy or {}, reward or {}) for device in ("meta", "cpu"))
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        here = full_size(Path(folder), data, **size)
-        given = pairs(Path(folder) / "pairs", here, prompts=10)
-        kinds = {"gradient": gradient, "pairs": partial(on_pairs, given=given), "texts": on_texts}
-        for kind, run in {**kinds, "reviews": on_reviews, "drawn": drawing}.items():
-            low, high, whole = batches[kind]
-            at = []
-            for batch in (low, high):
-                once, twice = (cost(partial(run, here), batch, steps) for steps in (1, 2))
-                at.append(np.array([*(twice - once)[:2], once[2]]))
-                rows.append((kind, batch, "measured", *at[-1]))
-            line = at[0] + (at[1] - at[0]) / (high - low) * (whole - low)
-            rows.append((kind, whole, "on the line", *line))
-            print(*rows[-1], flush=True)
-    return pd.DataFrame(rows, columns=["step", "batch", "how", "core_seconds", "teraflop", "peak_gb"])
+    for kind, (step, small, whole) in KINDS.items():
+        seconds, few, _ = counted(here, step, small)
+        _, teraflop, kept = counted(of_shapes, step, whole)
+        held, moment = gigabytes(of_shapes, kind, whole)
+        rows.append((kind, whole, seconds * teraflop / few, teraflop, held, kept, moment, held + kept + moment))
+    columns = "step batch core_seconds teraflop models_gb kept_gb moment_gb peak_gb".split()
+    return pd.DataFrame(rows, columns=columns)

@@ -8,10 +8,11 @@ import pytest
 from alignkit import paths
 from alignkit.report import f_divergences, readme
 from alignkit.workflow import parameters
-from alignkit.world.reviews import Reviews
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = ({"n_embd": 16, "n_layer": 1, "n_head": 2}, {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2})
+"""Shapes of a policy and of a reward model."""
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +88,21 @@ def test_what_grows_can_be_timed(name: str, bench, here) -> None:
     )
 
 
-def test_steps_of_every_kind_are_measured_and_lie_on_a_line(bench) -> None:
-    small = {"n_embd": 16, "n_layer": 1, "n_head": 2}, {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2}
-    batches = dict.fromkeys(bench["steps"].BATCHES, (4, 8, 12))
-    table = bench["steps"].measured(Reviews("pocket", 120, 40, 8), batches, words=1000, shapes=small)
-    assert list(table.step.unique()) == list(batches)
-    assert (table.teraflop > 0).all()
-    low, high, line = table.teraflop[0:3]
-    assert line == pytest.approx(2 * high - low)
+def test_a_batch_twice_as_large_takes_twice_the_products(bench) -> None:
+    steps = bench["steps"]
+    shapes = steps.models("meta", *SMALL)
+    for step, _, _ in steps.KINDS.values():
+        (_, few, kept), (_, many, more), (_, most, yet_more) = (steps.counted(shapes, step, n) for n in (8, 16, 32))
+        assert (many, most) == pytest.approx((2 * few, 4 * few))
+        assert yet_more - more == pytest.approx(2 * (more - kept), rel=0.01)
+
+
+def test_steps_of_every_kind_are_counted_and_their_memory_summed(bench) -> None:
+    table = bench["steps"].measured(*SMALL)
+    assert list(table.step) == list(bench["steps"].KINDS)
+    assert (table[["teraflop", "core_seconds", "peak_gb"]] > 0).all(axis=None)
+    assert table.peak_gb.tolist() == pytest.approx((table.models_gb + table.kept_gb + table.moment_gb).tolist())
+    assert (table.kept_gb > 0).tolist() == [step != "drawn" for step in table.step]
 
 
 def test_a_plan_has_every_policy_of_the_notebook_once(bench) -> None:
@@ -109,6 +117,6 @@ def test_a_plan_has_every_policy_of_the_notebook_once(bench) -> None:
 
 def test_more_work_is_estimated_to_take_longer_on_the_smaller_gpu(bench) -> None:
     seconds = bench["estimates"].seconds
-    for kind in bench["steps"].BATCHES:
+    for kind in bench["steps"].KINDS:
         assert seconds(kind, 1.0, "H100") < seconds(kind, 2.0, "H100") < seconds(kind, 2.0, "A100")
         assert seconds(kind, 2.0, "A100") < seconds(kind, 2.0, "T4")
