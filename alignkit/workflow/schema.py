@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignkit import paths
-from alignkit.world.known import truth_of
+from alignkit.world.known import GENERATORS, truth_of
 from alignkit.world.reach import check_data, check_model
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ Heads = Annotated[int, Field(ge=1, le=64)]
 Vocabulary = Annotated[int, Field(ge=100, le=100_000)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=20)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(paths.expanded)]
+Values = Annotated[
+    list[str], BeforeValidator(lambda v: v if v is None else [*map(str, v if isinstance(v, list) else [v])])
+]
 Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
 Tunable = Literal[
     "sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust", "reverse_kl", "forward_kl", "js",
@@ -65,7 +69,10 @@ class World(BaseModel):
     profile: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="a folder of params/ and of figures/")
     seeds: Seeds = Field(description="one policy and reward model each; intervals are over seeds")
     base_seed: int | None = Field(ge=0, description="seed whose SFT policy and reward model serve all; null: own")
-    data: Place = Field(description="pocket, a folder or CSV file of reviews, or a Hub id")
+    data: Place = Field(description="pocket, a file or folder of reviews, or a Hub id")
+    text_column: str | None = Field(description="column of own reviews that holds the text; null: a common name")
+    label_column: str | None = Field(description="column that holds the label; null: a common name")
+    positive: Values | None = Field(description="labels that are positive, all others negative; null: the common ones")
     train_reviews: Even | None = Field(description="labelled reviews to learn from; null (None): all")
     test_reviews: Even | None = Field(description="labelled reviews for every test figure; null (None): all")
     unsupervised_reviews: Even | None = Field(description="more reviews for the policy; null (None): all")
@@ -93,11 +100,18 @@ class World(BaseModel):
         """The values of the keys that begin with the prefix, without it."""
         return {name: getattr(self, prefix + name) for name in names.split()}
 
+    def own_reviews(self) -> bool:
+        """Whether the reviews lie in files here, or columns of a data set on the Hub are named."""
+        named = self.text_column or self.label_column or self.positive
+        return self.data not in GENERATORS and bool(named or Path(self.data).exists())
+
     def reviews(self) -> "Reviews":
         """Which reviews the notebook learns from."""
-        from alignkit.world.reviews import Reviews  # here, as it imports the libraries and faults are told at once
+        from alignkit.workflow import intake  # here, as these import the libraries and faults are told at once
+        from alignkit.world.reviews import Reviews
 
-        return Reviews(self.data, self.train_reviews, self.test_reviews, self.unsupervised_reviews)
+        source = intake.taken_in(self)[0] if self.own_reviews() else self.data
+        return Reviews(source, self.train_reviews, self.test_reviews, self.unsupervised_reviews)
 
     def sft(self) -> dict[str, Any]:
         """The settings of `train_sft`."""
@@ -130,11 +144,21 @@ class Rewarded(World):
             raise ValueError("\n".join(found))
         return self
 
-    def check_reach(self) -> None:
-        """Raise UserFault if the data or a model is out of reach."""
-        check_data(self.data)
-        check_model("policy", self.policy)
-        check_model("reward_model", self.reward_model)
+    def check_reach(self, models: bool = True) -> list[str]:
+        """What was taken for what in one's own reviews, in words.
+
+        Raises UserFault if the data or a model is out of reach or cannot be used.
+        """
+        if not self.own_reviews():
+            check_data(self.data)
+        if models:
+            check_model("policy", self.policy)
+            check_model("reward_model", self.reward_model)
+        if not self.own_reviews() and {self.policy, self.reward_model} == {"scratch"}:
+            return []
+        from alignkit.workflow import intake
+
+        return intake.checked(self, models)
 
     def reward_training(self) -> dict[str, Any]:
         """The settings of `train_reward` that all of its runs share."""

@@ -393,16 +393,17 @@ def test_the_file_of_a_profile_is_all_that_papermill_needs(monkeypatch: pytest.M
         cell = papermill("\n".join(f"{key} = {value!r}" for key, value in told.items()))
         in_notebook(monkeypatch, first_cell(notebook=notebook), cell)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(NOTEBOOKS[notebook], "check_reach", lambda p: None)
+            patch.setattr(NOTEBOOKS[notebook], "check_reach", lambda p: [])
             assert parameters.from_notebook().model_dump() == profile_values("imdb_scratch", notebook)
 
 
 def test_what_is_shown_names_each_value_and_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "r&d.csv").write_text("text,label\n")
+    monkeypatch.setattr(NOTEBOOKS[NOTEBOOK], "check_reach", lambda p: [])
     shown = in_notebook(monkeypatch, first_cell(data=str(tmp_path / "r&d.csv"), prompts=7))
     parameters.from_notebook()
     text, page = shown[0]["text/plain"], shown[0]["text/html"]
-    assert "data = 'r&d.csv'  # pocket, a folder or CSV file of reviews, or a Hub id (pocket: 'pocket')" in text
+    assert "data = 'r&d.csv'  # pocket, a file or folder of reviews, or a Hub id (pocket: 'pocket')" in text
     page = page.replace(f" {parameters.LEFT}", "")
     assert "<td><b>'r&amp;d.csv'</b>, pocket 'pocket'</td>" in page
     assert "<tr><td>prompts</td><td><b>7</b>, pocket 100</td>" in page
