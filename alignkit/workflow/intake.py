@@ -28,7 +28,7 @@ from alignkit.workflow.schema import (
     Towards,
     World,
 )
-from alignkit.world import own
+from alignkit.world import foreign, own
 from alignkit.world.models import SCRATCH, load_policy, train_tokenizer
 from alignkit.world.reviews import Reviews, prompts
 
@@ -44,7 +44,7 @@ def once(make: Callable[..., list[str]], given: Any, depends: Any) -> tuple[Path
     Its name is the hash of the code here and of what its result `depends` on.  Raises UserFault where it cannot be
     written.
     """
-    code = [checksums.content(file) for file in (__file__, own.__file__)]
+    code = [checksums.content(file) for file in (__file__, own.__file__, foreign.__file__)]
     name = f"{make.__name__.strip('_')}-{checksums.of_values([code, depends])}"
     folder, told = paths.build() / "cache" / name, "told.json"
     try:
@@ -149,9 +149,24 @@ def _usable(tokenizer: Any, n: int, texts: list[str], longest: int, seed: int) -
         return int(re.findall(r"only (\d+) reviews", str(fault))[0])
 
 
+def _models(folder: Path, p: Rewarded) -> list[str]:
+    """Raise UserFault where a model from elsewhere cannot do what is asked of it."""
+    folder.mkdir()
+    if p.policy != SCRATCH:
+        prefix = p.positive_prefix if isinstance(p, DpoLosses) else ""
+        sizes = {"sft_tokens": p.sft_tokens, "new_tokens": p.new_tokens}
+        foreign.check_policy(p.policy, **sizes, prefix=prefix, lora=isinstance(p, DpoLosses))
+    if p.reward_model != SCRATCH:
+        foreign.check_encoder(p.reward_model, tokens=p.reward_tokens, dropout=p.reward_dropout)
+    return []
+
+
 def checked(p: Rewarded, models: bool) -> list[str]:
     """What was taken for what in one's own reviews; raises UserFault for what cannot be used."""
+    depends = [p.model_dump(), *(checksums.content(name) for name in (p.data, p.policy, p.reward_model))]
+    if models and {p.policy, p.reward_model} != {SCRATCH}:
+        once(_models, p, depends)
     if not p.own_reviews():
         return []
     _, notes = taken_in(p)
-    return notes + once(_enough, p, [p.model_dump(), checksums.content(p.data)])[1]
+    return notes + once(_enough, p, depends)[1]

@@ -27,7 +27,7 @@ KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 FEW = 12
 """A column of at most so many different values can tell whether a line is a row of its own."""
 SPECIAL = re.compile(
-    r"<(?=\|[^|<>\s]*\||/?(?:s|pad|unk|mask|bos|eos|cls|sep)>)|\[(?=(?:PAD|UNK|CLS|SEP|MASK|BOS|EOS)\])"
+    r"<(?=\|[^|<>\s]*\||/?(?:s|pad|unk|mask|bos|eos|cls|sep|\w+_of_\w+)>)|\[(?=(?:PAD|UNK|CLS|SEP|MASK|BOS|EOS|/?INST)\])"
 )
 """The beginning of what models read as the end of a text, padding and the like, where a text spells it."""
 
