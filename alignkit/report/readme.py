@@ -28,6 +28,11 @@ MAIN = (
     "dpo_raises_reward losses_do_not_differ_at_equal_kl divergences_gain_no_more reward_model_against_words"
 ).split()
 """The findings that the README tells; figures/<profile>/findings.csv has all."""
+FAMILIES = (
+    r"^(?:distilled|SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
+    r"|DPO, (?:on-policy|sigmoid loss|reverse_kl|js|forward_kl)$)"
+)
+"""The families that the README tells, without the variations of one; figures/<profile>/6_efficiency.csv has all."""
 
 
 def results(figures: Path) -> str:
@@ -69,7 +74,7 @@ def efficiencies(figures: Path) -> str:
         if "KL 1" not in columns or "draws" not in table:
             continue
         kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
-        kept = kept.sort_values("KL 1", ascending=False)
+        kept = kept[kept.family.str.contains(FAMILIES)].sort_values("KL 1", ascending=False)
         # Of the numbers of draws the largest; notebook 6 has all.
         shown = tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
         names = {"family": f"{file.parent.name}: share of the optimal gain", "seeds": "seeds"}
