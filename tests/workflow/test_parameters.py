@@ -192,6 +192,7 @@ FAULTS = {
     "another notebook than the file's": ("notebook: 4_warp", ["notebook: '4_warp'", f"allowed: '{NOTEBOOK}'"]),
     "a notebook that is a list": (f"notebook: [{NOTEBOOK}]", ["notebook: ['1_reward_model']; allowed: 0_primer"]),
     "an empty file": ("", ["key: value"]),
+    "fewer tokens than bytes": ("policy_tokenizer: bpe\npolicy_vocab: 258", ["policy_vocab: 258", "259 or more"]),
     "a list in place of a mapping": ("- sft_batch", ["key: value"]),
     "broken YAML": ("seeds: [0, 1\n", ["cannot be read as YAML"]),
     "two documents": ("sft_batch: 8\n---\nsft_batch: 9", ["cannot be read as YAML"]),
