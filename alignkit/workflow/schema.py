@@ -1,14 +1,13 @@
 """What each parameter means, its type and what it allows, once; and what each notebook trains after and reads."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignkit import paths
-from alignkit.world.known import GENERATORS, truth_of
+from alignkit.world.known import GENERATORS
 from alignkit.world.reach import check_data, check_model
 
 if TYPE_CHECKING:
@@ -140,8 +139,10 @@ class Rewarded(World):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Rewarded":
-        if found := list(_clashes(self)):
-            raise ValueError("\n".join(found))
+        from alignkit.workflow import clashes  # here, as it asks which notebook these values are for
+
+        if lines := list(clashes.found(self)):
+            raise ValueError("\n".join(lines))
         return self
 
     def check_reach(self, models: bool = True) -> list[str]:
@@ -370,51 +371,6 @@ class OneFront(Towards):
     )
     tuned_seeds: Seeds = Field(description="those of seeds for which every method is trained at its tuned setting, too")
     resample: Few[Samples] = Field(description="draws of which one is kept, more likely one of high reward")
-
-
-LEAST_BPE = 259
-
-
-def _clashes(p: Rewarded) -> Iterator[str]:
-    """One line for each pair of values that do not go together."""
-    if p.policy_width % p.policy_heads:
-        yield f"policy_width: {p.policy_width} is not a multiple of policy_heads ({p.policy_heads})"
-    if p.policy == "scratch" and p.policy_tokenizer == "bpe" and p.policy_vocab < LEAST_BPE:
-        yield f"policy_vocab: {p.policy_vocab}; with bpe {LEAST_BPE} or more (256 bytes, 3 special tokens)"
-    if len(set(p.seeds)) < len(p.seeds):
-        yield f"seeds: {p.seeds} names a seed twice"
-    if p.reward_width % p.reward_heads:
-        yield f"reward_width: {p.reward_width} is not a multiple of reward_heads ({p.reward_heads})"
-    room = max(128, p.sft_tokens) - 20
-    if p.policy == "scratch" and p.new_tokens > room:
-        yield f"new_tokens: {p.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
-    if isinstance(p, RewardModel) and p.train_reviews and p.held_out + max(p.curve_reviews) > p.train_reviews:
-        total = f"train_reviews ({p.train_reviews})"
-        yield f"held_out: {p.held_out} and the largest of curve_reviews are more than {total}"
-    if isinstance(p, Evaluated) and p.judge_reviews is not None and truth_of(p.data):
-        yield f"judge_reviews: {p.judge_reviews}; the truth of {p.data} is known; allowed: null"
-    if isinstance(p, Loop) and p.warp_batch % p.warp_samples:
-        yield f"warp_batch: {p.warp_batch} is not a multiple of warp_samples ({p.warp_samples})"
-    if isinstance(p, Anchored) and p.main_samples > p.warp_batch:
-        yield f"main_samples: {p.main_samples} is more than warp_batch ({p.warp_batch})"
-    if isinstance(p, Fronts) and not {p.liti_rate, 1.0} <= {*p.etas}:
-        yield f"etas: {p.etas} lacks 1.0 or liti_rate ({p.liti_rate})"
-    if isinstance(p, Aligned) and p.winner_reward < p.loser_reward:
-        yield f"winner_reward: {p.winner_reward} is below loser_reward ({p.loser_reward})"
-    if isinstance(p, DpoLosses):
-        for n in (n for n in p.best_of if p.main_completions % n):
-            yield f"best_of: {n} does not divide main_completions ({p.main_completions})"
-    if isinstance(p, Improvements):
-        if used := sorted({*p.confirm_seeds} & {*p.seeds}):
-            yield f"confirm_seeds: {used} are among seeds already; allowed: others"
-        if p.equal_steps % (p.warp_iterations * p.warp_runs):
-            yield f"equal_steps: {p.equal_steps} is not a multiple of warp_iterations x warp_runs"
-        if p.train_reviews is not None and max(p.weak_reviews) > p.train_reviews:
-            yield f"weak_reviews: {max(p.weak_reviews)} is more than train_reviews ({p.train_reviews})"
-        if (k := max(p.rloo_samples)) > p.warp_batch:
-            yield f"rloo_samples: {k} is more than warp_batch ({p.warp_batch})"
-    if isinstance(p, OneFront) and (n := max(p.resample)) > min(p.pool_reference, p.pool_trained):
-        yield f"resample: {n} is more than pool_reference or pool_trained"
 
 
 NOTEBOOKS: dict[str, type[Rewarded]] = {
