@@ -71,20 +71,21 @@ def taken_in(p: World) -> tuple[str, list[str]]:
     columns = own.Columns(p.text_column, p.label_column, p.positive and tuple(p.positive))
     depends = [columns, checksums.content(p.data) or p.data, Path(p.data).name]
     folder, notes = once(_reviews, (p.data, columns), depends)
-    place = folder / "data"
+    place = folder / "reviews"
     return str(place) if place.is_dir() else p.data, notes
 
 
 def _reviews(folder: Path, given: tuple[str, own.Columns]) -> list[str]:
-    """Write data/<split>.parquet, unless the loader reads the very same from the files as they are."""
+    """Write reviews/ in the Hub's layout, unless the loader reads the very same from the files as they are."""
     source, columns = given
     frames, notes = own.read(source, columns)
-    (folder / "data").mkdir(parents=True)
+    place = folder / "reviews"
+    (place / "data").mkdir(parents=True)
     for name, frame in frames.items():
-        frame.to_parquet(folder / "data" / f"{name}.parquet", index=False)
-    with suppress(UserFault):
-        if Reviews(source).fingerprint() == Reviews(str(folder / "data")).fingerprint():
-            shutil.rmtree(folder / "data")
+        frame.to_parquet(place / "data" / f"{name}-00000-of-00001.parquet", index=False)
+    with suppress(Exception):  # whatever files in another form make of the loader
+        if Reviews(source).fingerprint() == Reviews(str(place)).fingerprint():
+            shutil.rmtree(place)
     return [f"data: {Path(source).name}: {'; '.join(notes)}"] if notes else []
 
 

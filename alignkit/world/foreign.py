@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.faults import UserFault
 from alignkit.sampling import pad_right, sample, sequence_log_probs
-from alignkit.world.models import load_encoder, load_policy
+from alignkit.world.models import load_encoder, load_policy, quiet_training
 
 TEXTS = ["a", "the film was good", "one two three four five six seven eight nine ten , and the end was bad ."]
 CLOSE = 1e-4
@@ -25,23 +25,36 @@ def check_policy(name: str, *, sft_tokens: int, new_tokens: int, prefix: str, lo
     sft_tokens, new_tokens: as in the parameters.  prefix: what is put before a prompt.  lora: whether adapters are
     trained.
     """
-    model, tokenizer = load_policy(name)
-    sizes = {"sft_tokens": sft_tokens, "new_tokens": new_tokens, "prefix": prefix}
+    with quiet_training():
+        model, tokenizer = load_policy(name)
+        _first(f"policy: {name!r}", _of_policy(model, tokenizer, sft_tokens, new_tokens, prefix, lora))
+
+
+def check_encoder(name: str, *, tokens: int, dropout: float) -> None:
+    """Raise UserFault unless a text of so many tokens can be scored, and scores in a padded batch as it does alone."""
+    with quiet_training(), torch.random.fork_rng():  # a fresh head is drawn
+        model, tokenizer = load_encoder(name, dropout)
+        _first(f"reward_model: {name!r}", _of_encoder(model, tokenizer, tokens))
+
+
+def _first(name: str, faults: Iterator[str]) -> None:
+    """Raise the first fault."""
     try:
-        for fault in _of_policy(model, tokenizer, **sizes):
-            raise UserFault(f"policy: {name!r} {fault}")
-        if lora:
-            peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
-    except UserFault:
-        raise
+        found = next(faults, "")
     except Exception as error:  # whatever a model of another kind makes the libraries raise
-        what = "cannot be drawn from and scored token by token, or take LoRA adapters"
-        raise UserFault(f"policy: {name!r} {what} ({_first_line(error)}); allowed: a causal transformer") from None
+        found = f"cannot do what training asks of it ({_first_line(error)}); allowed: a transformer of the usual kind"
+    if found:
+        raise UserFault(f"{name} {found}")
 
 
 @torch.no_grad()
 def _of_policy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sft_tokens: int, new_tokens: int, prefix: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sft_tokens: int,
+    new_tokens: int,
+    prefix: str,
+    lora: bool,
 ) -> Iterator[str]:
     """What is wrong with a policy, in words."""
     if not tokenizer.is_fast:
@@ -92,21 +105,8 @@ def _of_policy(
             yield "scores a text otherwise in a padded batch than alone"
         if _far(own[:, 0], told.max(dim=1).values):
             yield "draws tokens by other probabilities than it scores them with"
-
-
-def check_encoder(name: str, *, tokens: int, dropout: float) -> None:
-    """Raise UserFault unless a text of so many tokens can be scored, and scores in a padded batch as it does alone."""
-    with torch.random.fork_rng():  # a fresh head is drawn
-        model, tokenizer = load_encoder(name, dropout)
-    try:
-        for fault in _of_encoder(model, tokenizer, tokens):
-            raise UserFault(f"reward_model: {name!r} {fault}")
-    except UserFault:
-        raise
-    except Exception as error:
-        raise UserFault(
-            f"reward_model: {name!r} cannot score texts ({_first_line(error)}); allowed: an encoder"
-        ) from None
+    if lora:
+        peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
 
 
 @torch.no_grad()

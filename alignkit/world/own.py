@@ -52,15 +52,12 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
     labels = {name: _column(place[name], table, "label_column", asked.label, LABEL) for name, table in labelled.items()}
     values = Counter(word for name, table in labelled.items() for word in table[labels[name]].map(_word))
     meaning = _meaning(source, values, asked.positive)
-    frames = {
-        name: _frame(place[name], table, texts[name], labels.get(name), meaning) for name, table in tables.items()
-    }
+    frames = {n: _frame(place[n], table, texts[n], labels.get(n), meaning) for n, table in tables.items()}
     notes = [f"{name!r} is the text" for name in set(texts.values()) - {"text"}]
     for name in sorted(set(labels.values()) - ({"label"} if set(values) <= {"0", "1"} else set())):
-        by = {at: ", ".join(sorted((w for w in values if meaning.get(w) == at), key=len)) for at in (1, 0, NEITHER)}
-        notes.append(
-            f"{name!r} is the label ({by[1]}: positive; {by[0]}: negative{by[NEITHER] and '; left out: '}{by[NEITHER]})"
-        )
+        as_ = [", ".join(sorted((w for w in values if meaning.get(w) == at), key=len)) for at in (1, 0, NEITHER)]
+        left_out = f"; left out: {as_[2]}" if as_[2] else ""
+        notes.append(f"{name!r} is the label ({as_[0]}: positive; {as_[1]}: negative{left_out})")
     if "" in frames:
         whole = frames.pop("")
         tested = whole.index % 5 == 4
@@ -96,9 +93,8 @@ def _tables(source: str) -> dict[str, pd.DataFrame]:
         table = _of_file(file, source if path.is_file() else str(file))
         parts.setdefault("" if path.is_file() else _split_of(file.relative_to(path)), []).append(table)
     if "" in parts and len(parts) > 1:
-        raise UserFault(
-            f"data: {parts[''][0].index[0]}: its file names no split, others do; allowed: {', '.join(SPLITS)}"
-        )
+        place = parts[""][0].index[0]
+        raise UserFault(f"data: {place}: its file names no split, others do; allowed: {', '.join(SPLITS)}")
     tables = {name: pd.concat(some) for name, some in parts.items()}
     if "" in tables and "split" in tables[""]:
         whole = tables[""]
@@ -227,16 +223,15 @@ def _meaning(source: str, values: Counter, positive: tuple[str, ...] | None) -> 
         if wrong := sorted(chosen - set(known)):
             raise UserFault(f"positive: {wrong[0]!r} is no label in {source!r}; found {shown}")
         return {word: int(word in chosen) for word in known}
-    points = {word: float(word) for word in known if re.fullmatch(r"[\d.]+", word) and 1 <= float(word) <= 10}
+    points = {word: float(word) for word in known if re.fullmatch(r"\d+(\.\d+)?", word) and 1 <= float(word) <= 10}
     top, half = max(points.values(), default=0), sum(values.values()) / 2
     if top >= 4 and "0" not in known and sum(values[word] for word in points) > half:
         # Stars from 1 to 5, or points from 1 to 10: 3, or 5 and 6, are neither good nor bad.
         ends = 6 if top <= 5 else 11
         return {word: NEITHER if abs(2 * x - ends) < 2 else int(2 * x > ends) for word, x in points.items()}
     understood = [word for word in known if word in WORDS]
-    if understood != known and (
-        sum(map(values.get, understood)) < half or len({WORDS[word] for word in understood}) < 2
-    ):
+    both = {WORDS[word] for word in understood} == {0, 1}
+    if understood != known and (not both or sum(map(values.get, understood)) < half):
         raise UserFault(f"data: {source!r}: labels {shown}; set positive to those that stand for a positive review")
     return WORDS
 

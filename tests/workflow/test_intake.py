@@ -10,7 +10,7 @@ from alignkit.__main__ import main
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
 from alignkit.workflow import intake, parameters
-from alignkit.world.models import train_tokenizer
+from alignkit.world.models import new_policy, save, train_tokenizer
 from alignkit.world.reviews import Reviews, load_reviews, prompts
 
 FEW = {"train_reviews": None, "test_reviews": None, "unsupervised_reviews": None, "seeds": [0]}
@@ -70,7 +70,21 @@ def test_other_files_are_read_once_and_lie_as_the_loader_reads_them(
     assert p.reviews().load(3)["train"].to_pandas().equals(before["train"].to_pandas())
     monkeypatch.setattr(intake.own, "read", lambda *_: pytest.fail("read again"))
     assert given("kaggle.csv").check_reach() == [line]
-    assert {f.name for f in (build / "cache").glob("reviews-*/data/*")} == {"test.parquet", "train.parquet"}
+    assert len(list((build / "cache").glob("reviews-*/reviews/data/t*.parquet"))) == 2
+
+
+def test_unsupervised_reviews_arrive_as_well(place: Path, reviews: pd.DataFrame):
+    splits = ["train"] * 300 + ["test"] * 100 + ["unsupervised"] * 100
+    reviews.assign(split=splits).rename(columns={"text": "review"}).to_csv("r.csv", index=False)
+    assert {n: len(split) for n, split in given("r.csv").reviews().load(0).items()} == {
+        n: splits.count(n) for n in splits
+    }
+    hub = place / "hub" / "data"
+    hub.mkdir(parents=True)
+    for name, part in reviews.assign(split=splits).groupby("split"):
+        part = part.assign(label=-1) if name == "unsupervised" else part
+        part[["text", "label"]].to_parquet(hub / f"{name}-00000-of-00001.parquet", index=False)
+    assert given(hub.parent).reviews().source == str(hub.parent)
 
 
 def test_an_edited_file_is_read_again(place: Path, reviews: pd.DataFrame):
@@ -174,3 +188,34 @@ def test_tweets_are_told_what_makes_them_long_enough_and_then_are(place: Path):
     assert changed.check_reach() == ["data: r.csv: every fifth review is kept for tests"]
     train = changed.reviews().load(0)["train"]["text"][:]
     assert len(prompts(train, train_tokenizer("bpe", train, 270), n=160, shortest=5, longest=15, seed=0)) == 160
+
+
+# Models
+
+
+def test_a_policy_that_cannot_be_used_is_told_before_anything_is_trained(place: Path, build: Path, capsys):
+    tokenizer = train_tokenizer("word", ["a good film ."], 100)
+    save(place / "policy", new_policy(tokenizer, width=8, layers=1, heads=1, positions=40), tokenizer)
+    Path("4_warp.yaml").write_text("profile: smoke\npolicy: policy\n")
+    assert main(["check", "4_warp.yaml"]) == 0
+    capsys.readouterr()
+    for command in (["check", "4_warp.yaml", "--reach"], ["train", "4_warp.yaml", "--seed", "0"]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(
+            "policy: 'policy' has 40 positions, and 68 are needed (sft_tokens: 64, or new_tokens: 48"
+        )
+    assert not (build / "store").exists()
+
+
+def test_a_model_is_tried_once_and_again_when_it_has_changed(place: Path, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = train_tokenizer("word", ["a good film ."], 100)
+    model = new_policy(tokenizer, width=8, layers=1, heads=1, positions=128)
+    save(place / "policy", model, tokenizer)
+    tried: list[str] = []
+    monkeypatch.setattr(intake.foreign, "check_policy", lambda name, **_: tried.append(name))
+    for _ in range(2):
+        assert given("pocket", "4_warp", train_reviews=200, policy="policy").check_reach() == []
+    save(place / "policy", new_policy(tokenizer, width=8, layers=2, heads=1, positions=128), tokenizer)
+    given("pocket", "4_warp", train_reviews=200, policy="policy").check_reach()
+    assert tried == ["policy"] * 2
