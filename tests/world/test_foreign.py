@@ -110,7 +110,7 @@ def test_a_checkpoints_own_generation_settings_play_no_part(kind: str, own: dict
     assert sample(*load_policy(name), TEXTS[:2], k=8, max_new_tokens=8, seed=0).completion_ids.tolist() == plain
 
 
-def test_generation_settings_that_cannot_be_saved_after_training_are_refused(tmp_path: Path):
+def test_settings_that_cannot_be_saved_after_training_are_refused(tmp_path: Path):
     name = policy(tmp_path, "Llama")
     edit(name, "generation_config.json", temperature=0.3, do_sample=False, pad_token_id=None)
     assert "has a generation_config.json that cannot be saved after training" in fault(check, name)
