@@ -15,8 +15,9 @@ from alignkit.workflow import parameters
 def _check(args: argparse.Namespace) -> None:
     if lines := parameters.check(args.path, args.data):
         raise UserFault("\n".join(lines))
-    for file in parameters.files(args.path) if args.reach else []:
-        parameters.load(file, args.data).check_reach()
+    each = [parameters.load(file, args.data) for file in parameters.files(args.path) if args.reach or args.data]
+    notes = [note for p in each for note in p.check_reach(models=args.reach)]
+    print("".join(f"{note}\n" for note in dict.fromkeys(notes)), end="")
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -27,7 +28,7 @@ def _train(args: argparse.Namespace) -> None:
     p = parameters.load(args.path, args.data)
     if args.seed not in p.training_seeds():
         parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name
-    p.check_reach()
+    print("".join(f"{note}\n" for note in p.check_reach()), end="")
     import transformers
 
     # Bars of loading models would fill the log.
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     check.set_defaults(run=_check)
     check.add_argument("path", nargs="+", type=Path, help="a parameter file or a folder of them")
     check.add_argument("--data", type=paths.absolute, help="in place of the files' own data")
-    check.add_argument("--reach", action="store_true", help="also try whether data and models can be reached")
+    check.add_argument("--reach", action="store_true", help="also try whether data and models can be reached and used")
 
     show = commands.add_parser("show", help="a notebook's parameters with their words")
     show.set_defaults(run=_show)

@@ -254,8 +254,9 @@ def from_notebook() -> Any:
         raise UserFault(f"parameters: notebook: {', '.join(sorted(named))}; allowed: the parameters of one notebook")
     notebook = _notebook(given.get("notebook"), "parameters")
     p = checked({**_merged(_profile(given.get("profile"), notebook, "parameters")), **given}, "parameters")
-    p.check_reach()
+    notes = p.check_reach()
     display({"text/html": as_html(p), "text/plain": as_text(p)}, raw=True)
+    print(*notes, sep="\n", end="\n" * bool(notes))
     return p
 
 

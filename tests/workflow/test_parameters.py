@@ -10,7 +10,7 @@ from typing import Any
 import IPython
 import pytest
 import yaml
-from helpers import profile_values
+from helpers import profile_values, times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -192,6 +192,7 @@ FAULTS = {
     "another notebook than the file's": ("notebook: 4_warp", ["notebook: '4_warp'", f"allowed: '{NOTEBOOK}'"]),
     "a notebook that is a list": (f"notebook: [{NOTEBOOK}]", ["notebook: ['1_reward_model']; allowed: 0_primer"]),
     "an empty file": ("", ["key: value"]),
+    "fewer tokens than bytes": ("policy_tokenizer: bpe\npolicy_vocab: 258", ["policy_vocab: 258", "259 or more"]),
     "a list in place of a mapping": ("- sft_batch", ["key: value"]),
     "broken YAML": ("seeds: [0, 1\n", ["cannot be read as YAML"]),
     "two documents": ("sft_batch: 8\n---\nsft_batch: 9", ["cannot be read as YAML"]),
@@ -280,7 +281,7 @@ values = st.recursive(
 keys = st.sampled_from(list(POCKET)) | st.text(max_size=12) | st.integers() | st.none()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=times(150, 5000), deadline=None)
 @given(changed=st.dictionaries(keys, values, min_size=1, max_size=3))
 def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(changed: dict[Any, Any]):
     try:
@@ -293,7 +294,7 @@ def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(change
         assert set(changed) <= set(POCKET)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=times(100, 3000), deadline=None)
 @given(text=st.text(max_size=60) | st.builds(lambda key, value: f"{key}: {value}", keys, values))
 def test_any_text_is_parameters_or_told_in_one_line_a_fault(tmp_path_factory, text: str):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -393,16 +394,17 @@ def test_the_file_of_a_profile_is_all_that_papermill_needs(monkeypatch: pytest.M
         cell = papermill("\n".join(f"{key} = {value!r}" for key, value in told.items()))
         in_notebook(monkeypatch, first_cell(notebook=notebook), cell)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(NOTEBOOKS[notebook], "check_reach", lambda p: None)
+            patch.setattr(NOTEBOOKS[notebook], "check_reach", lambda p: [])
             assert parameters.from_notebook().model_dump() == profile_values("imdb_scratch", notebook)
 
 
 def test_what_is_shown_names_each_value_and_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "r&d.csv").write_text("text,label\n")
+    monkeypatch.setattr(NOTEBOOKS[NOTEBOOK], "check_reach", lambda p: [])
     shown = in_notebook(monkeypatch, first_cell(data=str(tmp_path / "r&d.csv"), prompts=7))
     parameters.from_notebook()
     text, page = shown[0]["text/plain"], shown[0]["text/html"]
-    assert "data = 'r&d.csv'  # pocket, a folder or CSV file of reviews, or a Hub id (pocket: 'pocket')" in text
+    assert "data = 'r&d.csv'  # pocket, a file or folder of reviews, or a Hub id (pocket: 'pocket')" in text
     page = page.replace(f" {parameters.LEFT}", "")
     assert "<td><b>'r&amp;d.csv'</b>, pocket 'pocket'</td>" in page
     assert "<tr><td>prompts</td><td><b>7</b>, pocket 100</td>" in page
