@@ -7,7 +7,7 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.report import replication, tables
-from alignkit.workflow.parameters import REPLICA
+from alignkit.workflow.parameters import REPLICA, TINY
 from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
@@ -32,7 +32,7 @@ MAIN = (
 
 
 def results(figures: Path) -> str:
-    """Main findings and tables of every profile but smoke and replicas: efficiencies, reward models, policies."""
+    """Main findings and tables of every profile but tiny ones and replicas: efficiencies, reward models, policies."""
     blocks = (told, elsewhere, efficiencies, reward_models, policies)
     return "\n\n".join(filter(None, (block(figures) for block in blocks)))
 
@@ -127,9 +127,9 @@ def times(figures: Path) -> str:
 
 
 def _published(figures: Path, notebook: str) -> list[Path]:
-    """The table of a notebook in every profile but smoke and replicas, pocket first."""
+    """The table of a notebook in every profile but tiny ones and replicas, pocket first."""
     files = sorted(figures.glob(f"*/{notebook}.csv"), reverse=True)
-    return [f for f in files if f.parent.name != "smoke" and not f.parent.name.endswith(REPLICA)]
+    return [f for f in files if f.parent.name != "smoke" and not f.parent.name.endswith((REPLICA, TINY))]
 
 
 def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> str:
