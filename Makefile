@@ -37,7 +37,9 @@ replicate: environment
 
 ## the report where there is no network: by this machine's Python, models and reviews from $(HUB), an archive in $(OUT)
 gpu-report:
-	@$(PYTHON) -m alignkit report "$$PROFILE" --jobs $(JOBS) --hub "$(HUB)" --out "$(OUT)"
+	@test ! -f "$(HUB)/site-packages.tar.xz" || test -d "$(HUB)/site-packages" || \
+	$(PYTHON) -m tarfile -e "$(HUB)/site-packages.tar.xz" "$(HUB)"
+	@PYTHONPATH="$(abspath $(HUB))/site-packages:$$PYTHONPATH" $(PYTHON) -m alignkit report "$$PROFILE" --jobs $(JOBS) --hub "$(HUB)" --out "$(OUT)"
 
 ## all notebooks with tiny sizes, then again under nbval
 smoke: environment
