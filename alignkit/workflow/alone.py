@@ -98,8 +98,8 @@ def _tell(out: Path, seen: set[Path]) -> bool:
             stream.write(json.dumps(record) + "\n")
         known = {key: record["metrics"].get(key) for key in TOLD}
         told = [f"{key} {value:.3f}" for key, value in known.items() if isinstance(value, float)]
-        seed = record["inputs"].get("seed")
-        print(time.strftime("%X"), f"{file.parent.name}, seed {seed}, {record['seconds']:.0f} s", *told, sep="  ", flush=True)
+        which = f"{file.parent.name}, seed {record['inputs'].get('seed')}, {record['seconds']:.0f} s"
+        print(time.strftime("%X"), which, *told, sep="  ", flush=True)
     seen |= new
     return bool(new)
 
