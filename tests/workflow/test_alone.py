@@ -95,7 +95,7 @@ def test_a_report_that_was_cut_off_goes_on_where_it_was(copy_checkout: Callable[
     run = json.loads((out / "runs.jsonl").read_text().splitlines()[0])
     assert run["id"] in told
 
-    done = subprocess.run(command, **how, timeout=600, check=False)
+    done = subprocess.run(command, **how, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout
     assert run["id"] not in done.stdout
     assert (out / "smoke.tar.gz").stat().st_size < MOST
