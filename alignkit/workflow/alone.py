@@ -50,7 +50,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         with publishing:
             return run("execute", profile, name) and run("publish", profile)
 
-    with ThreadPoolExecutor(jobs) as workers, ThreadPoolExecutor(len(wanted)) as finishers:
+    with ThreadPoolExecutor(max(1, jobs)) as workers, ThreadPoolExecutor(len(wanted)) as finishers:
         trained, done, ended = {name: [] for name in wanted}, {}, False
         for name, seed in order(wanted):
             trained[name].append(workers.submit(run, "train", str(params / f"{name}.yaml"), "--seed", str(seed)))
