@@ -7,7 +7,9 @@ import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
@@ -36,7 +38,8 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": argv, "language": "python", "display_name": "Python 3"}), encoding="utf-8")
-    run, params = partial(_run, profile, hub if hub.is_dir() else paths.CHECKOUT), paths.PARAMS / profile
+    os.chdir(hub if hub.is_dir() else paths.CHECKOUT)  # a folder of such a name is found before the Hub
+    run, params = partial(_run, profile), paths.PARAMS / profile
     if not run("check", str(params), "--reach"):
         return False
     wanted = {name: batch.values(name, profile) for name in batch.notebooks(profile)}
@@ -47,8 +50,10 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         before = trained[trainer if trainer in wanted else name] + [done[n] for n in wanted[name].reads if n in wanted]
         if not all(job.result() for job in before):
             return False
+        sealed = batch.seal(profile, name, batch.content_key(name, profile))
         with publishing:
-            return run("execute", profile, name) and run("publish", profile)
+            there = sealed.is_file() and not batch.damage(profile, name, sealed)
+            return (there or run("execute", profile, name)) and run("publish", profile)
 
     with ThreadPoolExecutor(max(1, jobs)) as workers, ThreadPoolExecutor(len(wanted)) as finishers:
         trained, done, ended = {name: [] for name in wanted}, {}, False
@@ -74,15 +79,15 @@ def order(wanted: dict[str, Rewarded]) -> list[tuple[str, int]]:
     return [*first, *sorted((job for job in every if job not in first), key=lambda job: job[1])]
 
 
-def _run(profile: str, folder: Path, *command: str) -> bool:
-    """Run a command of alignkit in a folder, what it prints in a log; says and returns whether it succeeded."""
+def _run(profile: str, *command: str) -> bool:
+    """Run a command of alignkit, what it prints in a log; says and returns whether it succeeded."""
     name = "-".join(Path(word).stem for word in command if not word.startswith("--"))
     log = paths.build() / profile / "logs" / f"{name}.log"
     places = os.pathsep.join(filter(None, [str(paths.CHECKOUT), os.environ.get("PYTHONPATH")]))
     own = {"PYTHONPATH": places, "ALIGNKIT_BUILD": str(paths.build()), "JUPYTER_PATH": str(paths.build() / "jupyter")}
     own |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as stream:
-        how = {"cwd": folder, "env": os.environ | own, "stdout": stream, "stderr": subprocess.STDOUT, "check": False}
+        how = {"env": os.environ | own, "stdout": stream, "stderr": subprocess.STDOUT, "check": False}
         code = subprocess.run([sys.executable, "-m", "alignkit", *command], **how).returncode
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
     print(time.strftime("%X"), f"{name}: {f'failed, {last}' if code else 'done'}", flush=True)
@@ -114,7 +119,12 @@ def pack(profile: str, out: Path) -> Path:
     made |= {f"figures/{profile}": paths.CHECKOUT / "figures" / profile}
     made |= {"notebooks": paths.CHECKOUT / "notebooks"} if profile == "pocket" else {}
     with tarfile.open(part, "w:gz") as tar:
-        for name in filter(lambda name: made[name].exists(), made):
-            tar.add(made[name], name)
+        for name, source in made.items():
+            for file in [source] if source.is_file() else sorted(source.rglob("*")):
+                with suppress(FileNotFoundError, IsADirectoryError):  # an executed notebook moves, logs grow
+                    content = file.read_bytes()
+                    entry = tarfile.TarInfo(str(Path(name, file.relative_to(source))))
+                    entry.size, entry.mtime = len(content), int(time.time())
+                    tar.addfile(entry, BytesIO(content))
     part.replace(archive)
     return archive

@@ -30,7 +30,7 @@ def commands(build: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ..
     """What is started in place of processes; a training job leaves a run, that of notebook 2 fails."""
     started = []
 
-    def run(profile: str, folder: Path, *command: str) -> bool:
+    def run(profile: str, *command: str) -> bool:
         started.append(command)
         if command[0] == "train":
             run = build / "store" / f"train_sft-{len(started)}"
@@ -39,6 +39,7 @@ def commands(build: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ..
             (run / "run.json").write_text(json.dumps(record))
         return command[0] != "train" or "2_dpo_losses" not in command[1]
 
+    monkeypatch.chdir(paths.CHECKOUT)  # and back
     monkeypatch.setattr(alone, "_run", run)
     monkeypatch.setattr(alone.time, "sleep", lambda _: None)
     monkeypatch.setattr(batch, "notebooks", lambda _: NAMES)
@@ -65,6 +66,7 @@ def test_nothing_is_started_where_something_is_out_of_reach(commands: list, tmp_
 def test_an_archive_unfolds_where_the_published_report_lies(build: Path, tmp_path: Path):
     (build / "imdb_scratch" / "logs").mkdir(parents=True)
     (build / "imdb_scratch" / "logs" / "job.log").write_text("told")
+    (build / "imdb_scratch" / "logs" / "gone.ipynb").symlink_to("moved meanwhile")
     (tmp_path / "runs.jsonl").write_text("{}\n")
     archive = alone.pack("imdb_scratch", tmp_path)
     assert archive.stat().st_size < MOST
@@ -76,6 +78,15 @@ def test_an_archive_unfolds_where_the_published_report_lies(build: Path, tmp_pat
         "build/imdb_scratch/logs/job.log",
         "build/imdb_scratch/runs.jsonl",
     }
+
+
+def test_what_is_sealed_already_is_not_executed_again(commands: list, build: Path, tmp_path: Path, monkeypatch):
+    sealed = batch.seal("smoke", NAMES[0], batch.content_key(NAMES[0], "smoke"))
+    sealed.parent.mkdir(parents=True)
+    sealed.touch()
+    monkeypatch.setattr(batch, "damage", lambda *_: "")
+    alone.report("smoke", 2, tmp_path / "none", tmp_path / "out")
+    assert [command[0] for command in commands[4:]] == ["publish"]
 
 
 @pytest.mark.batch
