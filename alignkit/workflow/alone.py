@@ -38,6 +38,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": argv, "language": "python", "display_name": "Python 3"}), encoding="utf-8")
+    os.environ["ALIGNKIT_BUILD"] = str(paths.build())  # in full
     os.chdir(hub if hub.is_dir() else paths.CHECKOUT)  # a folder of such a name is found before the Hub
     run, params = partial(_run, profile), paths.PARAMS / profile
     if not run("check", str(params), "--reach"):
@@ -84,7 +85,7 @@ def _run(profile: str, *command: str) -> bool:
     name = "-".join(Path(word).stem for word in command if not word.startswith("--"))
     log = paths.build() / profile / "logs" / f"{name}.log"
     places = os.pathsep.join(filter(None, [str(paths.CHECKOUT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": places, "ALIGNKIT_BUILD": str(paths.build()), "JUPYTER_PATH": str(paths.build() / "jupyter")}
+    own = {"PYTHONPATH": places, "JUPYTER_PATH": str(paths.build() / "jupyter")}
     own |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as stream:
         how = {"env": os.environ | own, "stdout": stream, "stderr": subprocess.STDOUT, "check": False}
