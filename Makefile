@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 # The kernel of this environment, not one that the user registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: report gpu-report replicate tune test test-fast verify smoke check bench html clean environment
+.PHONY: report gpu-report replicate tune test test-fast torture verify smoke check bench html clean environment
 .DELETE_ON_ERROR:
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
@@ -60,6 +60,10 @@ test: environment
 ## the tests that neither run notebooks nor take several seconds each
 test-fast: environment
 	@$(PYTEST) -m "not batch and not slow"
+
+## faults at random, many of each: files damaged, processes killed, any value at any key; up to half an hour
+torture: environment
+	@ALIGNKIT_TORTURE=1 pytest tests/workflow/test_torture.py tests/workflow/test_parameters.py
 
 ## the report in figures/$(PROFILE) against the committed one, and which findings no longer hold
 verify: environment

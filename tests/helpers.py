@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ from alignkit.workflow import identity, parameters
 from alignkit.workflow.schema import NOTEBOOKS
 from alignkit.workflow.store import RECORD, Run
 from alignkit.world.reviews import Reviews
+
+
+def times(few: int, many: int) -> int:
+    """How often something is tried at random: `many` under `make torture`."""
+    return many if os.environ.get("ALIGNKIT_TORTURE") else few
 
 
 def called(train: Callable[..., Any], out: Path, **given: Any) -> Any:

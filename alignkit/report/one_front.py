@@ -173,7 +173,7 @@ def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
     Raises UserFault if one is missing, or has no families (an older version wrote it).
     """
     found = []
-    places = [paths.figures(profile), (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile]
+    places = [paths.figures(profile), paths.published(profile)]
     for name in notebooks:
         files = [place / f"{name}.csv" for place in places]
         file = next((f for f in files if f.is_file()), None)

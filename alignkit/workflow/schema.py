@@ -348,10 +348,15 @@ class OneFront(Towards):
     resample: Few[Samples] = Field(description="draws of which one is kept, more likely one of high reward")
 
 
+LEAST_BPE = 259
+
+
 def _clashes(p: Rewarded) -> Iterator[str]:
     """One line for each pair of values that do not go together."""
     if p.policy_width % p.policy_heads:
         yield f"policy_width: {p.policy_width} is not a multiple of policy_heads ({p.policy_heads})"
+    if p.policy == "scratch" and p.policy_tokenizer == "bpe" and p.policy_vocab < LEAST_BPE:
+        yield f"policy_vocab: {p.policy_vocab}; with bpe {LEAST_BPE} or more (256 bytes, 3 special tokens)"
     if len(set(p.seeds)) < len(p.seeds):
         yield f"seeds: {p.seeds} names a seed twice"
     if p.reward_width % p.reward_heads:

@@ -10,7 +10,7 @@ from typing import Any
 import IPython
 import pytest
 import yaml
-from helpers import profile_values
+from helpers import profile_values, times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -212,6 +212,7 @@ FAULTS = {
     "another notebook than the file's": ("notebook: 4_warp", ["notebook: '4_warp'", f"allowed: '{NOTEBOOK}'"]),
     "a notebook that is a list": (f"notebook: [{NOTEBOOK}]", ["notebook: ['1_reward_model']; allowed: 0_primer"]),
     "an empty file": ("", ["key: value"]),
+    "fewer tokens than bytes": ("policy_tokenizer: bpe\npolicy_vocab: 258", ["policy_vocab: 258", "259 or more"]),
     "a list in place of a mapping": ("- sft_batch", ["key: value"]),
     "broken YAML": ("seeds: [0, 1\n", ["cannot be read as YAML"]),
     "two documents": ("sft_batch: 8\n---\nsft_batch: 9", ["cannot be read as YAML"]),
@@ -300,7 +301,7 @@ values = st.recursive(
 keys = st.sampled_from(list(POCKET)) | st.text(max_size=12) | st.integers() | st.none()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=times(150, 5000), deadline=None)
 @given(changed=st.dictionaries(keys, values, min_size=1, max_size=3))
 def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(changed: dict[Any, Any]):
     try:
@@ -313,7 +314,7 @@ def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(change
         assert set(changed) <= set(POCKET)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=times(100, 3000), deadline=None)
 @given(text=st.text(max_size=60) | st.builds(lambda key, value: f"{key}: {value}", keys, values))
 def test_any_text_is_parameters_or_told_in_one_line_a_fault(tmp_path_factory, text: str):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
