@@ -4,6 +4,8 @@ PROFILE ?= pocket
 JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PYTHON  ?= python3
 DATA    ?=
+HUB     ?= hub
+OUT     ?= $(or $(ALIGNKIT_BUILD),build)/out
 # Both go to the commands by the environment, as they were typed: neither make nor a shell reads more into them.
 override PROFILE := $(value PROFILE)
 override DATA    := $(value DATA)
@@ -19,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 # The kernel of this environment, not one that the user registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: report replicate tune test test-fast torture verify smoke check bench html clean environment
+.PHONY: report gpu-report replicate tune test test-fast torture verify smoke check bench html clean environment
 .DELETE_ON_ERROR:
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
@@ -32,6 +34,12 @@ report: environment
 replicate: environment
 	@$(MAKE) --no-print-directory report PROFILE="$${PROFILE}_replica"
 	@python -m alignkit replicate "$$PROFILE"
+
+## the report where there is no network: by this machine's Python, models and reviews from $(HUB), an archive in $(OUT)
+gpu-report:
+	@test ! -f "$(HUB)/site-packages.tar.xz" || test -d "$(HUB)/site-packages" || \
+	$(PYTHON) -m tarfile -e "$(HUB)/site-packages.tar.xz" "$(HUB)"
+	@PYTHONPATH="$(abspath $(HUB))/site-packages:$$PYTHONPATH" $(PYTHON) -m alignkit report "$$PROFILE" --jobs $(JOBS) --hub "$(HUB)" --out "$(OUT)"
 
 ## all notebooks with tiny sizes, then again under nbval
 smoke: environment

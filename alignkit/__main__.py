@@ -65,6 +65,12 @@ def _publish(args: argparse.Namespace) -> None:
         print(line)
 
 
+def _report(args: argparse.Namespace) -> int:
+    from alignkit.workflow import alone
+
+    return 0 if alone.report(args.profile, args.jobs, args.hub.resolve(), args.out.resolve()) else 1
+
+
 def _replicate(args: argparse.Namespace) -> None:
     from alignkit.report import readme, replication
 
@@ -130,6 +136,13 @@ def main(arguments: list[str] | None = None) -> int:
     publish = commands.add_parser("publish", help="copy executed notebooks, figures and tables out of the build folder")
     publish.set_defaults(run=_publish)
     publish.add_argument("profile")
+
+    report = commands.add_parser("report", help="train, execute and publish a profile without Snakemake or network")
+    report.set_defaults(run=_report)
+    report.add_argument("profile")
+    report.add_argument("--jobs", type=int, default=1, help="processes side by side, also on one GPU")
+    report.add_argument("--hub", type=Path, default=Path("hub"), help="a folder of models and data, named by their ids")
+    report.add_argument("--out", type=Path, default=paths.build() / "out", help="where records and the archive go")
 
     replicate = commands.add_parser("replicate", help="say which findings of a profile its replica has as well")
     replicate.set_defaults(run=_replicate)

@@ -8,15 +8,15 @@ from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.report import findings
 from alignkit.workflow.batch import write_table
-from alignkit.workflow.parameters import REPLICA
+from alignkit.workflow.parameters import REPLICA, TINY
 
 OUTCOME = ["statement", "value", "low", "high", "holds"]
 """Columns of a finding that two reports may have otherwise."""
 
 
 def is_report(profile: str) -> bool:
-    """Whether a profile's figures mean something by themselves: those of smoke and of replicas do not."""
-    return not profile.startswith("smoke") and not profile.endswith(REPLICA)
+    """Whether a profile's figures mean something by themselves: those of smoke, replicas and cuts do not."""
+    return not profile.startswith("smoke") and not profile.endswith((REPLICA, TINY))
 
 
 def publish(profile: str) -> list[str]:

@@ -64,7 +64,7 @@ def test_every_profile_loads_for_every_notebook(name: str, notebook: str):
 
 
 def test_the_profiles_of_the_readme_are_shipped():
-    assert {*PROFILES} >= {"smoke", "pocket", "imdb_scratch", "imdb"}
+    assert {*PROFILES} >= {"smoke", "pocket", "imdb_scratch", "imdb", "pretrained", "pretrained_tiny"}
 
 
 def test_checking_all_shipped_files_imports_no_deep_learning_library(alone):
@@ -104,6 +104,26 @@ def test_a_replica_is_laid_on_the_profile_that_it_repeats(profile: Path, capsys:
     of_pocket = parameters.load(paths.PARAMS / "pocket_replica" / f"{NOTEBOOK}.yaml")
     assert of_pocket.model_dump() == {**POCKET, "profile": "pocket_replica", "seeds": of_pocket.seeds}
     assert not {*of_pocket.seeds} & {*POCKET["seeds"]}
+
+
+def test_a_tiny_profile_is_laid_on_the_one_that_it_cuts(profile: Path, capsys: pytest.CaptureFixture):
+    tiny = profile.with_name("mine_tiny")
+    tiny.mkdir()
+    (tiny / "shared.yaml").write_text("prompts: 3\n")
+    assert check(tiny, capsys) == []
+    loaded = parameters.load(tiny / f"{NOTEBOOK}.yaml").model_dump()
+    assert loaded == {**POCKET, "profile": "mine_tiny", "sft_batch": 8, "prompts": 3}
+
+
+def test_a_profile_may_name_the_notebooks_of_its_report(profile: Path, capsys: pytest.CaptureFixture):
+    assert parameters.reported("mine") == list(NOTEBOOKS)
+    (profile / "shared.yaml").write_text("notebooks: [4_warp, 1_reward_model]\n")
+    assert check(profile, capsys) == []
+    assert parameters.reported("mine") == parameters.reported("mine_tiny") == ["1_reward_model", "4_warp"]
+    assert parameters.load(profile / "6_one_front.yaml").profile == "mine"
+    (profile / "shared.yaml").write_text("notebooks: [4_wrap]\n")
+    (line,) = check(profile, capsys)
+    assert line.startswith(f"{profile / 'shared.yaml'}: notebooks: ['4_wrap']; allowed: a list of 0_primer, ")
 
 
 def test_an_override_wins_over_a_notebooks_file_and_that_over_shared(profile: Path):
