@@ -5,11 +5,13 @@ JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PYTHON  ?= python3
 DATA    ?=
 HUB     ?= hub
-OUT     ?= $(or $(ALIGNKIT_BUILD),build)/out
-# Both go to the commands by the environment, as they were typed: neither make nor a shell reads more into them.
+OUT     ?=
+# These go to the commands by the environment, as they were typed: neither make nor a shell reads more into them.
 override PROFILE := $(value PROFILE)
 override DATA    := $(value DATA)
-export PROFILE DATA
+override HUB     := $(value HUB)
+override OUT     := $(value OUT)
+export PROFILE DATA HUB OUT
 
 BIN   := .venv/bin
 # The environment is ready when it was built from this very lock and project file, whatever their file times.
@@ -35,11 +37,12 @@ replicate: environment
 	@$(MAKE) --no-print-directory report PROFILE="$${PROFILE}_replica"
 	@python -m alignkit replicate "$$PROFILE"
 
-## the report where there is no network: by this machine's Python, models and reviews from $(HUB), an archive in $(OUT)
+## the report without a network: by this machine's Python, models and reviews from $(HUB); an archive in $(OUT)
 gpu-report:
-	@test ! -f "$(HUB)/site-packages.tar.xz" || test -d "$(HUB)/site-packages" || \
-	$(PYTHON) -m tarfile -e "$(HUB)/site-packages.tar.xz" "$(HUB)"
-	@PYTHONPATH="$(abspath $(HUB))/site-packages:$$PYTHONPATH" $(PYTHON) -m alignkit report "$$PROFILE" --jobs $(JOBS) --hub "$(HUB)" --out "$(OUT)"
+	@test ! -f "$$HUB/site-packages.tar.xz" || test -d "$$HUB/site-packages" || \
+	$(PYTHON) -m tarfile -e "$$HUB/site-packages.tar.xz" "$$HUB"
+	@PYTHONPATH="$$(cd "$$HUB" 2>/dev/null && pwd)/site-packages:$$PYTHONPATH" \
+	$(PYTHON) -m alignkit report "$$PROFILE" --jobs $(JOBS) --hub "$$HUB" $${OUT:+--out "$$OUT"}
 
 ## all notebooks with tiny sizes, then again under nbval
 smoke: environment
