@@ -4,10 +4,14 @@ PROFILE ?= pocket
 JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PYTHON  ?= python3
 DATA    ?=
-# Both go to the commands by the environment, as they were typed: neither make nor a shell reads more into them.
+HUB     ?= hub
+OUT     ?=
+# These go to the commands by the environment, as they were typed: neither make nor a shell reads more into them.
 override PROFILE := $(value PROFILE)
 override DATA    := $(value DATA)
-export PROFILE DATA
+override HUB     := $(value HUB)
+override OUT     := $(value OUT)
+export PROFILE DATA HUB OUT
 
 BIN   := .venv/bin
 # The environment is ready when it was built from this very lock and project file, whatever their file times.
@@ -19,7 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 # The kernel of this environment, not one that the user registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: report replicate tune test test-fast verify smoke check bench html clean environment
+.PHONY: report gpu-report replicate tune test test-fast torture verify smoke check bench html clean environment
 .DELETE_ON_ERROR:
 
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
@@ -32,6 +36,13 @@ report: environment
 replicate: environment
 	@$(MAKE) --no-print-directory report PROFILE="$${PROFILE}_replica"
 	@python -m alignkit replicate "$$PROFILE"
+
+## the report without a network: by this machine's Python, models and reviews from $(HUB); an archive in $(OUT)
+gpu-report:
+	@test ! -f "$$HUB/site-packages.tar.xz" || test -d "$$HUB/site-packages" || \
+	$(PYTHON) -m tarfile -e "$$HUB/site-packages.tar.xz" "$$HUB"
+	@PYTHONPATH="$$(cd "$$HUB" 2>/dev/null && pwd)/site-packages:$$PYTHONPATH" \
+	$(PYTHON) -m alignkit report "$$PROFILE" --jobs $(JOBS) --hub "$$HUB" $${OUT:+--out "$$OUT"}
 
 ## all notebooks with tiny sizes, then again under nbval
 smoke: environment
@@ -52,6 +63,10 @@ test: environment
 ## the tests that neither run notebooks nor take several seconds each
 test-fast: environment
 	@$(PYTEST) -m "not batch and not slow"
+
+## faults at random, many of each: files damaged, processes killed, any value at any key; up to half an hour
+torture: environment
+	@ALIGNKIT_TORTURE=1 pytest tests/workflow/test_torture.py tests/workflow/test_parameters.py
 
 ## the report in figures/$(PROFILE) against the committed one, and which findings no longer hold
 verify: environment

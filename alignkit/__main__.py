@@ -15,8 +15,9 @@ from alignkit.workflow import parameters
 def _check(args: argparse.Namespace) -> None:
     if lines := parameters.check(args.path, args.data):
         raise UserFault("\n".join(lines))
-    for file in parameters.files(args.path) if args.reach else []:
-        parameters.load(file, args.data).check_reach()
+    each = [parameters.load(file, args.data) for file in parameters.files(args.path) if args.reach or args.data]
+    notes = [note for p in each for note in p.check_reach(models=args.reach)]
+    print("".join(f"{note}\n" for note in dict.fromkeys(notes)), end="")
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -27,7 +28,7 @@ def _train(args: argparse.Namespace) -> None:
     p = parameters.load(args.path, args.data)
     if args.seed not in p.training_seeds():
         parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name
-    p.check_reach()
+    print("".join(f"{note}\n" for note in p.check_reach()), end="")
     import transformers
 
     # Bars of loading models would fill the log.
@@ -62,6 +63,12 @@ def _publish(args: argparse.Namespace) -> None:
 
     for line in batch.publish(args.profile) + replication.publish(args.profile) + readme.update():
         print(line)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from alignkit.workflow import alone
+
+    return 0 if alone.report(args.profile, args.jobs, args.hub.resolve(), args.out.resolve()) else 1
 
 
 def _replicate(args: argparse.Namespace) -> None:
@@ -102,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     check.set_defaults(run=_check)
     check.add_argument("path", nargs="+", type=Path, help="a parameter file or a folder of them")
     check.add_argument("--data", type=paths.absolute, help="in place of the files' own data")
-    check.add_argument("--reach", action="store_true", help="also try whether data and models can be reached")
+    check.add_argument("--reach", action="store_true", help="also try whether data and models can be reached and used")
 
     show = commands.add_parser("show", help="a notebook's parameters with their words")
     show.set_defaults(run=_show)
@@ -129,6 +136,13 @@ def main(arguments: list[str] | None = None) -> int:
     publish = commands.add_parser("publish", help="copy executed notebooks, figures and tables out of the build folder")
     publish.set_defaults(run=_publish)
     publish.add_argument("profile")
+
+    report = commands.add_parser("report", help="train, execute and publish a profile without Snakemake or network")
+    report.set_defaults(run=_report)
+    report.add_argument("profile")
+    report.add_argument("--jobs", type=int, default=1, help="processes side by side, also on one GPU")
+    report.add_argument("--hub", type=Path, default=Path("hub"), help="a folder of models and data, named by their ids")
+    report.add_argument("--out", type=Path, default=paths.build() / "out", help="where records and the archive go")
 
     replicate = commands.add_parser("replicate", help="say which findings of a profile its replica has as well")
     replicate.set_defaults(run=_replicate)

@@ -26,6 +26,11 @@ def figures(profile: str) -> Path:
     return build() / profile / "figures"
 
 
+def published(profile: str) -> Path:
+    """Figures and tables of a profile as they were published."""
+    return (CHECKOUT or PACKAGE) / "figures" / profile
+
+
 def expanded(source: str) -> str:
     """The name of data or of a model; of a path that begins with ~, the whole path."""
     return str(Path(source).expanduser()) if source.startswith("~") else source

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import Any
 import yaml
 
 from alignkit import paths
-from alignkit.workflow import identity
+from alignkit.workflow import identity, parameters
 from alignkit.workflow.schema import NOTEBOOKS
 from alignkit.workflow.store import RECORD, Run
 from alignkit.world.reviews import Reviews
+
+
+def times(few: int, many: int) -> int:
+    """How often something is tried at random: `many` under `make torture`."""
+    return many if os.environ.get("ALIGNKIT_TORTURE") else few
 
 
 def called(train: Callable[..., Any], out: Path, **given: Any) -> Any:
@@ -51,7 +57,8 @@ def sources(*functions: Any, words: frozenset[str] = frozenset()) -> list[str]:
 
 def profile_values(profile: str, notebook: str) -> dict[str, Any]:
     """What the files of a shipped profile say about one notebook, each key of the notebook once."""
-    files = [paths.PARAMS / folder / f"{name}.yaml" for folder in ("pocket", profile) for name in ("shared", notebook)]
+    folders = dict.fromkeys(("pocket", parameters.base(profile), profile))
+    files = [paths.PARAMS / folder / f"{name}.yaml" for folder in folders for name in ("shared", notebook)]
     values = {key: value for file in files if file.exists() for key, value in yaml.safe_load(file.read_text()).items()}
     values |= {"notebook": notebook, "profile": profile}  # by its place where the profile has no file of the notebook
     return {key: values[key] for key in NOTEBOOKS[notebook].model_fields}

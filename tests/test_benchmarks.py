@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.report import readme
+from alignkit import paths
+from alignkit.report import f_divergences, readme
+from alignkit.workflow import parameters
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = ({"n_embd": 16, "n_layer": 1, "n_head": 2}, {"dim": 16, "hidden_dim": 32, "n_layers": 1, "n_heads": 2})
+"""Shapes of a policy and of a reward model."""
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +20,15 @@ def bench():
     """The modules in benchmarks/, which are scripts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
+        import estimates
         import growth
         import peers
+        import plan
         import starts
+        import steps
 
-        yield {"peers": peers, "growth": growth, "starts": starts}
+        modules = (estimates, growth, peers, plan, starts, steps)
+        yield {module.__name__: module for module in modules}
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +86,37 @@ def test_what_grows_can_be_timed(name: str, bench, here) -> None:
         .notna()
         .all(axis=None)
     )
+
+
+def test_a_batch_twice_as_large_takes_twice_the_products(bench) -> None:
+    steps = bench["steps"]
+    shapes = steps.models("meta", *SMALL)
+    for step, _, _ in steps.KINDS.values():
+        (_, few, kept), (_, many, more), (_, most, yet_more) = (steps.counted(shapes, step, n) for n in (8, 16, 32))
+        assert (many, most) == pytest.approx((2 * few, 4 * few))
+        assert yet_more - more == pytest.approx(2 * (more - kept), rel=0.01)
+
+
+def test_steps_of_every_kind_are_counted_and_their_memory_summed(bench) -> None:
+    table = bench["steps"].measured(*SMALL)
+    assert list(table.step) == list(bench["steps"].KINDS)
+    assert (table[["teraflop", "core_seconds", "peak_gb"]] > 0).all(axis=None)
+    assert table.peak_gb.tolist() == pytest.approx((table.models_gb + table.kept_gb + table.moment_gb).tolist())
+    assert (table.kept_gb > 0).tolist() == [step != "drawn" for step in table.step]
+
+
+def test_a_plan_has_every_policy_of_the_notebook_once(bench) -> None:
+    p = parameters.load(paths.PARAMS / "imdb" / "3_f_divergences.yaml")
+    count = sum(len(p.seeds) if method.main else 1 for method in f_divergences.methods(p))
+    runs = bench["plan"].planned(p)
+    assert sum(run.function == "train_dpo" for run in runs) == count
+    assert len({run.id for run in runs}) == len(runs)
+    pairs = next(run for run in runs if run.function == "build_pairs").metrics["train_pairs"]
+    assert pairs == 0.8 * p.pair_prompts * 5
+
+
+def test_more_work_is_estimated_to_take_longer_on_the_smaller_gpu(bench) -> None:
+    seconds = bench["estimates"].seconds
+    for kind in bench["steps"].KINDS:
+        assert seconds(kind, 1.0, "H100") < seconds(kind, 2.0, "H100") < seconds(kind, 2.0, "A100")
+        assert seconds(kind, 2.0, "A100") < seconds(kind, 2.0, "T4")

@@ -26,7 +26,7 @@ REVIEWS, POLICY, REWARD, DIVERGENCE, FRONT = BLOCKS
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    generate_reviews(200, 0)[["text", "label"]].to_csv("reviews.csv", index=False)
+    generate_reviews(9_000, 0)[["text", "label"]].to_csv("reviews.csv", index=False)
     return tmp_path
 
 
@@ -45,7 +45,7 @@ def test_each_is_at_most_five_lines():
 
 def test_own_reviews(monkeypatch: pytest.MonkeyPatch):
     p = told(monkeypatch, REVIEWS)
-    assert {name: len(split) for name, split in p.reviews().load(seed=0).items()} == {"train": 160, "test": 40}
+    assert {name: len(split) for name, split in p.reviews().load(seed=0).items()} == {"train": 7_200, "test": 1_800}
     assert p.seeds == [0]
 
 

@@ -47,8 +47,7 @@ def opening() -> DisplayHandle:
 
 def tell(place: DisplayHandle, p: Rewarded) -> None:
     """Read what this run's tables allow to say, save it as <n>_findings, and show it at the top."""
-    published = (paths.CHECKOUT or paths.PACKAGE) / "figures" / p.profile
-    table = found(p.notebook, of_folders(paths.figures(p.profile), published))
+    table = found(p.notebook, of_folders(paths.figures(p.profile), paths.published(p.profile)))
     save_table(table, f"{p.notebook.partition('_')[0]}_findings", profile=p.profile)
     place.update(Markdown("\n".join(f"- {text}" for text in table.statement) + about_gold(p)))
 

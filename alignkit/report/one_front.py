@@ -41,6 +41,7 @@ from alignkit.training.evaluate import evaluate
 from alignkit.training.judge import judge_pool
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
 from alignkit.training.reinforce import train_policy_gradient
+from alignkit.workflow import parameters
 from alignkit.workflow.schema import OneFront
 from alignkit.workflow.store import get
 
@@ -172,7 +173,7 @@ def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
     Raises UserFault if one is missing, or has no families (an older version wrote it).
     """
     found = []
-    places = [paths.figures(profile), (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile]
+    places = [paths.figures(profile), paths.published(profile)]
     for name in notebooks:
         files = [place / f"{name}.csv" for place in places]
         file = next((f for f in files if f.is_file()), None)
@@ -183,6 +184,11 @@ def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
             raise UserFault(f"{file}: has no column family; execute notebook {name} again")
         found.append(table.assign(notebook=name))
     return pd.concat(found, ignore_index=True)
+
+
+def followed(profile: str) -> list[str]:
+    """Those of FOLLOWED that the profile's report has."""
+    return [name for name in FOLLOWED if name in parameters.reported(profile)]
 
 
 def of_other_runs(table: pd.DataFrame, own: pd.DataFrame) -> list[str]:

@@ -7,7 +7,6 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.report import replication, tables
-from alignkit.workflow.parameters import REPLICA
 from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
@@ -22,6 +21,7 @@ MEASURES = {"pairwise_accuracy": "pairwise accuracy", "sign_accuracy": "sign acc
 PLACED = {"kl": "KL to SFT (nats)", "reward": "reward (proxy)", "gold": "gold reward"}
 PLACED |= {"unigram_entropy": "entropy of words"}
 """What the README tells of a reward model, and of a policy."""
+GPUS = ("T4", "A100", "H100")
 MAIN = (
     "best_with_many_draws best_with_one_draw one_draw_far_from_sft one_draw_at_warps_tokens "
     "tuned_alike_none_beats_warp "
@@ -29,6 +29,11 @@ MAIN = (
     "dpo_raises_reward losses_do_not_differ_at_equal_kl divergences_gain_no_more reward_model_against_words"
 ).split()
 """The findings that the README tells; figures/<profile>/findings.csv has all."""
+FAMILIES = (
+    r"^(?:distilled|SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
+    r"|DPO, (?:on-policy|sigmoid loss|reverse_kl|js|forward_kl)$)"
+)
+"""The families that the README tells, without the variations of one; figures/<profile>/6_efficiency.csv has all."""
 
 
 def results(figures: Path) -> str:
@@ -70,7 +75,7 @@ def efficiencies(figures: Path) -> str:
         if "KL 1" not in columns or "draws" not in table:
             continue
         kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
-        kept = kept.sort_values("KL 1", ascending=False)
+        kept = kept[kept.family.str.contains(FAMILIES)].sort_values("KL 1", ascending=False)
         # Of the numbers of draws the largest; notebook 6 has all.
         shown = tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
         names = {"family": f"{file.parent.name}: share of the optimal gain", "seeds": "seeds"}
@@ -112,24 +117,26 @@ def _warp(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def times(figures: Path) -> str:
-    """Runs and minutes of each notebook of pocket, each run counted with the first notebook that has it."""
+    """Runs and minutes of each notebook of each profile, each run counted with the first notebook that has it."""
     parts = []
     for notebook in NOTEBOOKS:
-        number = notebook.partition("_")[0]
-        files = [figures / "pocket" / f"{number}_{kind}.csv" for kind in ("runs", "timings")]
-        if all(file.is_file() for file in files):
-            parts.append(pd.merge(*map(pd.read_csv, files), on=["run", "seed"]).assign(notebook=notebook))
+        for runs in _published(figures, f"{notebook.partition('_')[0]}_runs"):
+            timings = pd.read_csv(runs.with_name(runs.name.replace("_runs", "_timings")))
+            both = pd.read_csv(runs).merge(timings, on=["run", "seed"])
+            parts.append(both.assign(notebook=notebook, profile=runs.parent.name))
     if not parts:
         return ""
-    once = pd.concat(parts).drop_duplicates("id").groupby("notebook").seconds.agg(["size", "sum"]).reset_index()
-    once["minutes"] = (once["sum"] / 60).map("{:.0f}".format)
-    return markdown([once], {"notebook": "pocket", "size": "new runs", "minutes": "minutes of one core"})
+    once = pd.concat(parts).drop_duplicates(["profile", "id"])
+    counted = once.groupby(["notebook", "profile"]).seconds.agg(["size", "sum"])
+    told = [f"{runs:.0f} runs, {seconds / 60:.0f} min" for runs, seconds in counted.to_numpy()]
+    wide = counted.assign(told=told).told.unstack()[once.profile.unique()].fillna("").reset_index()
+    return markdown([wide], {name: name for name in wide.columns})
 
 
 def _published(figures: Path, notebook: str) -> list[Path]:
-    """The table of a notebook in every profile but smoke and replicas, pocket first."""
-    files = sorted(figures.glob(f"*/{notebook}.csv"), reverse=True)
-    return [f for f in files if f.parent.name != "smoke" and not f.parent.name.endswith(REPLICA)]
+    """The table of a notebook in every profile that is a report of its own, pocket first."""
+    files = [file for file in figures.glob(f"*/{notebook}.csv") if replication.is_report(file.parent.name)]
+    return sorted(files, key=lambda file: (file.parent.name != "pocket", file))
 
 
 def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> str:
@@ -151,7 +158,21 @@ def speeds(figures: Path) -> str:
     return markdown([wide], dict(zip(wide.columns, ["time of ... / time of alignkit", *wide.columns[1:]], strict=True)))
 
 
-BLOCKS = {"results": results, "times": times, "speeds": speeds}
+def estimates(figures: Path) -> str:
+    """What each notebook of imdb is estimated to take, with one seed and with all (`benchmarks/estimates.py`)."""
+    file = figures.with_name("benchmarks") / "estimates.csv"
+    if not file.is_file():
+        return ""
+    table = pd.read_csv(file)
+    total = table.groupby("seeds", as_index=False).sum().assign(notebook="all", peak_gb=table.peak_gb.max())
+    rows = pd.concat([table, total]).set_index(["notebook", "seeds"])
+    rows = rows.map(lambda number: f"{number:,.0f}" if number >= 10 else f"{number:.2g}")
+    each = rows.groupby("notebook", sort=False).agg(lambda both: " / ".join(dict.fromkeys(both))).reset_index()
+    shown = {"runs": "new runs", "peak_gb": "GB of GPU memory", "disk_gb": "GB on disk"}
+    return markdown([each], {"notebook": "imdb, estimated", **shown} | {gpu: f"{gpu}, hours" for gpu in GPUS})
+
+
+BLOCKS = {"results": results, "times": times, "speeds": speeds, "estimates": estimates}
 
 
 def with_results(text: str, figures: Path) -> str:

@@ -8,10 +8,15 @@ from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.report import findings
 from alignkit.workflow.batch import write_table
-from alignkit.workflow.parameters import REPLICA
+from alignkit.workflow.parameters import REPLICA, TINY
 
 OUTCOME = ["statement", "value", "low", "high", "holds"]
 """Columns of a finding that two reports may have otherwise."""
+
+
+def is_report(profile: str) -> bool:
+    """Whether a profile's figures mean something by themselves: those of smoke, replicas and cuts do not."""
+    return not profile.startswith("smoke") and not profile.endswith((REPLICA, TINY))
 
 
 def publish(profile: str) -> list[str]:
@@ -37,8 +42,8 @@ def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
     Column there: "yes" if the claim holds there as well, "no" if it does not, "cannot tell" if it is open there or its
     interval leaves it open.
     """
-    pocket = (paths.CHECKOUT or paths.PACKAGE) / "figures" / "pocket"
-    if profile in ("smoke", "pocket") or profile.endswith(REPLICA) or not list(pocket.glob("?_findings.csv")):
+    pocket = paths.published("pocket")
+    if profile == "pocket" or not is_report(profile) or not list(pocket.glob("?_findings.csv")):
         return None
     both = asked_again(pocket)[["id", "notebook", *OUTCOME]].merge(found[["id", *OUTCOME]], on="id", suffixes=("", "_"))
     open_there = both.value_.isna() | (both.holds_.ne(True) & (both.low_ <= 0) & (both.high_ >= 0))
@@ -54,8 +59,7 @@ def asked_again(*folders: Path) -> pd.DataFrame:
 
 def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
     """The `agreement` of what a report has made so far, while its last notebook runs."""
-    published = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile
-    return agreement(profile, asked_again(paths.figures(profile), published))
+    return agreement(profile, asked_again(paths.figures(profile), paths.published(profile)))
 
 
 def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:

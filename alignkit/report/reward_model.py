@@ -166,14 +166,15 @@ def opinions(
 
 
 def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) -> pd.DataFrame:
-    """Cross-entropy of each seed's SFT policy and, where the truth is known, the exact entropy on the same tokens.
+    """Cross-entropy of each SFT policy and, where the truth is known, the exact entropy on the same tokens.
 
     Both are nats a token, given the first token of each text and including its end.  Also nats a character, which
-    compares policies of other vocabularies, and the tokens that training saw.
+    compares policies of other vocabularies, and the tokens that training saw.  Seeds that share a policy have one row.
     """
-    table = pd.DataFrame([{"seed": seed, **by_name["sft"].metrics} for seed, by_name in runs.items()])
+    first = {by_name["sft"]: seed for seed, by_name in reversed(runs.items())}
+    each = [by_name["sft"] for seed, by_name in runs.items() if first[by_name["sft"]] == seed]
+    table = pd.DataFrame([{"seed": first[run], **run.metrics} for run in each])
     read = list(texts[: int(table.texts.iloc[0])])
-    each = [by_name["sft"] for by_name in runs.values()]
     table["nats_a_character"] = table.test_cross_entropy / [characters_a_token(run, read) for run in each]
     table = table.drop(columns=["status", "diverged_at"], errors="ignore").rename(
         columns={"tokens_trained": "tokens_seen"}

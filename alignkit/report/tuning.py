@@ -236,7 +236,7 @@ def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRI
 
 def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRIDS) -> Path:
     """`tune`, kept as tuning.csv among the published tables of the profile; returns the file."""
-    file = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile / f"{FILE}.csv"
+    file = paths.published(profile) / f"{FILE}.csv"
     table = tune(profile, seeds, grids)
     file.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
@@ -264,7 +264,7 @@ def as_tuned(p: OneFront, seed: int) -> list[Policy]:
 
 def published(profile: str) -> pd.DataFrame | None:
     """The published table of `tune`, if this profile was tuned."""
-    file = (paths.CHECKOUT or paths.PACKAGE) / "figures" / profile / f"{FILE}.csv"
+    file = paths.published(profile) / f"{FILE}.csv"
     return pd.read_csv(file) if file.is_file() else None
 
 

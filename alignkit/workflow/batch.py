@@ -22,9 +22,10 @@ INJECTED = "injected-parameters"
 
 
 def notebooks(profile: str) -> list[str]:
-    """The notebooks that exist and have parameters in this profile, in reading order."""
+    """The notebooks of this profile's report that exist and have parameters in it, in reading order."""
     files = {file.stem for file in (paths.PARAMS / profile).glob("*.yaml")}
-    return [name for name in NOTEBOOKS if files & {name, parameters.SHARED} and _source(name).is_file()]
+    asked = parameters.reported(profile)
+    return [name for name in asked if files & {name, parameters.SHARED} and _source(name).is_file()]
 
 
 def values(notebook: str, profile: str, data: str = "") -> World:

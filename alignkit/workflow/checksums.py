@@ -1,10 +1,12 @@
 """What lies in files, by SHA-256."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from alignkit import paths
 
@@ -28,6 +30,11 @@ def _content(source: str, files: paths.Stamp) -> str:
 def _checksum(file: str | Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def of_values(values: Any) -> str:
+    """SHA-256 of JSON values (first 16 hex digits)."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def of(folder: Path, files: Iterable[Path]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 A notebook's values are laid over each other: params/pocket, which holds every key; its profile's shared.yaml; its
 profile's file for this notebook, if there is one; and last what was set in the notebook.  A replica lies on the profile
-that it repeats.  What the keys mean and allow stands in `alignkit.workflow.schema`.  A fault is one line: where, key,
-value, what is allowed.
+that it repeats, a tiny one on the profile that it cuts.  What the keys mean and allow stands in
+`alignkit.workflow.schema`.  A fault is one line: where, key, value, what is allowed.
 """
 
 import ast
@@ -26,14 +26,18 @@ from alignkit.workflow.schema import NOTEBOOKS, Rewarded
 SHARED = "shared"
 """The file of a profile (without its suffix) whose values go to all notebooks that know them."""
 
-REPLICA = "_replica"
-"""What follows the name of a profile in the name of the one that repeats it with fresh seeds."""
+REPLICA, TINY = "_replica", "_tiny"
+"""What follows the name of a profile in the name of one that lies on it: that repeats it with fresh seeds, or cuts it
+to sizes that prove no more than that it runs."""
 
 LONGEST_FILE, MOST_TOLD = 20_000, 20
 """Bytes, and faults of one file; so that any file is answered within a second."""
 
 DEEPEST = 8
 """Lists and mappings inside each other; the time that YAML takes grows with the square of it."""
+
+REPORTED = "notebooks"
+"""The key of shared.yaml that names the notebooks of the profile's report, where these are not all."""
 
 KNOWN = {key for kind in NOTEBOOKS.values() for key in kind.model_fields} - {"notebook"}
 
@@ -141,7 +145,8 @@ def _folder(folder: Path, notebook: str) -> Layers:
     shared, own = folder / f"{SHARED}.yaml", folder / f"{notebook}.yaml"
     if shared.exists():
         values = read_file(shared)
-        if unknown := [key for key in values if key not in KNOWN][:MOST_TOLD]:
+        _reported(shared)
+        if unknown := [key for key in values if key not in KNOWN | {REPORTED}][:MOST_TOLD]:
             raise UserFault("\n".join(f"{shared}: {_unknown(key, sorted(KNOWN))}" for key in unknown))
         _named(shared, "profile", values.get("profile", folder.name), folder.name)
         layers.append((shared, {key: values[key] for key in values if key in NOTEBOOKS[notebook].model_fields}))
@@ -179,8 +184,25 @@ def _profile(profile: Any, notebook: str, where: str) -> Layers:
 
 
 def _below(profile: str, notebook: str, where: str) -> Layers:
-    """What a profile is laid on: a replica on the profile that it repeats, any other on pocket."""
-    return _profile(profile.removesuffix(REPLICA) if profile.endswith(REPLICA) else "pocket", notebook, where)
+    """What a profile is laid on: a replica or a tiny one on the profile of that name, any other on pocket."""
+    return _profile(base(profile) if base(profile) != profile else "pocket", notebook, where)
+
+
+def base(profile: str) -> str:
+    """The profile that a replica repeats or a tiny one cuts; of any other, its own name."""
+    return profile.removesuffix(REPLICA).removesuffix(TINY)
+
+
+def reported(profile: str) -> list[str]:
+    """The notebooks of a profile's report, in reading order."""
+    return _reported(paths.PARAMS / base(profile) / f"{SHARED}.yaml")
+
+
+def _reported(shared: Path) -> list[str]:
+    named = (read_file(shared) if shared.exists() else {}).get(REPORTED, list(NOTEBOOKS))
+    if not isinstance(named, list) or [name for name in named if name not in list(NOTEBOOKS)]:
+        raise UserFault(f"{shared}: {REPORTED}: {_shown(named)}; allowed: a list of {', '.join(NOTEBOOKS)}")
+    return [name for name in NOTEBOOKS if name in named]
 
 
 def _merged(layers: Layers) -> dict[str, Any]:
@@ -254,8 +276,9 @@ def from_notebook() -> Any:
         raise UserFault(f"parameters: notebook: {', '.join(sorted(named))}; allowed: the parameters of one notebook")
     notebook = _notebook(given.get("notebook"), "parameters")
     p = checked({**_merged(_profile(given.get("profile"), notebook, "parameters")), **given}, "parameters")
-    p.check_reach()
+    notes = p.check_reach()
     display({"text/html": as_html(p), "text/plain": as_text(p)}, raw=True)
+    print(*notes, sep="\n", end="\n" * bool(notes))
     return p
 
 

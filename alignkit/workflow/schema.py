@@ -1,13 +1,13 @@
 """What each parameter means, its type and what it allows, once; and what each notebook trains after and reads."""
 
 import re
-from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignkit import paths
-from alignkit.world.known import truth_of
+from alignkit.world.known import GENERATORS
 from alignkit.world.reach import check_data, check_model
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ Heads = Annotated[int, Field(ge=1, le=64)]
 Vocabulary = Annotated[int, Field(ge=100, le=100_000)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=20)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(paths.expanded)]
+Values = Annotated[
+    list[str], BeforeValidator(lambda v: v if v is None else [*map(str, v if isinstance(v, list) else [v])])
+]
 Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
 Tunable = Literal[
     "sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust", "reverse_kl", "forward_kl", "js",
@@ -65,7 +68,10 @@ class World(BaseModel):
     profile: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="a folder of params/ and of figures/")
     seeds: Seeds = Field(description="one policy and reward model each; intervals are over seeds")
     base_seed: int | None = Field(ge=0, description="seed whose SFT policy and reward model serve all; null: own")
-    data: Place = Field(description="pocket, a folder or CSV file of reviews, or a Hub id")
+    data: Place = Field(description="pocket, a file or folder of reviews, or a Hub id")
+    text_column: str | None = Field(description="column of own reviews that holds the text; null: a common name")
+    label_column: str | None = Field(description="column that holds the label; null: a common name")
+    positive: Values | None = Field(description="labels that are positive, all others negative; null: the common ones")
     train_reviews: Even | None = Field(description="labelled reviews to learn from; null (None): all")
     test_reviews: Even | None = Field(description="labelled reviews for every test figure; null (None): all")
     unsupervised_reviews: Even | None = Field(description="more reviews for the policy; null (None): all")
@@ -93,11 +99,18 @@ class World(BaseModel):
         """The values of the keys that begin with the prefix, without it."""
         return {name: getattr(self, prefix + name) for name in names.split()}
 
+    def own_reviews(self) -> bool:
+        """Whether the reviews lie in files here, or columns of a data set on the Hub are named."""
+        named = self.text_column or self.label_column or self.positive
+        return self.data not in GENERATORS and bool(named or Path(self.data).exists())
+
     def reviews(self) -> "Reviews":
         """Which reviews the notebook learns from."""
-        from alignkit.world.reviews import Reviews  # here, as it imports the libraries and faults are told at once
+        from alignkit.workflow import intake  # here, as these import the libraries and faults are told at once
+        from alignkit.world.reviews import Reviews
 
-        return Reviews(self.data, self.train_reviews, self.test_reviews, self.unsupervised_reviews)
+        source = intake.taken_in(self)[0] if self.own_reviews() else self.data
+        return Reviews(source, self.train_reviews, self.test_reviews, self.unsupervised_reviews)
 
     def sft(self) -> dict[str, Any]:
         """The settings of `train_sft`."""
@@ -126,15 +139,27 @@ class Rewarded(World):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Rewarded":
-        if found := list(_clashes(self)):
-            raise ValueError("\n".join(found))
+        from alignkit.workflow import clashes  # here, as it asks which notebook these values are for
+
+        if lines := list(clashes.found(self)):
+            raise ValueError("\n".join(lines))
         return self
 
-    def check_reach(self) -> None:
-        """Raise UserFault if the data or a model is out of reach."""
-        check_data(self.data)
-        check_model("policy", self.policy)
-        check_model("reward_model", self.reward_model)
+    def check_reach(self, models: bool = True) -> list[str]:
+        """What was taken for what in one's own reviews, in words.
+
+        Raises UserFault if the data or a model is out of reach or cannot be used.
+        """
+        if not self.own_reviews():
+            check_data(self.data)
+        if models:
+            check_model("policy", self.policy)
+            check_model("reward_model", self.reward_model)
+        if not self.own_reviews() and {self.policy, self.reward_model} == {"scratch"}:
+            return []
+        from alignkit.workflow import intake
+
+        return intake.checked(self, models)
 
     def reward_training(self) -> dict[str, Any]:
         """The settings of `train_reward` that all of its runs share."""
@@ -346,46 +371,6 @@ class OneFront(Towards):
     )
     tuned_seeds: Seeds = Field(description="those of seeds for which every method is trained at its tuned setting, too")
     resample: Few[Samples] = Field(description="draws of which one is kept, more likely one of high reward")
-
-
-def _clashes(p: Rewarded) -> Iterator[str]:
-    """One line for each pair of values that do not go together."""
-    if p.policy_width % p.policy_heads:
-        yield f"policy_width: {p.policy_width} is not a multiple of policy_heads ({p.policy_heads})"
-    if len(set(p.seeds)) < len(p.seeds):
-        yield f"seeds: {p.seeds} names a seed twice"
-    if p.reward_width % p.reward_heads:
-        yield f"reward_width: {p.reward_width} is not a multiple of reward_heads ({p.reward_heads})"
-    room = max(128, p.sft_tokens) - 20
-    if p.policy == "scratch" and p.new_tokens > room:
-        yield f"new_tokens: {p.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
-    if isinstance(p, RewardModel) and p.train_reviews and p.held_out + max(p.curve_reviews) > p.train_reviews:
-        total = f"train_reviews ({p.train_reviews})"
-        yield f"held_out: {p.held_out} and the largest of curve_reviews are more than {total}"
-    if isinstance(p, Evaluated) and p.judge_reviews is not None and truth_of(p.data):
-        yield f"judge_reviews: {p.judge_reviews}; the truth of {p.data} is known; allowed: null"
-    if isinstance(p, Loop) and p.warp_batch % p.warp_samples:
-        yield f"warp_batch: {p.warp_batch} is not a multiple of warp_samples ({p.warp_samples})"
-    if isinstance(p, Anchored) and p.main_samples > p.warp_batch:
-        yield f"main_samples: {p.main_samples} is more than warp_batch ({p.warp_batch})"
-    if isinstance(p, Fronts) and not {p.liti_rate, 1.0} <= {*p.etas}:
-        yield f"etas: {p.etas} lacks 1.0 or liti_rate ({p.liti_rate})"
-    if isinstance(p, Aligned) and p.winner_reward < p.loser_reward:
-        yield f"winner_reward: {p.winner_reward} is below loser_reward ({p.loser_reward})"
-    if isinstance(p, DpoLosses):
-        for n in (n for n in p.best_of if p.main_completions % n):
-            yield f"best_of: {n} does not divide main_completions ({p.main_completions})"
-    if isinstance(p, Improvements):
-        if used := sorted({*p.confirm_seeds} & {*p.seeds}):
-            yield f"confirm_seeds: {used} are among seeds already; allowed: others"
-        if p.equal_steps % (p.warp_iterations * p.warp_runs):
-            yield f"equal_steps: {p.equal_steps} is not a multiple of warp_iterations x warp_runs"
-        if p.train_reviews is not None and max(p.weak_reviews) > p.train_reviews:
-            yield f"weak_reviews: {max(p.weak_reviews)} is more than train_reviews ({p.train_reviews})"
-        if (k := max(p.rloo_samples)) > p.warp_batch:
-            yield f"rloo_samples: {k} is more than warp_batch ({p.warp_batch})"
-    if isinstance(p, OneFront) and (n := max(p.resample)) > min(p.pool_reference, p.pool_trained):
-        yield f"resample: {n} is more than pool_reference or pool_trained"
 
 
 NOTEBOOKS: dict[str, type[Rewarded]] = {

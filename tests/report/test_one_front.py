@@ -140,6 +140,11 @@ def test_a_table_of_another_notebook_that_is_not_there_is_one_line(build):
         one_front.tables("smoke", ["9_none"])
 
 
+def test_only_notebooks_of_the_profiles_report_are_followed():
+    assert one_front.followed("pocket") == list(one_front.FOLLOWED)
+    assert one_front.followed("pretrained_tiny") == ["2_dpo_losses", "4_warp"]
+
+
 def test_tables_that_start_from_another_supervised_policy_are_told():
     sweep = pd.DataFrame({"method": ["sft", one_front.SWEPT], "seed": 0, "run": ["a", "b"]})
     others = pd.DataFrame(

@@ -116,13 +116,14 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
         {"id": [readme.MAIN[0], "another"], "statement": ["It is so.", "It is not."], "value": [1.0, 2]}
     )
     told.to_csv(folder / "findings.csv", index=False)
-    shares = pd.DataFrame({"family": ["DPO, js", "WARP, T=7"], "KL 1": [0.9, 0.5]})
+    shares = pd.DataFrame({"family": ["WARP, T=7", "DPO, js"], "KL 1": [0.9, 0.5]})
     shares = shares.assign(seeds=3, draws=None, **{"KL 1_low": 0.1, "KL 1_high": 1.0})
     shares.to_csv(folder / "6_efficiency.csv", index=False)
     found = readme.results(tmp_path)
     assert "- pocket: It is so." in found
     assert "It is not." not in found
-    assert "| WARP, T=7 | 3 | 0.50 [0.10, 1.00] |" in found
+    assert "| DPO, js | 3 | 0.50 [0.10, 1.00] |" in found
+    assert "WARP, T=7" not in found  # a variation
 
 
 @pytest.mark.parametrize("profile", [name for name in PROFILES if (FIGURES / name / "findings.csv").is_file()])

@@ -8,40 +8,33 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 import yaml
-from transformers import DistilBertConfig, DistilBertModel, PreTrainedModel, PreTrainedTokenizerBase
+from datasets import Dataset, DatasetDict
 
 from alignkit import paths
 from alignkit.pocket import generate_reviews
 from alignkit.workflow.schema import NOTEBOOKS
-from alignkit.world.models import new_policy, save, train_tokenizer
-
-SHAPE = {"width": 16, "layers": 1, "heads": 2}
+from alignkit.world.models import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A home of the Hub's libraries in which both models of the profile imdb lie, small; and reviews.csv."""
+    """A home of the Hub's libraries in which the reviews and both models of the profile imdb lie, small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(paths.CHECKOUT / "benchmarks")
+        import standins
     home = tmp_path_factory.mktemp("home")
-    parts = [generate_reviews(n, seed).assign(split=split) for split, n, seed in (("train", 1000, 1), ("test", 300, 2))]
-    reviews = pd.concat(parts)
-    reviews.to_csv(home / "reviews.csv", index=False)
-    torch.manual_seed(0)
-    words = train_tokenizer("bpe", reviews.text.tolist(), 400)
-    cache(home, "lvwerra/gpt2-imdb", new_policy(words, **SHAPE, positions=256), words)
-    pieces = train_tokenizer("wordpiece", reviews.text.tolist(), 400)
-    base = DistilBertModel(DistilBertConfig(vocab_size=len(pieces), dim=16, hidden_dim=32, n_layers=1, n_heads=2))
-    cache(home, "distilbert/distilbert-base-cased", base, pieces)
+    splits = {"train": (1000, 1), "test": (300, 2), "unsupervised": (300, 3)}
+    reviews = DatasetDict({name: Dataset.from_pandas(generate_reviews(*how)) for name, how in splits.items()})
+    reviews["unsupervised"] = reviews["unsupervised"].map(lambda row: {"label": -1})
+    standins.cache_reviews(home, "stanfordnlp/imdb", reviews)
+    texts = reviews["train"]["text"][:]
+    words, pieces = train_tokenizer("bpe", texts, 400), train_tokenizer("wordpiece", texts, 400)
+    small = standins.policy(words, vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, n_positions=256)
+    standins.cache_model(home, "lvwerra/gpt2-imdb", small, words)
+    base = standins.encoder(vocab_size=len(pieces), dim=16, hidden_dim=32, n_layers=1, n_heads=2)
+    standins.cache_model(home, "distilbert/distilbert-base-cased", base, pieces)
     return home
-
-
-def cache(home: Path, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Lay a model into the Hub's cache as if it had been fetched."""
-    repository = home / "hub" / f"models--{name.replace('/', '--')}"
-    save(repository / "snapshots" / "0" / "", model, tokenizer)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0")
 
 
 def sizes(notebook: str) -> dict[str, object]:
@@ -55,10 +48,11 @@ def sizes(notebook: str) -> dict[str, object]:
 @pytest.mark.batch
 @pytest.mark.parametrize("notebook", ["1_reward_model", "2_dpo_losses", "4_warp"])
 def test_the_original_task_runs_from_a_cache_of_the_hub(notebook: str, home: Path, tmp_path: Path) -> None:
-    given = {**sizes(notebook), "data": str(home / "reviews.csv"), "sft_held_out": 50, "reward_tokens": 128}
+    given = {**sizes(notebook), "sft_held_out": 50, "reward_tokens": 128}
     given |= {"train_reviews": None, "test_reviews": None, "unsupervised_reviews": None}
     given |= {} if notebook == "1_reward_model" else {"judge_reviews": 100}
     place = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
+    place["HF_DATASETS_CACHE"] = str(home / "datasets")
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", "-y", json.dumps(given)]
     files = [paths.CHECKOUT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb"]
     run = subprocess.run(

@@ -10,7 +10,7 @@ from typing import Any
 import IPython
 import pytest
 import yaml
-from helpers import profile_values
+from helpers import profile_values, times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +64,7 @@ def test_every_profile_loads_for_every_notebook(name: str, notebook: str):
 
 
 def test_the_profiles_of_the_readme_are_shipped():
-    assert {*PROFILES} >= {"smoke", "pocket", "imdb_scratch", "imdb"}
+    assert {*PROFILES} >= {"smoke", "pocket", "imdb_scratch", "imdb", "pretrained", "pretrained_tiny"}
 
 
 def test_checking_all_shipped_files_imports_no_deep_learning_library(alone):
@@ -104,6 +104,26 @@ def test_a_replica_is_laid_on_the_profile_that_it_repeats(profile: Path, capsys:
     of_pocket = parameters.load(paths.PARAMS / "pocket_replica" / f"{NOTEBOOK}.yaml")
     assert of_pocket.model_dump() == {**POCKET, "profile": "pocket_replica", "seeds": of_pocket.seeds}
     assert not {*of_pocket.seeds} & {*POCKET["seeds"]}
+
+
+def test_a_tiny_profile_is_laid_on_the_one_that_it_cuts(profile: Path, capsys: pytest.CaptureFixture):
+    tiny = profile.with_name("mine_tiny")
+    tiny.mkdir()
+    (tiny / "shared.yaml").write_text("prompts: 3\n")
+    assert check(tiny, capsys) == []
+    loaded = parameters.load(tiny / f"{NOTEBOOK}.yaml").model_dump()
+    assert loaded == {**POCKET, "profile": "mine_tiny", "sft_batch": 8, "prompts": 3}
+
+
+def test_a_profile_may_name_the_notebooks_of_its_report(profile: Path, capsys: pytest.CaptureFixture):
+    assert parameters.reported("mine") == list(NOTEBOOKS)
+    (profile / "shared.yaml").write_text("notebooks: [4_warp, 1_reward_model]\n")
+    assert check(profile, capsys) == []
+    assert parameters.reported("mine") == parameters.reported("mine_tiny") == ["1_reward_model", "4_warp"]
+    assert parameters.load(profile / "6_one_front.yaml").profile == "mine"
+    (profile / "shared.yaml").write_text("notebooks: [4_wrap]\n")
+    (line,) = check(profile, capsys)
+    assert line.startswith(f"{profile / 'shared.yaml'}: notebooks: ['4_wrap']; allowed: a list of 0_primer, ")
 
 
 def test_an_override_wins_over_a_notebooks_file_and_that_over_shared(profile: Path):
@@ -192,6 +212,7 @@ FAULTS = {
     "another notebook than the file's": ("notebook: 4_warp", ["notebook: '4_warp'", f"allowed: '{NOTEBOOK}'"]),
     "a notebook that is a list": (f"notebook: [{NOTEBOOK}]", ["notebook: ['1_reward_model']; allowed: 0_primer"]),
     "an empty file": ("", ["key: value"]),
+    "fewer tokens than bytes": ("policy_tokenizer: bpe\npolicy_vocab: 258", ["policy_vocab: 258", "259 or more"]),
     "a list in place of a mapping": ("- sft_batch", ["key: value"]),
     "broken YAML": ("seeds: [0, 1\n", ["cannot be read as YAML"]),
     "two documents": ("sft_batch: 8\n---\nsft_batch: 9", ["cannot be read as YAML"]),
@@ -280,7 +301,7 @@ values = st.recursive(
 keys = st.sampled_from(list(POCKET)) | st.text(max_size=12) | st.integers() | st.none()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=times(150, 5000), deadline=None)
 @given(changed=st.dictionaries(keys, values, min_size=1, max_size=3))
 def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(changed: dict[Any, Any]):
     try:
@@ -293,7 +314,7 @@ def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(change
         assert set(changed) <= set(POCKET)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=times(100, 3000), deadline=None)
 @given(text=st.text(max_size=60) | st.builds(lambda key, value: f"{key}: {value}", keys, values))
 def test_any_text_is_parameters_or_told_in_one_line_a_fault(tmp_path_factory, text: str):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -393,16 +414,17 @@ def test_the_file_of_a_profile_is_all_that_papermill_needs(monkeypatch: pytest.M
         cell = papermill("\n".join(f"{key} = {value!r}" for key, value in told.items()))
         in_notebook(monkeypatch, first_cell(notebook=notebook), cell)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(NOTEBOOKS[notebook], "check_reach", lambda p: None)
+            patch.setattr(NOTEBOOKS[notebook], "check_reach", lambda p: [])
             assert parameters.from_notebook().model_dump() == profile_values("imdb_scratch", notebook)
 
 
 def test_what_is_shown_names_each_value_and_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "r&d.csv").write_text("text,label\n")
+    monkeypatch.setattr(NOTEBOOKS[NOTEBOOK], "check_reach", lambda p: [])
     shown = in_notebook(monkeypatch, first_cell(data=str(tmp_path / "r&d.csv"), prompts=7))
     parameters.from_notebook()
     text, page = shown[0]["text/plain"], shown[0]["text/html"]
-    assert "data = 'r&d.csv'  # pocket, a folder or CSV file of reviews, or a Hub id (pocket: 'pocket')" in text
+    assert "data = 'r&d.csv'  # pocket, a file or folder of reviews, or a Hub id (pocket: 'pocket')" in text
     page = page.replace(f" {parameters.LEFT}", "")
     assert "<td><b>'r&amp;d.csv'</b>, pocket 'pocket'</td>" in page
     assert "<tr><td>prompts</td><td><b>7</b>, pocket 100</td>" in page

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import alignkit
+from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,14 +106,16 @@ def test_the_pocket_profile_holds_every_key_of_a_notebook_once(notebook: str):
 
 
 @pytest.mark.parametrize("profile", sorted({file.parent.name for file in PARAMETERS} - {"pocket"}))
-def test_a_profile_says_only_what_differs_from_the_pocket_one(profile: str):
-    files = (ROOT / "params" / "pocket").glob("*.yaml")
-    pocket = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
-    shared = yaml.safe_load((ROOT / "params" / profile / "shared.yaml").read_text())
+def test_a_profile_says_only_what_differs_from_what_it_is_laid_on(profile: str):
+    def said(*files: Path) -> dict[str, object]:
+        return {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
+
+    folders = [ROOT / "params" / name for name in ("pocket", parameters.base(profile)) if name != profile]
+    below = said(*(file for folder in folders for file in sorted(folder.glob("*.yaml"), reverse=True)))
+    shared = said(ROOT / "params" / profile / "shared.yaml")
     for file in sorted((ROOT / "params" / profile).glob("*.yaml")):
-        values = yaml.safe_load(file.read_text())
-        without = pocket if file.stem == "shared" else pocket | shared
-        assert [key for key, value in values.items() if key != "notebook" and without[key] == value] == []
+        without = below if file.stem == "shared" else below | shared
+        assert [key for key, value in said(file).items() if key != "notebook" and without.get(key) == value] == []
 
 
 # Sources

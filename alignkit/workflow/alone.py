@@ -1,0 +1,131 @@
+"""The batch without Snakemake: for a machine that has no network, and that may be taken away at any time."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.workflow import batch, parameters
+from alignkit.workflow.schema import Rewarded
+
+TOLD = "pairwise_accuracy test_cross_entropy accuracy reward gold kl".split()
+"""What is printed of a run's metrics."""
+RUNS = "runs.jsonl"
+
+
+def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
+    """Train, execute and publish a profile's notebooks, `jobs` processes side by side; returns whether all were.
+
+    Models and data may be folders in `hub`, under the names by which the profile calls them; nothing is fetched.  As it
+    goes, `out` gets the record of each run, a line each, and an archive of what there is (`pack`).  What was trained
+    before is not trained again.  Raises UserFault without a repository or such a profile.
+    """
+    if paths.CHECKOUT is None:
+        raise UserFault("report: alignkit was installed without its repository; run this in a clone of it")
+    parameters.check_profile(profile, "report")
+    kernel = paths.build() / "jupyter" / "kernels" / "python3" / "kernel.json"  # of this Python, whatever else is there
+    for folder in (out, kernel.parent, paths.build() / profile / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "language": "python", "display_name": "Python 3"}), encoding="utf-8")
+    os.environ["ALIGNKIT_BUILD"] = str(paths.build())  # in full
+    os.chdir(hub if hub.is_dir() else paths.CHECKOUT)  # a folder of such a name is found before the Hub
+    run, params = partial(_run, profile), paths.PARAMS / profile
+    if not run("check", str(params), "--reach"):
+        return False
+    wanted = {name: batch.values(name, profile) for name in batch.notebooks(profile)}
+    seen, publishing = set(paths.store().glob("*/run.json")), Lock()
+
+    def finish(name: str) -> bool:
+        trainer = wanted[name].trained_with
+        before = trained[trainer if trainer in wanted else name] + [done[n] for n in wanted[name].reads if n in wanted]
+        if not all(job.result() for job in before):
+            return False
+        sealed = batch.seal(profile, name, batch.content_key(name, profile))
+        with publishing:
+            there = sealed.is_file() and not batch.damage(profile, name, sealed)
+            return (there or run("execute", profile, name)) and run("publish", profile)
+
+    with ThreadPoolExecutor(max(1, jobs)) as workers, ThreadPoolExecutor(len(wanted)) as finishers:
+        trained, done, ended = {name: [] for name in wanted}, {}, False
+        for name, seed in order(wanted):
+            trained[name].append(workers.submit(run, "train", str(params / f"{name}.yaml"), "--seed", str(seed)))
+        for name in wanted:  # after those whose tables it reads
+            done[name] = finishers.submit(finish, name)
+        try:
+            while not ended:
+                time.sleep(2)
+                ended = all(job.done() for job in done.values())
+                if _tell(out, seen) or ended:
+                    pack(profile, out)
+        finally:
+            workers.shutdown(cancel_futures=True)
+        return all(job.result() for job in done.values())
+
+
+def order(wanted: dict[str, Rewarded]) -> list[tuple[str, int]]:
+    """Training jobs (notebook, seed): first the first seed, which has the side rows; of others the long ones first."""
+    first = [(name, p.seeds[0]) for name, p in wanted.items()]
+    every = [(name, seed) for name, p in reversed(wanted.items()) for seed in p.training_seeds()]
+    return [*first, *sorted((job for job in every if job not in first), key=lambda job: job[1])]
+
+
+def _run(profile: str, *command: str) -> bool:
+    """Run a command of alignkit, what it prints in a log; says and returns whether it succeeded."""
+    name = "-".join(Path(word).stem for word in command if not word.startswith("--"))
+    log = paths.build() / profile / "logs" / f"{name}.log"
+    places = os.pathsep.join(filter(None, [str(paths.CHECKOUT), os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": places, "JUPYTER_PATH": str(paths.build() / "jupyter")}
+    own |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as stream:
+        how = {"env": os.environ | own, "stdout": stream, "stderr": subprocess.STDOUT, "check": False}
+        code = subprocess.run([sys.executable, "-m", "alignkit", *command], **how).returncode
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+    print(time.strftime("%X"), f"{name}: {f'failed, {last}' if code else 'done'}", flush=True)
+    return code == 0
+
+
+def _tell(out: Path, seen: set[Path]) -> bool:
+    """Print and keep the records of runs that have ended since; returns whether there were any."""
+    new = {file for file in paths.store().glob("*/run.json") if not file.parent.name.startswith("tmp-")} - seen
+    for file in sorted(new):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        with (out / RUNS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        known = {key: record["metrics"].get(key) for key in TOLD}
+        told = [f"{key} {value:.3f}" for key, value in known.items() if isinstance(value, float)]
+        which = f"{file.parent.name}, seed {record['inputs'].get('seed')}, {record['seconds']:.0f} s"
+        print(time.strftime("%X"), which, *told, sep="  ", flush=True)
+    seen |= new
+    return bool(new)
+
+
+def pack(profile: str, out: Path) -> Path:
+    """Write <profile>.tar.gz: what was published (notebooks, figures, tables, findings), logs and records.
+
+    It unfolds in a clone, and is whole at any time.
+    """
+    archive, part = out / f"{profile}.tar.gz", out / f"{profile}.part"
+    made = {f"build/{profile}/{RUNS}": out / RUNS, f"build/{profile}/logs": paths.build() / profile / "logs"}
+    made |= {f"figures/{profile}": paths.CHECKOUT / "figures" / profile}
+    made |= {"notebooks": paths.CHECKOUT / "notebooks"} if profile == "pocket" else {}
+    with tarfile.open(part, "w:gz") as tar:
+        for name, source in made.items():
+            for file in [source] if source.is_file() else sorted(source.rglob("*")):
+                with suppress(FileNotFoundError, IsADirectoryError):  # an executed notebook moves, logs grow
+                    content = file.read_bytes()
+                    entry = tarfile.TarInfo(str(Path(name, file.relative_to(source))))
+                    entry.size, entry.mtime = len(content), int(time.time())
+                    tar.addfile(entry, BytesIO(content))
+    part.replace(archive)
+    return archive

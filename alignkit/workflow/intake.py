@@ -1,0 +1,173 @@
+"""What is checked once before anything is trained: one's own reviews, and models from elsewhere.
+
+No training function reaches this.  What was found lies under `build()/cache`, by all that it depends on.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.workflow import checksums
+from alignkit.workflow.schema import (
+    Aligned,
+    DpoLosses,
+    Evaluated,
+    Improvements,
+    Loop,
+    Rewarded,
+    RewardModel,
+    Towards,
+    World,
+)
+from alignkit.world import foreign, own
+from alignkit.world.models import SCRATCH, load_policy, train_tokenizer
+from alignkit.world.reviews import Reviews, prompts
+
+LEAST = {"train": 80, "test": 20}
+"""Reviews without which intervals, baselines and the reading of single words have too little to go by."""
+JUDGES = 0.8
+"""Share of the test reviews that a judge may have (`training.judge.MOST`)."""
+
+
+def once(make: Callable[..., list[str]], given: Any, depends: Any) -> tuple[Path, list[str]]:
+    """The folder that `make(folder, given)` writes and the lines that it returns; made where it is not there yet.
+
+    Its name is the hash of the code here and of what its result `depends` on.  Raises UserFault where it cannot be
+    written.
+    """
+    code = [checksums.content(file) for file in (__file__, own.__file__, foreign.__file__)]
+    name = f"{make.__name__.strip('_')}-{checksums.of_values([code, depends])}"
+    folder, told = paths.build() / "cache" / name, "told.json"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / told).is_file():
+                with tempfile.TemporaryDirectory(dir=folder.parent) as part:
+                    lines = make(Path(part) / "made", given)
+                    (Path(part) / "made" / told).write_text(json.dumps(lines), encoding="utf-8")
+                    shutil.rmtree(folder, ignore_errors=True)
+                    (Path(part) / "made").rename(folder)
+    except OSError as error:
+        raise UserFault(
+            f"{folder.parent}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder"
+        ) from None
+    return folder, json.loads((folder / told).read_text(encoding="utf-8"))
+
+
+# Reviews
+
+
+def taken_in(p: World) -> tuple[str, list[str]]:
+    """Where one's own reviews lie in the form that the loader reads, and what was taken for what."""
+    columns = own.Columns(p.text_column, p.label_column, p.positive and tuple(p.positive))
+    depends = [columns, checksums.content(p.data) or p.data, Path(p.data).name]
+    folder, notes = once(_reviews, (p.data, columns), depends)
+    place = folder / "reviews"
+    return str(place) if place.is_dir() else p.data, notes
+
+
+def _reviews(folder: Path, given: tuple[str, own.Columns]) -> list[str]:
+    """Write reviews/ in the Hub's layout, unless the loader reads the very same from the files as they are."""
+    source, columns = given
+    frames, notes = own.read(source, columns)
+    place = folder / "reviews"
+    (place / "data").mkdir(parents=True)
+    for name, frame in frames.items():
+        frame.to_parquet(place / "data" / f"{name}-00000-of-00001.parquet", index=False)
+    with suppress(Exception):  # whatever files in another form make of the loader
+        if Reviews(source).fingerprint() == Reviews(str(place)).fingerprint():
+            shutil.rmtree(place)
+    return [f"data: {Path(source).name}: {'; '.join(notes)}"] if notes else []
+
+
+def _enough(folder: Path, p: Rewarded) -> list[str]:
+    """Raise UserFault, one line for each value, where the reviews are too few or too short for the parameters."""
+    folder.mkdir()
+    try:
+        train, test = p.reviews().load(p.seeds[0])["train"], p.reviews().load(0)["test"]
+        lines = [*_too_few(p, train["label"][:], len(test))]
+        if lines := lines + ([] if lines else [*_too_short(p, train["text"][:], test["text"][:])]):
+            raise UserFault("\n".join(lines))
+    except UserFault as fault:  # named like the user's own files; a split may be smaller than what is asked of it
+        said = str(fault).replace(repr(p.reviews().source), repr(p.data))
+        raise UserFault(said + ("; allowed: less, or null for all" if "_reviews: " in said[:30] else "")) from None
+    return []
+
+
+def _too_few(p: Rewarded, labels: list[int], tested: int) -> Iterator[str]:
+    positive, both = sum(labels), 2 * min(sum(labels), len(labels) - sum(labels))
+    for name, n in (("train", len(labels)), ("test", tested)):
+        if n < LEAST[name]:
+            yield f"data: {p.data!r} has {n} {name} reviews; at least {LEAST[name]} are needed"
+    texts = len(labels) + len(p.reviews().load(0).get("unsupervised", ()))
+    most = positive if isinstance(p, DpoLosses) else texts
+    if p.sft_held_out >= most:
+        which = "positive train reviews" if isinstance(p, DpoLosses) else "reviews"
+        yield f"sft_held_out: {p.sft_held_out} of {most} {which}; allowed: less, such as {max(1, most // 5)}"
+    if isinstance(p, RewardModel) and (most := max(p.curve_reviews)) + p.held_out > both:
+        yield f"held_out: {p.held_out} and {most} of curve_reviews; allowed: {both} at most in all, half of each label"
+    if isinstance(p, Improvements) and (most := max(p.weak_reviews)) > both:
+        yield f"weak_reviews: {most}; allowed: at most the {both} train reviews, half of each label"
+    if isinstance(p, Evaluated) and (p.judge_reviews or 0) > (most := int(JUDGES * tested)):
+        yield f"judge_reviews: {p.judge_reviews}; allowed: {most} at most, as the other test reviews give the prompts"
+
+
+def _too_short(p: Rewarded, train: list[str], test: list[str]) -> Iterator[str]:
+    asked = [("prompts", p.prompts, test, 20, 0)]
+    for kind, key in ((Aligned, "pair_prompts"), (Towards, "distil_prompts"), (Improvements, "few_prompts")):
+        asked += [(key, getattr(p, key), train, 15, p.seeds[0])] if isinstance(p, kind) else []
+    asked += [("data", len(train) // 2, train, 15, p.seeds[0])] if isinstance(p, Loop) else []
+    words = train_tokenizer("word", ["a"], 100)  # of which each is a token at least
+    short = [one for one in asked if _usable(words, *one[1:]) < one[1]]
+    if not short:
+        return
+    more = p.reviews().load(0).get("unsupervised", {"text": []})["text"][:]
+    made = (p.policy_tokenizer, train + more, p.policy_vocab)
+    tokenizer = train_tokenizer(*made) if p.policy == SCRATCH else load_policy(p.policy)[1]
+    for key, n, texts, longest, seed in short:
+        if (found := _usable(tokenizer, n, texts, longest, seed)) < n:
+            fewer = f"at most {found}, or " if key != "data" else ""
+            which = (
+                f"of {len(texts)} reviews {n} must be longer than a prompt of 5 to {longest} tokens, and {found} are"
+            )
+            more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == SCRATCH else ""
+            yield f"{key}: {which}; allowed: {fewer}longer reviews{more}"
+
+
+def _usable(tokenizer: Any, n: int, texts: list[str], longest: int, seed: int) -> int:
+    try:
+        return len(prompts(texts, tokenizer, n=n, shortest=5, longest=longest, seed=seed))
+    except UserFault as fault:
+        return int(re.findall(r"only (\d+) reviews", str(fault))[0])
+
+
+def _models(folder: Path, p: Rewarded) -> list[str]:
+    """Raise UserFault where a model from elsewhere cannot do what is asked of it."""
+    folder.mkdir()
+    if p.policy != SCRATCH:
+        prefix = p.positive_prefix if isinstance(p, DpoLosses) else ""
+        sizes = {"sft_tokens": p.sft_tokens, "new_tokens": p.new_tokens}
+        foreign.check_policy(p.policy, **sizes, prefix=prefix, lora=isinstance(p, DpoLosses))
+    if p.reward_model != SCRATCH:
+        foreign.check_encoder(p.reward_model, tokens=p.reward_tokens, dropout=p.reward_dropout)
+    return []
+
+
+def checked(p: Rewarded, models: bool) -> list[str]:
+    """What was taken for what in one's own reviews; raises UserFault for what cannot be used."""
+    depends = [p.model_dump(), *(checksums.content(name) for name in (p.data, p.policy, p.reward_model))]
+    if models and {p.policy, p.reward_model} != {SCRATCH}:
+        once(_models, p, depends)
+    if not p.own_reviews():
+        return []
+    _, notes = taken_in(p)
+    return notes + once(_enough, p, depends)[1]

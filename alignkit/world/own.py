@@ -1,0 +1,254 @@
+"""One's own reviews, read from the files that people have into one clean table for each split.
+
+Which column is which, and what its values mean, is taken from common names or told by parameters.  No training
+function reaches this: what it returns is written down once, as a folder that the loader reads (`workflow.intake`).
+"""
+
+import csv
+import gzip
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pandas as pd
+
+from alignkit.faults import UserFault
+from alignkit.world.reviews import SPLITS
+
+TEXT = "text review review_text reviewtext review_body sentence content comment body tweet".split()
+LABEL = "label sentiment stars star_rating rating polarity score".split()
+"""Names of columns that are taken by themselves, in any case."""
+WORDS = {"0": 0, "1": 1, "false": 0, "true": 1, "neg": 0, "pos": 1, "negative": 0, "positive": 1, "bad": 0, "good": 1}
+NEITHER = -1
+KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+FEW = 12
+"""A column of at most so many different values can tell whether a line is a row of its own."""
+SPECIAL = re.compile(
+    r"<(?=\|[^|<>\s]*\||/?(?:s|pad|unk|mask|bos|eos|cls|sep|\w+_of_\w+)>)|\[(?=(?:PAD|UNK|CLS|SEP|MASK|BOS|EOS|/?INST)\])"
+)
+"""The beginning of what models read as the end of a text, padding and the like, where a text spells it."""
+
+
+class Columns(NamedTuple):
+    """Which columns hold text and label, and which labels are positive; None: the common names are looked for."""
+
+    text: str | None = None
+    label: str | None = None
+    positive: tuple[str, ...] | None = None
+
+
+def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Columns text and label (1 positive, 0 negative, -1 in unsupervised) of each split, rows in order; what was taken
+    for what, in words.  Raises UserFault, which names row and column of the file, for what cannot be read.
+    """
+    found = _tables(source)
+    tables = {name: table for name, table in found.items() if name in ("", *SPLITS)}
+    place = {name: f"{source!r}, split {name}" if name else repr(source) for name in tables}
+    texts = {name: _column(place[name], table, "text_column", asked.text, TEXT) for name, table in tables.items()}
+    labelled = {name: table for name, table in tables.items() if name != "unsupervised"}
+    labels = {name: _column(place[name], table, "label_column", asked.label, LABEL) for name, table in labelled.items()}
+    values = Counter(word for name, table in labelled.items() for word in table[labels[name]].map(_word))
+    meaning = _meaning(source, values, asked.positive)
+    frames = {n: _frame(place[n], table, texts[n], labels.get(n), meaning) for n, table in tables.items()}
+    notes = [f"{name!r} is the text" for name in set(texts.values()) - {"text"}]
+    for name in sorted(set(labels.values()) - ({"label"} if set(values) <= {"0", "1"} else set())):
+        as_ = [", ".join(sorted((w for w in values if meaning.get(w) == at), key=len)) for at in (1, 0, NEITHER)]
+        left_out = f"; left out: {as_[2]}" if as_[2] else ""
+        notes.append(f"{name!r} is the label ({as_[0]}: positive; {as_[1]}: negative{left_out})")
+    if "" in frames:
+        whole = frames.pop("")
+        tested = whole.index % 5 == 4
+        frames = {"train": whole[~tested], "test": whole[tested]}
+        notes.append("every fifth review is kept for tests")
+    for name in ("train", "test"):
+        if name not in frames:
+            raise UserFault(f"data: {source!r} has no split {name!r}; found {', '.join(found)}")
+    if spelt := sum(int(frame.text.str.contains(SPECIAL).sum()) for frame in frames.values()):
+        notes.append(f"{spelt} texts spell a model's own token, such as [SEP], and get a blank in it")
+    frames = {n: f.assign(text=f.text.str.replace(SPECIAL, r"\g<0> ", regex=True)) for n, f in frames.items()}
+    return {name: frames[name].reset_index(drop=True) for name in SPLITS if name in frames}, notes
+
+
+# Files
+
+
+def _tables(source: str) -> dict[str, pd.DataFrame]:
+    """The rows of each split, or all under "" where nothing names splits; the index says where a row stands."""
+    path = Path(source).expanduser()
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    files = [f for f in files if _kind(f) in KINDS and not f.name.startswith((".", "dataset_info"))]
+    kinds = sorted({_kind(file) for file in files})
+    if path.exists() and len(kinds) != 1:
+        what = f"holds files of several kinds ({', '.join(kinds)})" if kinds else "is not a file or folder of reviews"
+        raise UserFault(f"data: {source!r} {what}; allowed: one kind of {', '.join(KINDS)}, or these with .gz")
+    if not path.exists() or (path.is_dir() and kinds == [".parquet"]):
+        tables = _loaded(str(path) if path.exists() else source, source)  # in the Hub's layout
+        unnamed = set(tables) == {"train"} and not any("train" in str(f.relative_to(path)).lower() for f in files)
+        return {"": tables["train"]} if path.exists() and unnamed else tables
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for file in files:
+        table = _of_file(file, source if path.is_file() else str(file))
+        parts.setdefault("" if path.is_file() else _split_of(file.relative_to(path)), []).append(table)
+    if "" in parts and len(parts) > 1:
+        place = parts[""][0].index[0]
+        raise UserFault(f"data: {place}: its file names no split, others do; allowed: {', '.join(SPLITS)}")
+    tables = {name: pd.concat(some) for name, some in parts.items()}
+    if "" in tables and "split" in tables[""]:
+        whole = tables[""]
+        unknown = whole.split[~whole.split.isin(SPLITS)]
+        if len(unknown):
+            found = ", ".join(map(repr, unknown.unique()[:5]))
+            raise UserFault(f"data: {unknown.index[0]}: unknown split; found {found}; allowed: {', '.join(SPLITS)}")
+        return dict(list(whole.groupby("split")))
+    return tables
+
+
+def _kind(file: Path) -> str:
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def _split_of(file: Path) -> str:
+    found = re.findall(r"(?<![a-z])(train|test|unsup|valid|dev)(?:ing|ervised|ation)?(?![a-z])", str(file).lower())
+    return {"unsup": "unsupervised"}.get(found[-1], found[-1]) if found else ""
+
+
+def _loaded(name: str, source: str, **files: str) -> dict[str, pd.DataFrame]:
+    """What `datasets` makes of a folder, a parquet file or a Hub id; labels that have names are called by them."""
+    try:
+        loaded = datasets.load_dataset(name, **files)
+    except Exception as error:  # whatever a broken or empty folder makes the library raise
+        first = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserFault(f"data: {source!r} cannot be read as a data set: {first}") from None
+    out = {}
+    for split, rows in loaded.items():
+        table = rows.to_pandas()
+        for column, kind in rows.features.items():
+            if isinstance(kind, datasets.ClassLabel) and [WORDS.get(word.lower()) for word in kind.names] != [0, 1]:
+                table[column] = table[column].map(dict(enumerate(kind.names))).fillna(table[column])
+        where = repr(source) if files else f"{source!r}, split {split}"
+        out[split] = table.set_axis([f"{where}, row {i}" for i in range(len(table))])
+    return out
+
+
+def _of_file(file: Path, name: str) -> pd.DataFrame:
+    if _kind(file) == ".parquet":
+        return _loaded("parquet", name, data_files=str(file))["train"]
+    opened = gzip.open if file.name.lower().endswith(".gz") else open
+    try:
+        with opened(file, "rt", encoding="utf-8-sig", newline="") as stream:
+            return (_cells if _kind(file) in (".csv", ".tsv") else _objects)(stream, name)
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        if isinstance(error, UserFault):
+            raise
+        raise UserFault(f"data: {name!r} cannot be read as {_kind(file)[1:].upper()} in UTF-8: {error}") from None
+
+
+def _cells(stream: Any, name: str) -> pd.DataFrame:
+    """Cells between commas, semicolons or tabs, as texts; what stands behind the header's last one must be empty."""
+    head, first = next(((n, line) for n, line in enumerate(stream, start=1) if line.strip()), (1, ""))
+    separator = max(",;\t", key=first.count)
+    columns = [column.strip() for column in first.rstrip("\r\n" + separator).replace('"', "").split(separator)]
+    rows: dict[str, list[str]] = {}
+    reader, line = csv.reader(stream, delimiter=separator), head + 1
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            place = f"{name!r}, row {len(rows)} (line {line})"
+            rows[place] = [*cells[: len(columns)], *[""] * (len(columns) - len(cells))]
+            if any(cells[len(columns) :]):
+                raise UserFault(f"data: {place}: more cells than its header; put texts with commas in quotes")
+        line = reader.line_num + head + 1
+    few = [set(values) - {""} for values in zip(*rows.values(), strict=True)]
+    few = [values if len(values) <= FEW else set() for values in few]
+    for place, cells in rows.items():
+        # Two stray quotes make one text of all that stands between them.
+        for inner in (inner for cell in cells if "\n" in cell for inner in cell.splitlines()[:-1]):
+            own = inner.split(separator)
+            ends = zip(few, own, own[-len(few) :], strict=False) if len(own) >= len(few) else ()
+            if any(a in values or b in values for values, a, b in ends):
+                raise UserFault(f"data: {place}: a quote opens a text of several lines there, but {inner[:40]!r} in it "
+                                "looks like a row; take stray quotes away, or double them")  # fmt: skip
+    return pd.DataFrame(rows.values(), index=list(rows), columns=columns)
+
+
+def _objects(stream: Any, name: str) -> pd.DataFrame:
+    """One JSON object a line, or one list of objects."""
+    text = stream.read()
+    listed = text.lstrip().startswith("[")
+    rows: dict[str, dict] = {}
+    for number, line in enumerate([text] if listed else text.split("\n"), start=1):
+        try:
+            values = json.loads(line if listed else f"[{line}]")
+        except (ValueError, RecursionError):
+            values = [line]
+        for value in values:
+            place = f"{name!r}, row {len(rows)}" + ("" if listed else f" (line {number})")
+            if not isinstance(value, dict):
+                raise UserFault(f"data: {place}: {str(value)[:40]!r}; a JSON object with text and label is needed")
+            rows[place] = value
+    return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
+
+
+# Columns, labels, rows
+
+
+def _column(place: str, table: pd.DataFrame, key: str, asked: str | None, common: list[str]) -> str:
+    """The column that is asked for, or has the loader's own name, or else the only one with a common name."""
+    columns = list(map(str, table))
+    found = [asked or common[0]] if asked or common[0] in columns else []
+    found = found or [column for column in columns if column.strip().lower() in common]
+    if len(found) == 1 and columns.count(found[0]) == 1:
+        return found[0]
+    what = f"{' and '.join(map(repr, found))} are both there" if len(found) > 1 else f"no column {asked or common[0]!r}"
+    raise UserFault(f"data: {place}: {what}; its columns are {', '.join(columns)}; set {key} to one of them")
+
+
+def _word(value: Any) -> str:
+    """A label as it is compared: in lower case, 1.0 as 1, "" where there is none."""
+    word = "" if value is None else str(value).strip().lower()
+    try:
+        return f"{float(word):g}".replace("nan", "")
+    except ValueError:
+        return word
+
+
+def _meaning(source: str, values: Counter, positive: tuple[str, ...] | None) -> dict[str, int]:
+    """What each label stands for: 1 positive, 0 negative, -1 neither."""
+    known = sorted(set(values) - {""})
+    shown = ", ".join(map(repr, known[:8])) + (", ..." if known[8:] else "")
+    if positive:
+        chosen = set(map(_word, positive))
+        if wrong := sorted(chosen - set(known)):
+            raise UserFault(f"positive: {wrong[0]!r} is no label in {source!r}; found {shown}")
+        return {word: int(word in chosen) for word in known}
+    points = {word: float(word) for word in known if re.fullmatch(r"\d+(\.\d+)?", word) and 1 <= float(word) <= 10}
+    top, half = max(points.values(), default=0), sum(values.values()) / 2
+    if top >= 4 and "0" not in known and sum(values[word] for word in points) > half:
+        # Stars from 1 to 5, or points from 1 to 10: 3, or 5 and 6, are neither good nor bad.
+        ends = 6 if top <= 5 else 11
+        return {word: NEITHER if abs(2 * x - ends) < 2 else int(2 * x > ends) for word, x in points.items()}
+    understood = [word for word in known if word in WORDS]
+    both = {WORDS[word] for word in understood} == {0, 1}
+    if understood != known and (not both or sum(map(values.get, understood)) < half):
+        raise UserFault(f"data: {source!r}: labels {shown}; set positive to those that stand for a positive review")
+    return WORDS
+
+
+def _frame(place: str, table: pd.DataFrame, text: str, label: str | None, meaning: dict[str, int]) -> pd.DataFrame:
+    """Texts and labels, each row checked, without rows that are neither positive nor negative."""
+    said = table[text].map(lambda value: value if isinstance(value, str) else "")
+    words = table[label].map(_word) if label else pd.Series("", table.index)
+    blank = said.str.replace(r"<br\s*/?>|\s", "", regex=True) == ""
+    if not len(table) or said.str.fullmatch(r"[-+\d.,\s]+").all():
+        raise UserFault(f"data: {place}, column {text!r}: holds no text; set text_column to one that does")
+    wrong = blank if label is None else blank | ~words.isin(list(meaning))
+    if wrong.any():
+        at = table[wrong.to_numpy()].iloc[0]
+        found = f"{text} {str(at[text])[:30]!r}" + (f" with {label} {at[label]!r}" if label else "")
+        labels = ", ".join(sorted(set(words) & set(meaning))) or "0, 1"
+        allowed = f"labels allowed here: {labels}; text must not be empty, blank or a number"
+        raise UserFault(f"data: {at.name}: {found}; {allowed}")
+    frame = pd.DataFrame({"text": said.array, "label": words.map(meaning).array if label else NEITHER})
+    return frame[frame.label != NEITHER] if label else frame

@@ -1,0 +1,104 @@
+"""Faults at random: files of kept runs damaged, processes killed at any moment.  A few of each here, many by
+`make torture`."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import times
+from test_store import POCKET
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.workflow import store
+
+DAMAGES, KILLS = times(40, 400), times(2, 14)
+FILES = ("model.txt", "more/history.csv", "run.json")
+TRAINS = """
+import sys
+import alignkit
+from pathlib import Path
+from alignkit.report import policies
+from alignkit.workflow import parameters
+p = parameters.load(Path(sys.argv[1]), seeds=[0])
+print(policies.supervised(p, 0).content)
+"""
+
+
+def flip(file: Path, chance: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+
+
+def cut(file: Path, chance: random.Random) -> None:
+    os.truncate(file, chance.randrange(file.stat().st_size))
+
+
+def append(file: Path, chance: random.Random) -> None:
+    file.write_bytes(file.read_bytes() + chance.randbytes(3))
+
+
+def remove(file: Path, chance: random.Random) -> None:
+    file.unlink()
+
+
+def add(file: Path, chance: random.Random) -> None:
+    file.with_name(f"more-{chance.random()}").write_bytes(b"0")
+
+
+def swap(file: Path, chance: random.Random) -> None:
+    """The same file of a run with another seed, whose weights are others."""
+    other = store.get(named, seed=1 + chance.randrange(9), data=POCKET)
+    shutil.copy(next(other.folder.rglob(file.name)), file)
+
+
+def named(out: Path, seed: int, data: Any) -> dict[str, int]:
+    for name in FILES[:2]:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(f"of seed {seed}")
+    return {"seed": seed}
+
+
+WAYS: tuple[Callable[[Path, random.Random], None], ...] = (flip, cut, append, remove, add, swap)
+
+
+def test_a_kept_run_that_was_damaged_at_random_is_never_served(build: Path, tmp_path: Path):
+    run = store.get(named, seed=0, data=POCKET)
+    whole = shutil.copytree(run.folder, tmp_path / "whole")
+    for number in range(DAMAGES):
+        chance = random.Random(number)
+        way, name = chance.choice(WAYS), chance.choice(FILES)
+        way(run.folder / name, chance)
+        with pytest.raises(UserFault, match=r"^[^\n]+ is damaged: [^\n]+$"):
+            store.get(named, seed=0, data=POCKET)
+        shutil.rmtree(run.folder)
+        shutil.copytree(whole, run.folder)
+        assert store.get(named, seed=0, data=POCKET) == run
+
+
+@pytest.mark.slow
+def test_training_that_is_killed_at_any_moment_ends_with_the_same_bits(build: Path, tmp_path: Path):
+    command = [sys.executable, "-c", TRAINS, str(paths.PARAMS / "smoke" / "4_warp.yaml")]
+    begun = time.monotonic()
+    undisturbed = subprocess.run(
+        command, env=os.environ | {"ALIGNKIT_BUILD": str(tmp_path / "undisturbed")}, capture_output=True, text=True
+    )
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    whole = time.monotonic() - begun
+    chance = random.Random(0)
+    for _ in range(KILLS):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            time.sleep(whole * chance.uniform(0.3, 1))
+            process.kill()
+        left = [folder.name for folder in (build / "store").glob("train_*")] if build.exists() else []
+        assert all((build / "store" / name / store.RECORD).is_file() for name in left)
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == undisturbed.stdout
+    assert not list((build / "store").glob("tmp-*"))
