@@ -1,6 +1,5 @@
 """Notebook 4: WARP and its variations; its runs and tables.  Algorithm 1 stands in `algorithm.py`."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -137,7 +136,7 @@ def padding_table(policy: Path, text: str, prompt_tokens: int, pads: Sequence[in
     model, tokenizer = load_policy(policy)
     ids = tokenizer(text)["input_ids"]
     prompt, completion = ids[:prompt_tokens], ids[prompt_tokens:]
-    with tempfile.TemporaryDirectory() as place, quiet_training(Path(place)) as folder:
+    with quiet_training() as folder:
         args = RLOOConfig(output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, beta=0.0)
         asked = Dataset.from_dict({"prompt": [text]})
         judge = lambda completions, **_: [0.0] * len(completions)  # noqa: E731

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,16 +58,16 @@ def precision() -> dict[str, bool]:
 
 
 @contextlib.contextmanager
-def quiet_training(out: Path) -> Iterator[Path]:
-    """A folder in `out` for what a trainer goes on from, with the libraries' bars and notices off while it runs."""
+def quiet_training(out: Path | None = None) -> Iterator[Path]:
+    """A folder for what a trainer goes on from, in `out` if it is given, with the libraries' bars and notices off."""
     transformers.logging.disable_progress_bar()
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as passing, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield out / resume.FOLDER
-        resume.ended(out)
+            yield (out or Path(passing)) / resume.FOLDER
+        resume.ended(out or Path(passing))
     finally:
         logging.disable(before)
 
