@@ -33,7 +33,7 @@ PLAIN = r"(?s)\{(\w+)\.(__name__|name): \1 for \1 in \(.*\)\}"
 """A registry that is made of a tuple: each item under its name, none of them changed or left out."""
 Place = tuple[str, str]
 """A module and a name in it; the name is "" for the module's own statements."""
-BY_CONTENT = {("alignkit.world.reviews", "_load")}
+BY_CONTENT = {("alignkit.world.reviews", "_load"), ("alignkit.world.reviews", "_stamp")}
 """Not followed: what the reader of reviews returns counts by its fingerprint, however it is read."""
 
 

@@ -262,9 +262,11 @@ def test_a_training_function_that_moves_keeps_its_source(package: Path):
 
 
 def test_reviews_count_by_what_they_say_not_by_who_reads_them():
-    found = {name for _, name in identity.reached("alignkit.training.sft", "train_sft")}
-    assert {"load_reviews", "prompts"} & found
-    assert not {"_load", "_load_csv", "_clean", "generate_reviews"} & found
+    found = identity.reached("alignkit.training.sft", "train_sft")
+    reviews = {name for module, name in found if module == "alignkit.world.reviews"}
+    assert "load_reviews" in reviews
+    assert not {"_load", "_load_csv", "_clean"} & reviews
+    assert ("alignkit.pocket", "generate_reviews") not in found
 
 
 def test_a_function_of_a_function_is_refused(package: Path):
