@@ -89,6 +89,14 @@ def test_what_is_sealed_already_is_not_executed_again(commands: list, build: Pat
     assert [command[0] for command in commands[4:]] == ["publish"]
 
 
+def test_a_page_of_older_code_does_not_stand_in_the_way(commands: list, build: Path, tmp_path: Path):
+    old = batch.executed("smoke", NAMES[1])  # its training fails, so it is not executed again
+    old.parent.mkdir(parents=True)
+    old.touch()
+    alone.report("smoke", 2, tmp_path / "none", tmp_path / "out")
+    assert not old.exists()
+
+
 @pytest.mark.batch
 def test_a_report_that_was_cut_off_goes_on_where_it_was(copy_checkout: Callable[[Path], Path], tmp_path: Path):
     """By the environment's Python alone, in a folder that is no repository, for one notebook of the smoke profile."""
