@@ -33,10 +33,12 @@ def commands(build: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ..
     def run(profile: str, *command: str) -> bool:
         started.append(command)
         if command[0] == "train":
-            run = build / "store" / f"train_sft-{len(started)}"
+            name = "-".join(Path(word).stem for word in command)
+            run = build / "store" / f"tmp-{name}"
             run.mkdir(parents=True)
             record = {"inputs": {"seed": 0}, "seconds": 1.0, "metrics": {"status": "ok", "test_cross_entropy": 3.5}}
             (run / "run.json").write_text(json.dumps(record))
+            run.rename(run.with_name(f"train_sft-{name}"))  # whole at once, as the store does it
         return command[0] != "train" or "2_dpo_losses" not in command[1]
 
     monkeypatch.chdir(paths.CHECKOUT)  # and back
