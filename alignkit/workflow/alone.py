@@ -123,7 +123,7 @@ def pack(profile: str, out: Path) -> Path:
     """
     archive, part = out / f"{profile}.tar.gz", out / f"{profile}.part"
     made = {f"build/{profile}/{RUNS}": out / RUNS, f"build/{profile}/logs": paths.build() / profile / "logs"}
-    made |= {f"figures/{profile}": paths.CHECKOUT / "figures" / profile}
+    made |= {f"figures/{profile}": paths.published(profile)}
     made |= {"notebooks": paths.CHECKOUT / "notebooks"} if profile == "pocket" else {}
     with tarfile.open(part, "w:gz") as tar:
         for name, source in made.items():
