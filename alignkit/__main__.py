@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +18,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UserFault("\n".join(lines))
     each = [parameters.load(file, args.data) for file in parameters.files(args.path) if args.reach or args.data]
     notes = [note for p in each for note in p.check_reach(models=args.reach)]
-    print("".join(f"{note}\n" for note in dict.fromkeys(notes)), end="")
+    _tell(dict.fromkeys(notes))
+
+
+def _tell(notes: Iterable[str]) -> None:
+    print("".join(f"{note}\n" for note in notes), end="")
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -28,7 +33,7 @@ def _train(args: argparse.Namespace) -> None:
     p = parameters.load(args.path, args.data)
     if args.seed not in p.training_seeds():
         parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name
-    print("".join(f"{note}\n" for note in p.check_reach()), end="")
+    _tell(p.check_reach())
     import transformers
 
     # Bars of loading models would fill the log.

@@ -9,8 +9,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
 from alignkit.report.statements import (
+    DIFFERENT,
+    LEVEL_ENTROPY,
+    LEVEL_REWARD,
+    LEVEL_SHARE,
+    LEVEL_VOLUME,
     Finding,
     Tables,
     Unanswered,
@@ -19,7 +25,9 @@ from alignkit.report.statements import (
     difference,
     family_of_warp,
     over_seeds,
+    plain,
     rows_of,
+    settled,
 )
 from alignkit.report.tables import interval_text, turned
 
@@ -37,32 +45,33 @@ def implicit_reward_follows_the_reward(tables: Tables) -> Finding:
 
 
 def reward_model_against_words(tables: Tables) -> Finding:
-    """Does the reward model order more pairs than counts of words and word pairs?"""
+    """Does the reward model order as many pairs as counts of words and word pairs, or at most 0.01 fewer?"""
     table = tables("1_reward_model")
     words = rows_of(table, method="tfidf_word_pairs").pairwise_accuracy.iloc[0]
     own = rows_of(table, method="reward").pairwise_accuracy
     mean, low, high = seed_interval(own)
     if np.isnan(low):
         raise Unanswered("one seed has no interval")
-    sign = "more" if low > words else "fewer" if high < words else "about as many"
+    sign = "more" if low > words else "fewer" if high < words - 0.01 else "about as many"
     text = f"The reward model orders {sign} (positive, negative) pairs {'as' if 'as' in sign else 'than'} TF-IDF with "
     text += f"word pairs: {interval_text(mean, low, high)} and {words:.3f}."
-    return Finding(text, sign != "fewer", mean, low, high, len(own))
+    return Finding(text, settled(low, high, least=words - 0.01), mean, low, high, len(own))
 
 
 def reward_model_orders(tables: Tables) -> Finding:
     """How near is the reward model to the exact posterior, which nobody can beat?"""
     table = tables("1_reward_model")
-    mine, best = (rows_of(table, method=m).pairwise_accuracy.mean() for m in ("reward", "exact posterior"))
+    mine, best = (rows_of(table, method=m).pairwise_accuracy for m in ("reward", "exact posterior"))
     words = ("The reward model is near the best possible order:", "The reward model is far from the best order:")
-    return bounded(mine / best, words, f"{mine / best:.1%} of the exact posterior's pairwise accuracy", least=0.98)
+    rest = "{} of the exact posterior's pairwise accuracy"
+    return bounded(mine / best.mean(), words, rest, least=0.98, digits=3)
 
 
 def reward_model_is_calibrated(tables: Tables) -> Finding:
     """Can its probabilities be believed?"""
-    error = rows_of(tables("1_reward_model"), method="reward").ece.mean()
+    error = rows_of(tables("1_reward_model"), method="reward").ece
     words = ("Its probabilities can be read as such:", "Its probabilities are off:")
-    return bounded(error, words, f"calibration error {error:.3f}", most=0.05)
+    return bounded(error, words, "calibration error {}", most=0.05, digits=3)
 
 
 def all_pairs_order_more(tables: Tables) -> Finding:
@@ -74,9 +83,9 @@ def all_pairs_order_more(tables: Tables) -> Finding:
 
 def sft_is_near_the_grammar(tables: Tables) -> Finding:
     """How near is the supervised policy to the grammar that wrote the reviews?"""
-    most = tables("1_sft").ratio.max()
+    ratio = tables("1_sft").ratio
     words = ("The supervised policy is near the grammar:", "The supervised policy is far from the grammar:")
-    return bounded(most, words, f"{most - 1:.1%} more nats a token than its entropy, at worst", most=1.05)
+    return bounded(ratio, words, "{} of the nats a token that its entropy has", most=1.05, digits=3)
 
 
 # Notebooks 2 and 3
@@ -86,7 +95,7 @@ def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
     """Which loss gains another reward than the sigmoid loss, at the same KL?"""
     none = "No other loss gains a measurably other reward than the sigmoid loss at the same KL"
     some = "Losses that gain another reward than the sigmoid loss at the same KL"
-    return counted(rows_of(tables("2_matched"), measure="reward"), none, some)
+    return counted(rows_of(tables("2_matched"), measure="reward"), none, some, LEVEL_REWARD)
 
 
 def dpo_raises_reward(tables: Tables) -> Finding:
@@ -103,7 +112,7 @@ def losses_do_not_differ(tables: Tables) -> Finding:
     """Which loss ends at another reward than the sigmoid loss, each at the KL where it stops?"""
     none = "No other loss ends at a measurably other reward than the sigmoid loss"
     some = "Losses that end at another reward than the sigmoid loss, each at its own KL"
-    return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some)
+    return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, LEVEL_REWARD)
 
 
 def _halfway(table: pd.DataFrame, **where: object) -> pd.DataFrame:
@@ -138,16 +147,16 @@ def imitation_reaches_more_gold(tables: Tables) -> Finding:
 def divergences_gain_no_more(tables: Tables) -> Finding:
     """Which divergence gains more reward than reverse KL, at the same KL?"""
     table = rows_of(tables("3_matched"), measure="reward")
-    above = table.assign(holm=table.holm.where(table.difference > 0, 1.0))
+    above = table.assign(holm=table.holm.where(table.difference > 0, 1.0), low=table.low.clip(lower=0))
     none = "No divergence gains measurably more reward than reverse KL at the same KL"
-    return counted(above, none, "Divergences that gain more reward than reverse KL at the same KL")
+    return counted(above, none, "Divergences that gain more reward than reverse KL at the same KL", LEVEL_REWARD)
 
 
 def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
     """Which divergence keeps another entropy of words than reverse KL, at the same KL?"""
     none = "No divergence changes the entropy of the words measurably against reverse KL at the same KL"
     some = "Divergences with another entropy of words than reverse KL at the same KL"
-    return counted(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some)
+    return counted(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some, LEVEL_ENTROPY)
 
 
 # Notebook 4
@@ -179,45 +188,40 @@ def longer_runs_buy_no_more(tables: Tables) -> Finding:
     """Do the task's own steps, of which there are more, buy another reward at the same KL?"""
     none = "Runs as long as the task names them buy no measurably other reward than shorter ones at the same KL"
     some = "KLs at which runs as long as the task names them buy another reward than shorter ones"
-    return counted(rows_of(tables("4_task_matched"), measure="reward"), none, some)
+    return counted(rows_of(tables("4_task_matched"), measure="reward"), none, some, LEVEL_REWARD)
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
     """Which other rate of the anchor buys another reward at the same KL?"""
     none = "No other rate of the anchor buys a measurably other reward at the same KL"
     some = "Rates of the anchor that buy another reward than WARP's own, at the same KL"
-    return counted(rows_of(tables("4_mu_matched"), measure="reward"), none, some)
+    return counted(rows_of(tables("4_mu_matched"), measure="reward"), none, some, LEVEL_REWARD)
 
 
 # Notebook 5
 
 
+def _anchored_against_warp(tables: Tables, measure: str, rest: str) -> Finding:
+    words = ("dominates more than", "dominates less than", "does not measurably differ from")
+    gains = rows_of(tables("5_confirmation_gain"), measure=measure, method="WARP")
+    return difference(gains, "Anchored RLOO with credit by sentence", f"WARP at equal tokens {rest}", words)
+
+
 def anchored_beats_warp(tables: Tables) -> Finding:
     """Does the chosen method dominate more than WARP at equal tokens, on seeds that it was not chosen on?"""
-    gains = rows_of(tables("5_confirmation_gain"), measure="reward", method="WARP")
-    words = ("dominates more than", "dominates less than", "does not measurably differ from")
-    return difference(
-        gains,
-        "Anchored RLOO with credit by sentence",
-        "WARP at equal tokens (hypervolume in reward, fresh seeds)",
-        words,
-    )
+    return _anchored_against_warp(tables, "reward", "(hypervolume in reward, fresh seeds)")
 
 
 def anchored_beats_warp_in_gold(tables: Tables) -> Finding:
     """And in the true reward?"""
-    gains = rows_of(tables("5_confirmation_gain"), measure="gold", method="WARP")
-    words = ("dominates more than", "dominates less than", "does not measurably differ from")
-    return difference(
-        gains, "Anchored RLOO with credit by sentence", "WARP at equal tokens in gold (fresh seeds)", words
-    )
+    return _anchored_against_warp(tables, "gold", "in gold (fresh seeds)")
 
 
 def no_single_change_moves_warp(tables: Tables) -> Finding:
     """Which single change of WARP moves its hypervolume in reward?"""
     none = "No single change of WARP moves its hypervolume in reward"
     some = "Single changes of WARP that move its hypervolume in reward (nats²)"
-    return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some)
+    return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, LEVEL_VOLUME)
 
 
 def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
@@ -225,7 +229,7 @@ def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
     tokens = tables("5_confirmation").groupby("method").tokens.mean()
     ratio = tokens.max() / tokens.min()
     words = ("That comparison is at equal tokens:", "That comparison is not at equal tokens:")
-    return bounded(ratio, words, f"the most are {ratio:.2f} of the fewest", most=1.15)
+    return plain(ratio, ratio <= 1.15, words, f"the most are {ratio:.2f} of the fewest")
 
 
 # Notebook 6
@@ -241,7 +245,13 @@ def _share(row: pd.Series, name: str, least: float, at: str = "KL 1") -> Finding
     low, high = row[f"{at}_low"], row[f"{at}_high"]
     where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
     text = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}."
-    return Finding(text, row[at] >= least, row[at], low, high, row.seeds)
+    return Finding(text, settled(low, high, least), row[at], low, high, row.seeds)
+
+
+def _one_draw(tables: Tables) -> pd.Series:
+    """The efficiencies of the family that comes nearest to the optimum with one draw, at a KL of 1."""
+    table = _shares(tables)
+    return table[table.draws.isna()].nlargest(1, "KL 1").iloc[0]
 
 
 def best_with_many_draws(tables: Tables) -> Finding:
@@ -252,15 +262,15 @@ def best_with_many_draws(tables: Tables) -> Finding:
 
 def best_with_one_draw(tables: Tables) -> Finding:
     """How near does the best policy come that is used with one draw?"""
-    table = _shares(tables)
-    return _share(table[table.draws.isna()].nlargest(1, "KL 1").iloc[0], "The best policy used with one draw", 0.93)
+    return _share(_one_draw(tables), "The best policy used with one draw", 0.9)
 
 
 def one_draw_far_from_sft(tables: Tables) -> Finding:
-    """And how near at a KL of 2?"""
-    table = tables("6_efficiency")
-    table = table[(table.seeds == table.seeds.max()) & table["KL 2"].notna() & table.draws.isna()]
-    return _share(table.nlargest(1, "KL 2").iloc[0], "The best policy used with one draw", 0.93, "KL 2")
+    """And how near does the same one come at a KL of 2?"""
+    row = _one_draw(tables)
+    if np.isnan(row["KL 2"]):
+        raise Unanswered(f"{row.family} does not reach it with every seed")
+    return _share(row, "The same policy", 0.9, "KL 2")
 
 
 def one_draw_at_warps_tokens(tables: Tables) -> Finding:
@@ -273,7 +283,7 @@ def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     """Under the same tuning and the same budget, which method gains another share than WARP at the least KL?"""
     none = "Tuned alike, no method gains a measurably other share of the possible gain than WARP"
     some = "Tuned alike, methods that gain another share of the possible gain than WARP"
-    return counted(tables("6_tuned_order"), none, some)
+    return counted(tables("6_tuned_order"), none, some, LEVEL_SHARE)
 
 
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
@@ -282,26 +292,26 @@ def none_lies_above_the_optimum(tables: Tables) -> Finding:
     if not every:
         raise Unanswered("no policy stands where the frontier is known")
     words = ("No policy lies above the optimal frontier", "Some policies lie above the optimal frontier")
-    return bounded(above, words, f"by more than noise explains ({above} of {every})", most=0)
+    return plain(above, above == 0, words, f"by more than noise explains ({above} of {every})")
 
 
 def reinforce_is_level_with_warp(tables: Tables) -> Finding:
-    """Does one run, interpolated back, do as well as WARP?"""
-    table, kls = tables("6_efficiency"), ["KL 0.5", "KL 1", "KL 2"]
-    warps = rows_of(table, family=family_of_warp(tables("4_warp")))[kls].iloc[0]
-    apart = (rows_of(table, family="REINFORCE, EMA anchor")[kls].iloc[0] - warps).abs().max()
-    words = ("REINFORCE interpolated back is level with WARP", "REINFORCE interpolated back and WARP differ")
-    return bounded(apart, words, f"in its share of the possible gain (by {apart:.2f} at most)", most=0.05)
+    """Does one run, interpolated back, do as well as WARP at a KL of 1?"""
+    rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")), at_kl=1)
+    row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
+    holds = settled(row.low, row.high, -LEVEL_SHARE, LEVEL_SHARE)
+    said = {True: "is level with", False: "differs from", None: "is not measurably apart from"}[holds]
+    text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of 1 (difference): "
+    text += f"{interval_text(row.difference, row.low, row.high, 2)}."
+    return Finding(text, holds, row.difference, row.low, row.high, row.seeds)
 
 
 def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
     """At which cost?"""
-    own, warps = (
-        rows_of(tables("6_hypervolume"), method=name).tokens.mean()
-        for name in ("REINFORCE, EMA anchor", family_of_warp(tables("4_warp")))
-    )
+    tokens = tables("6_hypervolume").pivot(index="seed", columns="method", values="tokens")
+    share = (tokens["REINFORCE, EMA anchor"] / tokens[family_of_warp(tables("4_warp"))]).dropna()
     words = ("REINFORCE takes a fraction of WARP's tokens:", "REINFORCE is not much cheaper than WARP:")
-    return bounded(own / warps, words, f"{own / warps:.2f}", most=0.3)
+    return bounded(share, words, "{}", most=0.3)
 
 
 def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
@@ -314,15 +324,14 @@ def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     """How much of the gold that the best policy used with one draw misses at a KL of 1 is lost by the proxy?"""
-    shares = _shares(tables)
-    family = shares[shares.draws.isna()].nlargest(1, "KL 1").family.iloc[0]
+    family = _one_draw(tables).family
     parts = rows_of(tables("6_losses"), family=family, at_kl=1).part
     part, low, high = seed_interval(parts)
     told = f"the proxy loses {interval_text(part, low, high, 2)} of it, optimisation the rest"
     if part > 1:
         told = f"the proxy's own optimum misses {interval_text(part, low, high, 2)} times as much: it keeps more gold"
     text = f"Of the gold that the best policy used with one draw ({family}) misses at a KL of 1, {told}."
-    return Finding(text, part > 0.5, part, low, high, len(parts))
+    return Finding(text, settled(low, high, least=0.5), part, low, high, len(parts))
 
 
 def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
@@ -333,30 +342,35 @@ def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
     alike, moved = ranks.corr().min(axis=None), int((ranks.nunique(axis=1) > 1).sum())
     words = ("The order of methods in gold hardly hangs", "The order of methods in gold hangs")
     rest = f"on whether a fault costs 2, 5 or 10 nats: rank correlation {alike:.2f} at least"
-    return bounded(alike, words, f"{rest}, {moved} of {len(ranks)} methods change their place", least=0.9)
+    return plain(alike, alike >= 0.9, words, f"{rest}, {moved} of {len(ranks)} methods change their place")
 
 
 def anchored_keeps_more_gold(tables: Tables) -> Finding:
     """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does at a KL of 1?"""
-    swept = rows_of(tables("6_settings"), family="anchored RLOO, over β")
-    optimum = rows_of(tables("6_frontier_gains"), kl=1)
-    least, kept = (swept.gold / swept.reward).min(), (optimum.gold / optimum.reward).iloc[0]
-    words = (
-        "Anchored RLOO gains more gold for one of reward than",
-        "Anchored RLOO gains less gold for one of reward than",
-    )
-    return bounded(least - kept, words, f"the proxy's own optimum ({least:.2f} and {kept:.2f})", least=0)
+    rows, both = tables("6_rows"), ["reward", "gold"]
+    start = rows_of(rows, family="sft").groupby("seed")[both].mean()
+    swept = rows_of(rows, family="anchored RLOO, over β").set_index("seed")
+    gains = swept[both] - start.reindex(swept.index)
+    kept = {}
+    for seed, frontier in rows_of(tables("6_frontier"), optimal_for="reward").groupby("seed"):
+        reward, gold = (along_root_kl(1.0, frontier.kl, frontier[name]) - frontier[name].iloc[0] for name in both)
+        kept[seed] = gold / reward
+    more = ((gains.gold / gains.reward).groupby("seed").min() - pd.Series(kept)).dropna()
+    words = ("gains more gold than", "gains less gold than", "gains no measurably other gold than")
+    rest = "the proxy's own optimum at a KL of 1, for one of reward (difference)"
+    return difference(over_seeds(more), "Anchored RLOO", rest, words)
 
 
 def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
     """Does one temperature for each reward model bring the seeds' optimal gains nearer to each other?"""
     row = rows_of(tables("6_calibration"), quantity="optimal gain at KL 1").iloc[0]
-    before, after = row["spread / mean"], row["spread / mean, divided"]
-    if np.isnan(after):
-        raise Unanswered("one seed has no spread")
-    words = ("Calibrated rewards lie nearer to each other:", "Calibrated rewards lie no nearer to each other:")
-    rest = f"the seeds' optimal gains at KL 1 spread by {after:.1%} of their mean, in place of {before:.1%}"
-    return bounded(after / before, words, rest, most=1)
+    before, after, p = row["spread / mean"], row["spread / mean, divided"], row["p"]
+    if np.isnan(p):
+        raise Unanswered("fewer than three seeds have no spread to compare")
+    holds = bool(after < before) if p < DIFFERENT else None
+    words = {True: "nearer to each other", False: "further apart", None: "as far apart, as far as these seeds tell"}
+    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at KL 1 spread by {after:.1%} of their "
+    return Finding(f"{text}mean, in place of {before:.1%} (p = {p:.2f}).", holds, after / before)
 
 
 CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {

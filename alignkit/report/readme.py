@@ -121,9 +121,10 @@ def times(figures: Path) -> str:
     parts = []
     for notebook in NOTEBOOKS:
         for runs in _published(figures, f"{notebook.partition('_')[0]}_runs"):
-            timings = pd.read_csv(runs.with_name(runs.name.replace("_runs", "_timings")))
-            both = pd.read_csv(runs).merge(timings, on=["run", "seed"])
-            parts.append(both.assign(notebook=notebook, profile=runs.parent.name))
+            timings = runs.with_name(runs.name.replace("_runs", "_timings"))
+            if timings.is_file():
+                both = pd.read_csv(runs).merge(pd.read_csv(timings), on=["run", "seed"])
+                parts.append(both.assign(notebook=notebook, profile=runs.parent.name))
     if not parts:
         return ""
     once = pd.concat(parts).drop_duplicates(["profile", "id"])

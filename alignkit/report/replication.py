@@ -39,15 +39,13 @@ def publish(profile: str) -> list[str]:
 def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
     """Each finding of pocket beside what another profile's findings say; None for pocket itself and its like.
 
-    Column there: "yes" if the claim holds there as well, "no" if it does not, "cannot tell" if it is open there or its
-    interval leaves it open.
+    Column there: "yes" if the claim holds there as well, "no" if it does not, "cannot tell" if it is open there.
     """
     pocket = paths.published("pocket")
     if profile == "pocket" or not is_report(profile) or not list(pocket.glob("?_findings.csv")):
         return None
     both = asked_again(pocket)[["id", "notebook", *OUTCOME]].merge(found[["id", *OUTCOME]], on="id", suffixes=("", "_"))
-    open_there = both.value_.isna() | (both.holds_.ne(True) & (both.low_ <= 0) & (both.high_ >= 0))
-    answer = both.holds_.eq(True).map({True: "yes", False: "no"}).mask(open_there, "cannot tell")
+    answer = both.holds_.map({True: "yes", False: "no"}).fillna("cannot tell")
     return both.assign(there=answer).rename(columns={f"{column}_": f"{column}_there" for column in OUTCOME})
 
 
@@ -65,23 +63,22 @@ def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
 def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Findings with those of the same id in a replica, as replica_<column>.
 
-    `replicated` says of a finding that holds whether it holds there; it is empty for one that does not hold here, or
-    that the replica leaves open.
+    `replicated` says of a finding that holds whether it holds there: one whose interval is open there does not.  It is
+    empty for one that does not hold here, or that the replica has no table for.
     """
     theirs = again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_")
     both = own.join(theirs, on="id")
-    asked = both.holds.eq(True) & both.replica_holds.notna()
-    return both.assign(replicated=both.replica_holds.astype(object).where(asked))
+    asked = both.holds.eq(True) & both.replica_value.notna()
+    return both.assign(replicated=both.replica_holds.eq(True).astype(object).where(asked))
 
 
 def told(found: pd.DataFrame) -> str:
     """How many of the findings that hold also hold with fresh seeds, and which do not; "" without a replica."""
     if "replicated" not in found or found.replicated.isna().all():
         return ""
-    asked = found.replicated.notna()
-    again = found.replicated.eq(True)
+    asked, again = found.replicated.notna(), found.replicated.eq(True)
     text = f"{again.sum()} of {asked.sum()} findings that hold also hold with fresh seeds"
-    for word, kept in (("not", asked & ~again), ("open there", found.holds.eq(True) & ~asked)):
+    for word, kept in (("not", asked & ~again), ("not answered there", found.holds.eq(True) & ~asked)):
         text += f"; {word}: {', '.join(found.id[kept])}" if kept.any() else ""
     return text
 

@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import cross_val_score
@@ -212,7 +212,8 @@ def calibrated(rewards: Mapping[int, Run], values: pd.DataFrame) -> pd.DataFrame
     """What dividing by each seed's temperature does to numbers in its reward; columns of `values` seed, quantity, nats.
 
     For each quantity the mean over seeds and the spread between them (standard deviation), as scored and divided, the
-    spread also as a share of the mean: a scale that is common to all seeds leaves that one as it is.
+    spread also as a share of the mean: a scale that is common to all seeds leaves that one as it is.  p says whether
+    these shares differ (`spreads_differ`).
     """
     tests = {seed: scores(run).query("split == 'test'") for seed, run in rewards.items()}
     scale = {seed: temperature(t.reward.to_numpy(), t.label.to_numpy()) for seed, t in tests.items()}
@@ -224,7 +225,20 @@ def calibrated(rewards: Mapping[int, Run], values: pd.DataFrame) -> pd.DataFrame
         mean, spread = groups[column].mean(), groups[column].std()
         found = {f"mean{name}": mean, f"spread{name}": spread, f"spread / mean{name}": spread / mean.abs()}
         table = table.assign(**found)
+    shares = (values[["nats", "divided"]] / values[["nats", "divided"]].mean() for _, values in groups)
+    table["p"] = [spreads_differ(share.nats, share.divided) for share in shares]
     return table.reset_index()
+
+
+def spreads_differ(one: pd.Series, other: pd.Series) -> float:
+    """Two-sided p-value that two measurements of the same seeds, both (seeds,), spread equally (Pitman 1939, Morgan).
+
+    Their sum and difference are correlated just when their variances differ.  NaN for fewer than three seeds, and where
+    a value is missing.
+    """
+    if len(one) < 3 or not np.isfinite([one, other]).all():
+        return float("nan")
+    return float(pearsonr(one + other, one - other).pvalue)
 
 
 # Figures

@@ -16,6 +16,14 @@ Words = tuple[str, str, str]
 CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
 """Holm-adjusted p value below which a difference counts."""
+LEVEL_REWARD = 0.25
+"""Nats of reward within which two policies count as level: odds of "positive" that differ by a quarter."""
+LEVEL_SHARE = 0.1
+"""The same for shares of the possible gain."""
+LEVEL_ENTROPY = 0.1
+"""The same for the entropy of words, nats."""
+LEVEL_VOLUME = 1.0
+"""The same for hypervolumes, nats²."""
 
 
 class Unanswered(Exception):
@@ -23,10 +31,11 @@ class Unanswered(Exception):
 
 
 class Finding(NamedTuple):
-    """A sentence with its numbers; `holds` says whether the claim of the function's name does."""
+    """A sentence with its numbers; `holds` says whether the claim of the function's name does, None if its interval
+    leaves that open."""
 
     statement: str
-    holds: bool
+    holds: bool | None
     value: float
     low: float = np.nan
     high: float = np.nan
@@ -48,15 +57,26 @@ def family_of_warp(table: pd.DataFrame) -> str:
     return rows_of(table, method="WARP").family.dropna().iloc[0]
 
 
-def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES, wanted: str = "+") -> Finding:
-    """A finding about a row of differences (difference, low, high, seeds); wanted: "+", "-" or "0"."""
+def settled(low: float, high: float, least: float = -np.inf, most: float = np.inf) -> bool | None:
+    """Whether an interval lies between two bounds: False if it lies outside; None if it crosses one, or is not known.
+
+    So "no difference" has to be shown as well: an interval that includes zero does not show it, one between two bounds
+    does (two one-sided tests, Schuirmann 1987).
+    """
+    if low >= least and high <= most:
+        return True
+    return False if high < least or low > most else None
+
+
+def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES) -> Finding:
+    """A finding that a row of differences (difference, low, high, seeds) is above zero."""
     row = gains.iloc[0]
     if np.isnan(row.low):
         raise Unanswered("one seed has no interval")
-    sign = "+" if row.low > 0 else "-" if row.high < 0 else "0"
-    said = words["+-0".index(sign)]
+    said = words[0 if row.low > 0 else 1 if row.high < 0 else 2]
     text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, 2)}."
-    return Finding(text, sign == wanted, row.difference, row.low, row.high, row.get("seeds", np.nan))
+    holds = settled(row.low, row.high, least=np.nextafter(0, 1))
+    return Finding(text, holds, row.difference, row.low, row.high, row.get("seeds", np.nan))
 
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:
@@ -65,18 +85,47 @@ def over_seeds(values: pd.Series) -> pd.DataFrame:
     return pd.DataFrame([{"difference": mean, "low": low, "high": high, "seeds": len(values)}])
 
 
-def bounded(value: float, words: tuple[str, str], rest: str, least: float = -np.inf, most: float = np.inf) -> Finding:
-    """A finding about a number that should lie between two bounds; words: what is said if it does, and if not."""
-    holds = bool(least <= value <= most)
-    return Finding(f"{words[not holds]} {rest}.", holds, value)
+def bounded(
+    values: pd.Series, words: tuple[str, str], rest: str, least: float = -np.inf, most: float = np.inf, digits: int = 2
+) -> Finding:
+    """A finding that a number, one for each seed, lies between two bounds.
+
+    Parameters
+    ----------
+    values : the number, for each seed
+    words : what is said if the mean lies between the bounds, and if not
+    rest : what follows, with {} where mean and interval go
+    least, most : the bounds
+    digits : those of the numbers
+    """
+    mean, low, high = seed_interval(values)
+    holds = settled(low, high, least, most)
+    told = f"{words[not least <= mean <= most]} {rest.format(interval_text(mean, low, high, digits))}"
+    if holds is None:
+        told += f", not clear of {least if np.isfinite(least) else most:g}"
+    return Finding(f"{told}.", holds, mean, low, high, len(values))
 
 
-def counted(table: pd.DataFrame, none: str, some: str) -> Finding:
-    """That no row of a table of differences (label or method, holm) lies clear of zero; names those that do."""
+def plain(value: float, holds: bool, words: tuple[str, str], rest: str) -> Finding:
+    """A finding about one number that has no seeds; words: what is said if it holds, and if not."""
+    return Finding(f"{words[not holds]} {rest}.", bool(holds), value)
+
+
+def counted(table: pd.DataFrame, none: str, some: str, level: float) -> Finding:
+    """That all rows of a table of differences (label or method, low, high, holm) are level; names what is clear of
+    zero.  Level is an interval within ±`level`; where no row is clear of zero but some interval goes further, it is
+    open."""
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
     name = "label" if "label" in table else "method"
     clear = table[table.holm < DIFFERENT]
     told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in clear.iterrows()]
     text = f"{some}: {', '.join(told)}" if told else none
-    return Finding(f"{text} ({len(clear)} of {len(table)} after Holm).", clear.empty, len(clear))
+    text += f" ({len(clear)} of {len(table)} after Holm)"
+    holds = settled(table.low.min(), table.high.max(), -level, level)
+    if holds:
+        return Finding(f"{text}, and none by more than {level:g}.", True, len(clear))
+    if told:
+        return Finding(f"{text}.", False, len(clear))
+    furthest = max(-table.low.min(), table.high.max())
+    return Finding(f"{text}; but up to {furthest:.2f} is not excluded.", None, len(clear))

@@ -138,12 +138,12 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
 
 
 def _told(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], bool]:
-    """A line for each finding, and whether all that held before hold now, or are open."""
+    """A line for each finding, and whether all that held before hold now, or have no table to tell."""
     lines, sound = [], True
     for notebook in findings.CLAIMS:
         held = findings.found(notebook, _tables(before)).set_index("id").holds
         for row in findings.found(notebook, _tables(after)).itertuples():
-            fails = row.holds is False and held[row.id] is True
+            fails = held[row.id] is True and row.holds is not True and pd.notna(row.value)
             sound &= not fails
             word = "FAILS" if fails else {True: "holds", False: "no"}.get(row.holds, "open")
             lines.append(f"  {word:5}  {notebook}, {row.id}: {row.statement}")

@@ -46,15 +46,21 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
     wanted = {name: batch.values(name, profile) for name in batch.notebooks(profile)}
     seen, publishing = set(paths.store().glob("*/run.json")), Lock()
 
+    def there(name: str) -> bool:
+        sealed = batch.seal(profile, name, batch.content_key(name, profile))
+        return sealed.is_file() and not batch.damage(profile, name, sealed)
+
     def finish(name: str) -> bool:
         trainer = wanted[name].trained_with
         before = trained[trainer if trainer in wanted else name] + [done[n] for n in wanted[name].reads if n in wanted]
         if not all(job.result() for job in before):
             return False
-        sealed = batch.seal(profile, name, batch.content_key(name, profile))
         with publishing:
-            there = sealed.is_file() and not batch.damage(profile, name, sealed)
-            return (there or run("execute", profile, name)) and run("publish", profile)
+            return (there(name) or run("execute", profile, name)) and run("publish", profile)
+
+    for name in wanted:  # a page of other code or parameters would keep the others from being published
+        if not there(name):
+            batch.executed(profile, name).unlink(missing_ok=True)
 
     with ThreadPoolExecutor(max(1, jobs)) as workers, ThreadPoolExecutor(len(wanted)) as finishers:
         trained, done, ended = {name: [] for name in wanted}, {}, False
@@ -117,7 +123,7 @@ def pack(profile: str, out: Path) -> Path:
     """
     archive, part = out / f"{profile}.tar.gz", out / f"{profile}.part"
     made = {f"build/{profile}/{RUNS}": out / RUNS, f"build/{profile}/logs": paths.build() / profile / "logs"}
-    made |= {f"figures/{profile}": paths.CHECKOUT / "figures" / profile}
+    made |= {f"figures/{profile}": paths.published(profile)}
     made |= {"notebooks": paths.CHECKOUT / "notebooks"} if profile == "pocket" else {}
     with tarfile.open(part, "w:gz") as tar:
         for name, source in made.items():

@@ -281,7 +281,8 @@ def write(file: Path, content: bytes) -> list[str]:
 def published(profile: str, notebook: str) -> nbformat.NotebookNode:
     """An executed notebook without papermill's metadata, times, widget state and the reader's own data folder.
 
-    The pocket one is its source with the outputs of the run, and has nothing of papermill.
+    The pocket one is its source with the outputs of the run, and has nothing of papermill.  Of another profile, links
+    to notebooks that it does not have lead to pocket's.
     """
     run = nbformat.read(executed(profile, notebook), as_version=4)
     if profile == "pocket":
@@ -292,7 +293,12 @@ def published(profile: str, notebook: str) -> nbformat.NotebookNode:
         {k: run.metadata[k] for k in ("kernelspec", "language_info") if k in run.metadata}
     )
     count = 0
+    own = {name for name in NOTEBOOKS if profile == "pocket" or executed(profile, name).is_file()}
     for cell in run.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(
+                r"\]\((\d_\w+)(?=\.ipynb)", lambda m: m[0] if m[1] in own else f"](../../notebooks/{m[1]}", cell.source
+            )
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if INJECTED in tags:

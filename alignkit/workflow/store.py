@@ -10,7 +10,6 @@ other data or another library never serve an old result:
 - the versions of the libraries, the numerics in force (`numerics.in_force`), precision and kind of device
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -80,7 +79,7 @@ class Run(NamedTuple):
         here = sorted(
             (os.path.relpath(name, self.part or "."), check) for name, check in files if name.startswith(self.part)
         )
-        return _hash(here)
+        return checksums.of_values(here)
 
 
 def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: Any) -> Run:
@@ -93,7 +92,7 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
     store cannot be written.
     """
     known = identify(train, settings, **inputs)
-    run_id = _hash(known)
+    run_id = checksums.of_values(known)
     home = paths.store()
     run = Run(run_id, home / f"{train.__name__}-{run_id}")
     if not run.folder.exists():
@@ -170,7 +169,7 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
             "hardware": hardware(),
             "files": _checksums(folder),
         }
-        record["checksum"] = _hash(record)
+        record["checksum"] = checksums.of_values(record)
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         os.replace(folder, run.folder)
     except BaseException:
@@ -190,7 +189,7 @@ def _clear(folder: Path) -> None:
 def _verify(run: Run, _: paths.Stamp) -> None:
     try:
         record = run.record
-        sound = record.pop("checksum") == _hash(record) and record["id"] == run.id
+        sound = record.pop("checksum") == checksums.of_values(record) and record["id"] == run.id
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if damaged := checksums.differing(record["files"], _checksums(run.folder)) if sound else [RECORD]:
@@ -201,10 +200,6 @@ def _checksums(folder: Path) -> dict[str, str]:
     """Of all files of a run but its record."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / RECORD)
     return checksums.of(folder, files)
-
-
-def _hash(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def hardware() -> str:

@@ -66,6 +66,8 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
     for name in ("train", "test"):
         if name not in frames:
             raise UserFault(f"data: {source!r} has no split {name!r}; found {', '.join(found)}")
+    if empty := [name for name, frame in frames.items() if frame.empty]:
+        raise UserFault(f"data: {source!r} has {sum(map(len, frames.values()))} reviews, none for {empty[0]}; add some")
     if spelt := sum(int(frame.text.str.contains(SPECIAL).sum()) for frame in frames.values()):
         notes.append(f"{spelt} texts spell a model's own token, such as [SEP], and get a blank in it")
     frames = {n: f.assign(text=f.text.str.replace(SPECIAL, r"\g<0> ", regex=True)) for n, f in frames.items()}
@@ -149,6 +151,8 @@ def _of_file(file: Path, name: str) -> pd.DataFrame:
 def _cells(stream: Any, name: str) -> pd.DataFrame:
     """Cells between commas, semicolons or tabs, as texts; what stands behind the header's last one must be empty."""
     head, first = next(((n, line) for n, line in enumerate(stream, start=1) if line.strip()), (1, ""))
+    if not first:
+        raise UserFault(f"data: {name!r} is empty; a header and reviews are needed")
     separator = max(",;\t", key=first.count)
     columns = [column.strip() for column in first.rstrip("\r\n" + separator).replace('"', "").split(separator)]
     rows: dict[str, list[str]] = {}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from alignkit.report.reward_model import calibrated, temperature
+from alignkit.report.reward_model import calibrated, spreads_differ, temperature
 
 RNG = np.random.default_rng(0)
 REWARDS = RNG.normal(scale=2, size=20_000)
@@ -31,3 +31,22 @@ def test_seeds_that_differ_by_a_scale_alone_do_not_differ_when_divided(tmp_path:
     row = calibrated(rewards, values).set_index("quantity").loc["gain"]
     assert row["spread / mean"] == pytest.approx(np.std([3, 6], ddof=1) / 4.5)
     assert row["spread / mean, divided"] == pytest.approx(0, abs=0.02)
+    assert np.isnan(row["p"])  # two seeds have no test
+
+
+def test_equal_spreads_are_told_from_unequal_ones():
+    shared, own = np.random.default_rng(0).normal(size=(2, 200))
+    assert spreads_differ(shared, shared + 0.1 * own) > 0.01
+    assert spreads_differ(shared, 2 * shared + 0.1 * own) < 1e-6
+
+
+def test_the_spread_test_errs_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    pairs = rng.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=(2000, 5))
+    p = [spreads_differ(*seeds.T) for seeds in pairs]
+    assert 0.03 < np.mean(np.array(p) < 0.05) < 0.07
+
+
+def test_two_seeds_or_a_missing_value_have_no_spread_to_compare():
+    assert np.isnan(spreads_differ([1, 2], [2, 3]))
+    assert np.isnan(spreads_differ([1, 2, 3], [2, 3, np.nan]))

@@ -33,10 +33,12 @@ def commands(build: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ..
     def run(profile: str, *command: str) -> bool:
         started.append(command)
         if command[0] == "train":
-            run = build / "store" / f"train_sft-{len(started)}"
+            name = "-".join(Path(word).stem for word in command)
+            run = build / "store" / f"tmp-{name}"
             run.mkdir(parents=True)
             record = {"inputs": {"seed": 0}, "seconds": 1.0, "metrics": {"status": "ok", "test_cross_entropy": 3.5}}
             (run / "run.json").write_text(json.dumps(record))
+            run.rename(run.with_name(f"train_sft-{name}"))  # whole at once, as the store does it
         return command[0] != "train" or "2_dpo_losses" not in command[1]
 
     monkeypatch.chdir(paths.CHECKOUT)  # and back
@@ -87,6 +89,14 @@ def test_what_is_sealed_already_is_not_executed_again(commands: list, build: Pat
     monkeypatch.setattr(batch, "damage", lambda *_: "")
     alone.report("smoke", 2, tmp_path / "none", tmp_path / "out")
     assert [command[0] for command in commands[4:]] == ["publish"]
+
+
+def test_a_page_of_older_code_does_not_stand_in_the_way(commands: list, build: Path, tmp_path: Path):
+    old = batch.executed("smoke", NAMES[1])  # its training fails, so it is not executed again
+    old.parent.mkdir(parents=True)
+    old.touch()
+    alone.report("smoke", 2, tmp_path / "none", tmp_path / "out")
+    assert not old.exists()
 
 
 @pytest.mark.batch

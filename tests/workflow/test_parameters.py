@@ -94,10 +94,16 @@ def test_a_profile_needs_one_file(profile: Path, capsys: pytest.CaptureFixture):
     assert parameters.load(profile / "6_one_front.yaml").front_steps == 9
 
 
+def laid_on(profile: Path, name: str, text: str) -> Path:
+    """Another profile beside it, with this in its shared file."""
+    other = profile.with_name(name)
+    other.mkdir()
+    (other / "shared.yaml").write_text(text)
+    return other
+
+
 def test_a_replica_is_laid_on_the_profile_that_it_repeats(profile: Path, capsys: pytest.CaptureFixture):
-    replica = profile.with_name("mine_replica")
-    replica.mkdir()
-    (replica / "shared.yaml").write_text("seeds: [7]\n")
+    replica = laid_on(profile, "mine_replica", "seeds: [7]\n")
     assert check(replica, capsys) == []
     loaded = parameters.load(replica / f"{NOTEBOOK}.yaml").model_dump()
     assert loaded == {**POCKET, "profile": "mine_replica", "sft_batch": 8, "seeds": [7]}
@@ -107,9 +113,7 @@ def test_a_replica_is_laid_on_the_profile_that_it_repeats(profile: Path, capsys:
 
 
 def test_a_tiny_profile_is_laid_on_the_one_that_it_cuts(profile: Path, capsys: pytest.CaptureFixture):
-    tiny = profile.with_name("mine_tiny")
-    tiny.mkdir()
-    (tiny / "shared.yaml").write_text("prompts: 3\n")
+    tiny = laid_on(profile, "mine_tiny", "prompts: 3\n")
     assert check(tiny, capsys) == []
     loaded = parameters.load(tiny / f"{NOTEBOOK}.yaml").model_dump()
     assert loaded == {**POCKET, "profile": "mine_tiny", "sft_batch": 8, "prompts": 3}
