@@ -65,7 +65,7 @@ class FDPOTrainer(DPOTrainer):
         }
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, values in measured.items():
-            metrics[name].append(values.detach().float().mean().item())
+            metrics[name].append(self.accelerator.gather(values.detach().float()).mean().item())
 
 
 def sequence_logps(

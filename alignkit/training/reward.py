@@ -17,6 +17,7 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
+from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
@@ -30,6 +31,7 @@ from alignkit.world.models import (
     SCRATCH,
     load_encoder,
     new_encoder,
+    processes,
     quiet_training,
     run_trainer,
     save,
@@ -56,6 +58,8 @@ class AllPairsRewardTrainer(RewardTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         _, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+        if processes() > 1:  # the other processes' reviews are of the same batch
+            chosen, rejected = (torch.cat(all_gather(side)) for side in (chosen, rejected))
         loss = all_pairs_loss(chosen, rejected)
         return (loss, outputs) if return_outputs else loss
 

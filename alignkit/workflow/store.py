@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -32,7 +33,7 @@ from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import checksums, identity
 from alignkit.world import resume
-from alignkit.world.models import precision
+from alignkit.world.models import precision, processes
 from alignkit.world.reviews import Reviews
 
 LIBRARIES = (
@@ -100,9 +101,12 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
             (home / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserFault(f"{home}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
-        with FileLock(home / "locks" / f"{run_id}.lock"):
-            if not run.folder.exists():
-                _train(train, run, known, settings, inputs)
+        if int(os.environ.get("RANK", 0)):
+            _take_part(train, run, settings, inputs)
+        else:
+            with FileLock(home / "locks" / f"{run_id}.lock"):
+                if not run.folder.exists():
+                    _train(train, run, known, settings, inputs)
     _verify(run, paths.stamp(str(run.folder)))
     return run
 
@@ -118,7 +122,7 @@ def identify(train: Callable[..., Any], settings: Any = None, **inputs: Any) -> 
         "inputs": {name: _each(value, attrgetter("content")) for name, value in counted.items()},
         "source": identity.source(train, words),
         "versions": {name: version(name) for name in LIBRARIES},
-        "numerics": numerics.in_force(),
+        "numerics": numerics.in_force() | ({"processes": processes()} if processes() > 1 else {}),
         "precision": precision(),
     }
 
@@ -158,8 +162,7 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
         print(f"training {train.__name__}{seed} ...")
     try:
         started = time.monotonic()
-        opened = {name: _each(value, attrgetter("path")) for name, value in inputs.items()}
-        metrics = train(folder, **opened) if settings is None else train(folder, settings, **opened)
+        metrics = _called(train, folder, settings, inputs)
         record = {
             **known,
             "id": run.id,
@@ -177,6 +180,23 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
         raise
     if in_notebook:
         clear_output()
+
+
+def _take_part(train: Callable[..., dict[str, Any]], run: Run, settings: Any, inputs: Any) -> None:
+    """Train beside the first process of `accelerate launch`, which keeps the run; what has no trainer it does alone."""
+    if ("alignkit.world.models", "run_trainer") in identity.reached(train.__module__, train.__name__):
+        kept = run.folder.with_name(f"tmp-{run.id}") / resume.FOLDER
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / resume.FOLDER).symlink_to(kept)
+            _called(train, Path(folder), settings, inputs)
+    while not run.folder.exists():
+        time.sleep(0.2)
+
+
+def _called(train: Callable[..., dict[str, Any]], folder: Path, settings: Any, inputs: Any) -> dict[str, Any]:
+    opened = {name: _each(value, attrgetter("path")) for name, value in inputs.items()}
+    return train(folder, **opened) if settings is None else train(folder, settings, **opened)
 
 
 def _clear(folder: Path) -> None:

@@ -57,6 +57,11 @@ def precision() -> dict[str, bool]:
     return {"use_cpu": False, "bf16": ampere, "fp16": not ampere}
 
 
+def processes() -> int:
+    """How many processes train one model together (`accelerate launch`)."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextlib.contextmanager
 def quiet_training(out: Path | None = None) -> Iterator[Path]:
     """A folder for what a trainer goes on from, in `out` if it is given, with the libraries' bars and notices off."""
@@ -73,13 +78,18 @@ def quiet_training(out: Path | None = None) -> Iterator[Path]:
 
 
 def trainer_arguments(folder: Path, *, seed: int, epochs: float, batch: int, lr: float, reports: int) -> dict[str, Any]:
-    """What every trainer here shares: AdamW (0.9, 0.98), 10 % warm-up, cosine decay, `reports` log points."""
+    """What every trainer here shares: AdamW (0.9, 0.98), 10 % warm-up, cosine decay, `reports` log points.
+
+    Raises UserFault if a batch cannot be dealt out to all processes evenly.
+    """
+    if batch % processes():
+        raise UserFault(f"batch: {batch} a step; {processes()} processes cannot share it evenly; take a divisor of it")
     return dict(
         output_dir=str(folder),
         seed=seed,
         num_train_epochs=epochs,
-        per_device_train_batch_size=batch,
-        per_device_eval_batch_size=2 * batch,
+        per_device_train_batch_size=batch // processes(),
+        per_device_eval_batch_size=2 * batch // processes(),
         learning_rate=lr,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
