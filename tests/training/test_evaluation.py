@@ -178,7 +178,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "other seed": {"seed": 1},
     "prefix": {"prefix": "i loved every second of it ."},
-    "bias": {"bias": {"superb": 2.0, "dull": -2.0}},
+    "bias": {"bias": {"superb": 4.0, "dull": -4.0}},
 }
 
 
