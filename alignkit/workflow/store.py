@@ -97,9 +97,10 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
     if not run.folder.exists():
         try:
             (home / "locks").mkdir(parents=True, exist_ok=True)
+            held = FileLock(home / "locks" / f"{run_id}.lock").acquire()
         except OSError as error:
             raise UserFault(f"{home}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
-        with FileLock(home / "locks" / f"{run_id}.lock"):
+        with held:
             if not run.folder.exists():
                 # Holding the lock, nobody else writes this run: what is there was left by a killed process.
                 for left in home.glob(f"tmp-{run_id}-*"):
