@@ -270,7 +270,7 @@ def training(log: pd.DataFrame) -> Figure:
     middle.axhline(0, color="black", linewidth=1, linestyle=":")
     for axis, ylabel in ((left, "DPO loss (nats a pair)"), (middle, "log-prob − its start (nats)")):
         axis.set(xlabel="training step", ylabel=ylabel)
-        axis.legend(fontsize="small", loc="lower left", frameon=True)
+        axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     right.set(xlabel="training step", ylabel="margin (nats)")
     return figure
 
