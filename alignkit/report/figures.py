@@ -86,6 +86,7 @@ def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> N
     kept = kept[measured.notna().any(axis=1)] if measured.shape[1] else kept
     shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})
     html = shown.head(most).to_html(index=False, border=0, justify="left", na_rep="")
+    html = re.sub(r"(\[-?[\d.]+), (?=-?[\d.]+\])", r"\1,&nbsp;", html)  # an interval stays on one line
     left = ["" if pd.api.types.is_numeric_dtype(kept[column]) else ' style="text-align: left"' for column in kept]
     styles = cycle(left)  # a page's style sheet sets each cell to the right, those of the header too
     display(HTML(re.sub("<(t[hd])>", lambda cell: f"<{cell[1]}{next(styles)}>", html)))
