@@ -44,7 +44,7 @@ def readable(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd
     for column in columns:
         ends = means[[column, f"{column}_low", f"{column}_high"]].to_numpy()
         out[column] = ["" if np.isnan(row[0]) else interval_text(*row, digits) for row in ends]
-        out.loc[means.seeds == 0, column] = out[column].str.removesuffix(" (1 seed)")
+        out.loc[means.seeds == 0, column] = out[column].astype(str).str.removesuffix(" (1 seed)")
     return out
 
 

@@ -218,6 +218,7 @@ def test_what_has_no_seed_is_not_told_as_one_seed() -> None:
     table.loc[table.method == "b", "seed"] = np.nan
     shown = readable(summary(table, ["reward"]), ["reward"], digits=1)
     assert shown.reward.tolist() == ["1.0 (1 seed)", "2.0"]
+    assert readable(summary(table.iloc[:0], ["reward"]), ["reward"]).empty
 
 
 @pytest.mark.parametrize(
