@@ -39,11 +39,12 @@ def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "method") -> 
 
 
 def readable(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd.DataFrame:
-    """A `summary` with each mean and its interval as one text; "" where there is no mean."""
+    """A `summary` with each mean and its interval as one text; "" where there is no mean, no interval without seeds."""
     out = means[[means.columns[0], "seeds"]].copy()
     for column in columns:
         ends = means[[column, f"{column}_low", f"{column}_high"]].to_numpy()
         out[column] = ["" if np.isnan(row[0]) else interval_text(*row, digits) for row in ends]
+        out.loc[means.seeds == 0, column] = out[column].astype(str).str.removesuffix(" (1 seed)")
     return out
 
 
