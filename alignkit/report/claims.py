@@ -229,7 +229,7 @@ def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
     tokens = tables("5_confirmation").groupby("method").tokens.mean()
     ratio = tokens.max() / tokens.min()
     words = ("That comparison is at equal tokens:", "That comparison is not at equal tokens:")
-    return plain(ratio, ratio <= 1.15, words, f"the most are {ratio:.2f} of the fewest")
+    return plain(ratio, ratio <= 1.15, words, f"the most that a method saw are {ratio:.2f} times the fewest")
 
 
 # Notebook 6
