@@ -16,7 +16,7 @@ from alignkit.report.policies import (
     assessed,
     dpo,
     evaluated,
-    measured,
+    interpolated,
     on_pairs,
     paired,
     prepared,
@@ -25,7 +25,6 @@ from alignkit.report.policies import (
 from alignkit.report.tables import differences, interval_text, turned
 from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
 from alignkit.training.dpo import DpoSettings, train_dpo
-from alignkit.training.merge import evaluate_interpolation
 from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, fewer_pairs, generate_anew
 from alignkit.workflow.schema import DpoLosses
 from alignkit.workflow.store import get
@@ -137,9 +136,7 @@ def imitation(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     """Fine-tuning on positive reviews alone, and points between SFT and the policy that it ends with."""
     gently = FineTuning(p.sft_tokens, p.sft_held_out, epochs=1.0, batch=p.sft_batch, lr=p.sft_lr / 4)
     tuned = get(train_on_positive, gently, **shared(p, seed), policy=runs["sft"])
-    models = {"init": runs["sft"], "merged": tuned, "reference": runs["sft"], "reward": runs["reward"]}
-    how = {"settings": measured(p, main=True), **shared(p, seed), **models}
-    points = {eta: assessed(p, evaluate_interpolation, **how, eta=eta) for eta in p.imitation_etas}
+    points = {eta: interpolated(p, seed, runs, tuned, eta, main=True) for eta in p.imitation_etas}
     return {"positive reviews": tuned} | {imitated(eta) + EVALUATION: run for eta, run in points.items()}
 
 

@@ -118,6 +118,12 @@ def evaluated(p: Evaluated, seed: int, runs: Runs, name: str, *, main: bool, pol
     return {name + EVALUATION: assessed(p, evaluate, measured(p, main=main, **settings), **shared(p, seed), **models)}
 
 
+def interpolated(p: Evaluated, seed: int, runs: Runs, end: Run, eta: float, *, main: bool) -> Run:
+    """The evaluation of a point on the way from SFT (η = 0) to another policy (η = 1)."""
+    models = {"init": runs["sft"], "merged": end, "reference": runs["sft"], "reward": runs["reward"]}
+    return assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+
+
 def sft_policies(runs: Mapping[int, Runs]) -> list[Policy]:
     """The supervised policy of each seed."""
     at_start = {"iteration": 0, "eta": 0.0, "steps": 0}
@@ -253,8 +259,7 @@ def points(p: Any, seed: int, sft: Run, reward: Run, variation: Variation) -> li
     for iteration, eta, steps, thetas, merged in asked:
         last, whole = iteration == len(iterations), steps == training.steps
         main = variation.main and eta in (p.liti_rate, 1.0) and whole
-        models = {"init": sft, "merged": merged, "reference": sft, "reward": reward}
-        record = assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+        record = interpolated(p, seed, {"sft": sft, "reward": reward}, merged, eta, main=main)
         family = variation.family if last and (whole or min(variation.etas) == 1) else ""
         settings = {name: vars(training)[name] for name in LOOPED}
         settings |= {"runs": variation.runs, "merge": variation.how, "angle": merged.metrics["angle"]}

@@ -11,23 +11,8 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.frontier import along_root_kl, efficiency, optimal_frontier
-from alignkit.report import dpo_losses, improvements
-from alignkit.report.policies import (
-    EVALUATION,
-    Method,
-    Policy,
-    Variation,
-    aligned,
-    assessed,
-    f_dpo,
-    measured,
-    points,
-    prepared,
-    rewarding,
-    shared,
-    supervised,
-)
-from alignkit.training.merge import evaluate_interpolation
+from alignkit.report import dpo_losses, improvements, policies
+from alignkit.report.policies import EVALUATION, Method, Policy, Variation
 from alignkit.training.pool import PoolSettings, draw_pool, load_pool
 from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS, OneFront, World
@@ -112,24 +97,23 @@ def on_divergences(of: World, seed: int, tries: Tries = on_grid, main: bool = Fa
     """The divergences of notebook 3 on its pairs, each at the middle β of its sweep."""
     p = values(of, "3_f_divergences", seed)
     sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
-    methods = [Method(name, f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()]
+    methods = [Method(name, policies.f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()]
     return on_pairs(p, seed, methods, tries, main)
 
 
 def on_pairs(p: Any, seed: int, methods: Iterable[Method], tries: Tries, main: bool) -> Iterator[Tried]:
     """Learning rate × epochs, each setting a front over η."""
-    start = prepared(p, seed)
+    start = policies.prepared(p, seed)
     drawn = {"completions": p.pair_prompts * p.pair_samples, "tokens": start["generations"].metrics["tokens_generated"]}
-    usual, models = p.dpo(), {"init": start["sft"], "reference": start["sft"], "reward": start["reward"]}
+    usual = p.dpo()
     each = [(method, factors) for method in methods for factors in tries(method.name)]
     for method, (rate, longer) in each:
         changes = {"lr": rate * usual["lr"], "epochs": longer * usual["epochs"]}
-        runs = aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=main)], start)
+        runs = policies.aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=main)], start)
         run = runs[method.name]
         shown = {**changes, "beta": method.settings["beta"], "tokens_generated": drawn["tokens"]}
-        how = {**shared(p, seed), **models, "merged": run}
         found = {1.0: runs[method.name + EVALUATION]}
-        found |= {eta: assessed(p, evaluate_interpolation, measured(p, main=main), **how, eta=eta) for eta in BACK}
+        found |= {eta: policies.interpolated(p, seed, start, run, eta, main=main) for eta in BACK}
         front = [
             Policy(method.name, seed, record, main, trained=(run,), settings=shown, where={"eta": eta})
             for eta, record in found.items()
@@ -147,14 +131,14 @@ def by_policy_gradient(of: World, seed: int, tries: Tries = by_strength, main: b
     known = {idea.name: idea for idea in improvements.ideas(p)}
     reinforce = Variation("REINFORCE, EMA anchor", {"steps": p.equal_steps, "keep": []}, etas=p.etas)
     names = ("WARP", improvements.ANCHORED, improvements.CHOSEN)
-    sft, reward = supervised(p, seed), rewarding(p, seed)
+    sft, reward = policies.supervised(p, seed), policies.rewarding(p, seed)
     for idea in (reinforce, *(known[name] for name in names)):
         own = {"lr": p.warp_lr, "beta": p.warp_beta, "ema_rate": p.ema_rate, "anchor": "ema", **idea.changes}
         for rate, strength in tries(idea.name):
             changes = {**own, "lr": rate * p.warp_lr, "beta": strength * own["beta"]}
             moves = own["anchor"] == "ema"
             changes |= {"ema_rate": SLOWER * own["ema_rate"]} if moves and strength > 1 else {}
-            found = points(p, seed, sft, reward, idea._replace(changes=changes, main=main, every=False))
+            found = policies.points(p, seed, sft, reward, idea._replace(changes=changes, main=main, every=False))
             runs = found[0].trained
             drawn = {"completions": sum(changes["steps"] * run.record["settings"]["batch"] for run in runs)}
             drawn["tokens"] = sum(run.metrics["tokens_generated"] for run in runs)
@@ -175,8 +159,8 @@ def frontier(of: World, seed: int) -> pd.DataFrame:
     p = values(of, "6_one_front", seed)
     size = POOL if of.profile != "smoke" else p.pool_reference
     settings = PoolSettings((size,), p.prompts, p.new_tokens, p.reward_tokens)
-    models = {"policies": [supervised(p, seed)], "reward": rewarding(p, seed)}
-    pool = load_pool(get(draw_pool, settings, **shared(p, seed), **models).path)
+    models = {"policies": [policies.supervised(p, seed)], "reward": policies.rewarding(p, seed)}
+    pool = load_pool(get(draw_pool, settings, **policies.shared(p, seed), **models).path)
     return optimal_frontier(pool.reward, p.frontier_betas)
 
 
