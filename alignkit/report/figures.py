@@ -67,11 +67,8 @@ def _png(figure: Figure) -> bytes:
 
 
 def say(text: str) -> None:
-    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree.
-
-    A tag in it, as a review may hold, is shown as it stands.
-    """
-    display(Markdown(text.replace("<", "&lt;")))
+    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree."""
+    display(Markdown(text.replace("<", "&lt;")))  # a tag, as a review may hold, is shown as it stands
 
 
 def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> None:
@@ -149,10 +146,8 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str
     figure, axes = panels(len(measures), 3.9)
     for axis, measure in zip(axes, measures, strict=True):
         for method, family in families.items():
-            for i, (_, one) in enumerate(log[log.method == method].groupby("seed")):
-                kept = one.dropna(subset=measure)
-                label = None if i else method
-                axis.plot(kept.step, kept[measure], color=seen[family].color, alpha=0.8, label=label)
+            own, color = log[log.method == method], seen[family].color
+            seed_lines(axis, own, "step", measure, label=method, color=color, alpha=0.8)
         axis.set(xlabel="training step", ylabel=AXES[measure])
     legend_below(figure)
     return figure

@@ -8,7 +8,7 @@ import pandas as pd
 from alignkit.divergences import FIXED, WITH_ALPHA, divergence
 from alignkit.metrics import holm
 from alignkit.report import policies
-from alignkit.report.policies import EVALUATION, Method, Policy, Runs, Variation
+from alignkit.report.policies import EVALUATION, Method, Policy, Runs, Variation, f_dpo
 from alignkit.report.tables import differences, turned
 from alignkit.report.towards import apart, approach, steps_of, warp_from, with_few_tokens
 from alignkit.training.evaluate import evaluate
@@ -55,11 +55,11 @@ def methods(p: Improvements) -> list[Method]:
         strengths = p.strengths[:1] if name in ONCE else p.strengths
         for b in (strength_to_beta(name, s) for s in strengths):
             usual = {"main": name in PROMISING, "family": f"DPO, {name}"}
-            found.append(Method(f"{name} β={b:g}", policies.f_dpo(name, b, **alpha), **usual))
+            found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha), **usual))
     for loss in OTHER_LOSSES:
         for name in ("reverse_kl", "js", "chi_po"):
             b = strength_to_beta(name, p.main_beta)
-            found.append(Method(f"{loss}, {name}", policies.f_dpo(name, b, loss=loss), family=f"DPO, {loss}, {name}"))
+            found.append(Method(f"{loss}, {name}", f_dpo(name, b, loss=loss), family=f"DPO, {loss}, {name}"))
     return found
 
 

@@ -77,10 +77,7 @@ def recipe(p: OneFront, seed: int) -> Runs:
 
 
 def tilted(p: OneFront, seed: int, runs: Runs) -> dict[str, Policy]:
-    """The policies that draw the pool beside the supervised one, by name, in the pool's order.
-
-    The one place to put others, or more: names, positions and draws all follow.
-    """
+    """The policies that draw the pool beside the supervised one, by name, in the pool's order; others join here."""
     whole = [x for x in approach(p, seed, runs) if x.method == APPROACHED and x.where["eta"] == 1]
     return {f"{APPROACHED}, β={policy.settings['beta']:g}": policy for policy in whole}
 

@@ -52,10 +52,7 @@ class Policy:
 
 
 def rows(policies: Iterable[Policy], p: Evaluated) -> pd.DataFrame:
-    """One row for each policy: settings, reward, gold, KL, diversity, cost and status.
-
-    A policy made of a diverged run has status "diverged" and no numbers.
-    """
+    """One row for each policy: settings, measures, cost and status; of one made of a diverged run no measures."""
     out = []
     for policy in policies:
         trained = [run.metrics for run in policy.trained]
@@ -168,8 +165,7 @@ def prepared(p: Aligned, seed: int) -> Runs:
     """What learning from pairs needs beyond `started`: scored generations and pairs."""
     runs = started(p, seed)
     models = {"policy": runs["sft"], "reward": runs["reward"]}
-    sizes = {"n_prompts": p.pair_prompts, "k": p.pair_samples, "max_new_tokens": p.new_tokens}
-    settings = GenerationSettings(**sizes, reward_tokens=p.reward_tokens)
+    settings = GenerationSettings(p.pair_prompts, p.pair_samples, p.new_tokens, p.reward_tokens)
     runs["generations"] = get(generate, settings, **shared(p, seed), **models)
     return runs | {"pairs": paired(p, seed, runs, p.construction())}
 

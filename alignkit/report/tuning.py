@@ -12,7 +12,7 @@ import pandas as pd
 from alignkit import paths
 from alignkit.frontier import along_root_kl, efficiency, optimal_frontier
 from alignkit.report import dpo_losses, improvements, policies
-from alignkit.report.policies import EVALUATION, Method, Policy, Variation
+from alignkit.report.policies import EVALUATION, Method, Policy, Variation, f_dpo
 from alignkit.training.pool import PoolSettings, draw_pool, load_pool
 from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS, OneFront, World
@@ -35,7 +35,6 @@ LEAST_REACH = 0.25
 """Nats; a setting that stays below is not chosen, so that it does not draw all others down to its KL."""
 TIE = 0.01
 """Share of the optimal gain by which the best setting has to beat the profile's own."""
-LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust")
 FILE = "tuning"
 POOL = 256
 """Completions of a test prompt by SFT for the optimal frontier."""
@@ -90,14 +89,14 @@ def values(of: World, notebook: str, seed: int) -> Any:
 def on_losses(of: World, seed: int, tries: Tries = on_grid, main: bool = False) -> Iterator[Tried]:
     """The losses of notebook 2 on its pairs."""
     p = values(of, "2_dpo_losses", seed)
-    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in LOSSES], tries, main)
+    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in dpo_losses.LOSSES], tries, main)
 
 
 def on_divergences(of: World, seed: int, tries: Tries = on_grid, main: bool = False) -> Iterator[Tried]:
     """The divergences of notebook 3 on its pairs, each at the middle β of its sweep."""
     p = values(of, "3_f_divergences", seed)
     sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
-    methods = [Method(name, policies.f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()]
+    methods = [Method(name, f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()]
     return on_pairs(p, seed, methods, tries, main)
 
 
@@ -123,10 +122,7 @@ def on_pairs(p: Any, seed: int, methods: Iterable[Method], tries: Tries, main: b
 
 
 def by_policy_gradient(of: World, seed: int, tries: Tries = by_strength, main: bool = False) -> Iterator[Tried]:
-    """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η.
-
-    An anchor that moves is slower where the KL is stronger.
-    """
+    """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η."""
     p = values(of, "5_improvements", seed)
     known = {idea.name: idea for idea in improvements.ideas(p)}
     reinforce = Variation("REINFORCE, EMA anchor", {"steps": p.equal_steps, "keep": []}, etas=p.etas)
@@ -218,12 +214,11 @@ def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRI
     return choose(pd.concat([tried(profile, seed, grids) for seed in seeds], ignore_index=True))
 
 
-def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRIDS) -> Path:
+def write(profile: str) -> Path:
     """`tune`, kept as tuning.csv among the published tables of the profile; returns the file."""
     file = paths.published(profile) / f"{FILE}.csv"
-    table = tune(profile, seeds, grids)
     file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    tune(profile).to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
     return file
 
 
@@ -231,19 +226,16 @@ def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GR
 
 
 def as_tuned(p: OneFront, seed: int) -> list[Policy]:
-    """The fronts of all methods at the settings that tuning chose (`p.tuned`), for one of `p.tuned_seeds`.
-
-    Side rows, with as many completions as main ones.
-    """
+    """For one of `p.tuned_seeds`, all methods' fronts as tuned: side rows with as many completions as main ones."""
     if seed not in p.tuned_seeds or not p.tuned:
         return []
     setting = lambda name: [p.tuned[name]] if name in p.tuned else []  # noqa: E731
     every = [one for grid in GRIDS for one in grid(p, seed, setting, main=True)]
-    names = {
-        one.method: f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned" for one in every
-    }
-    found = [x for one in every for x in one.front]
-    return [replace(x, method=names[x.method], family=names[x.method], main=False) for x in found]
+    found = []
+    for one in every:
+        name = f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned"
+        found += [replace(policy, method=name, family=name, main=False) for policy in one.front]
+    return found
 
 
 def published(profile: str) -> pd.DataFrame | None:
