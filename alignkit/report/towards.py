@@ -131,12 +131,10 @@ def warp_from(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     size = {"iterations": p.warp_iterations, "runs": p.warp_runs, "eta": p.liti_rate}
     done = warp(start, loop_settings(p), inputs, **size)
     behind = [draws, start, *(theta for iteration in done for theta in iteration.thetas)]
-    found = []
+    found, shown = [], {"beta": p.warp_beta}
     for eta in p.etas:
         models = {"init": start, "merged": done[-1].merged, "reference": runs["sft"], "reward": runs["reward"]}
         record = assessed(p, evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, eta=eta)
         where = {"iteration": p.warp_iterations, "eta": eta, "steps": p.warp_steps}
-        found.append(
-            Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, {"beta": p.warp_beta}, where)
-        )
+        found.append(Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, shown, where))
     return found

@@ -35,25 +35,21 @@ def once(make: Callable[..., list[str] | None], given: Any, depends: Any) -> tup
     """
     code = [checksums.content(file) for file in (__file__, own.__file__, foreign.__file__)]
     name = f"{make.__name__.strip('_')}-{checksums.of_values([code, depends])}"
-    folder, told = paths.build() / "cache" / name, "told.json"
+    cache, told = paths.build() / "cache", "told.json"
+    folder = cache / name
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / told).is_file():
-                with tempfile.TemporaryDirectory(dir=folder.parent) as part:
+                with tempfile.TemporaryDirectory(dir=cache) as part:
                     made = Path(part, "made")
                     made.mkdir()
                     (made / told).write_text(json.dumps(make(made, given) or []), encoding="utf-8")
                     shutil.rmtree(folder, ignore_errors=True)
                     made.rename(folder)
     except OSError as error:
-        raise UserFault(
-            f"{folder.parent}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder"
-        ) from None
+        raise UserFault(f"{cache}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
     return folder, json.loads((folder / told).read_text(encoding="utf-8"))
-
-
-# Reviews
 
 
 def taken_in(p: schema.World) -> tuple[str, list[str]]:

@@ -84,7 +84,7 @@ def test_tuning_seeds_are_no_seeds_of_any_profile():
 def test_a_setting_is_two_factors_on_the_profiles_own(monkeypatch: pytest.MonkeyPatch):
     found = []
     monkeypatch.setattr(policies, "get", lambda train, settings, **inputs: found.append(settings) or RUN)
-    monkeypatch.setattr(policies, "assessed", lambda *_, **inputs: RUN)
+    monkeypatch.setattr(policies, "interpolated", lambda *_, **inputs: RUN)
     monkeypatch.setattr(
         policies, "prepared", lambda p, seed: dict.fromkeys(("pairs", "generations", "sft", "reward"), RUN)
     )
