@@ -67,11 +67,8 @@ def _png(figure: Figure) -> bytes:
 
 
 def say(text: str) -> None:
-    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree.
-
-    A tag in it, as a review may hold, is shown as it stands.
-    """
-    display(Markdown(text.replace("<", "&lt;")))
+    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree."""
+    display(Markdown(text.replace("<", "&lt;")))  # a tag, as a review may hold, is shown as it stands
 
 
 def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> None:

@@ -25,10 +25,7 @@ STEP = 0.02
 
 
 def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "method") -> pd.DataFrame:
-    """Mean and 95 % t interval over seeds of each column: <column>, <column>_low, <column>_high, and seeds.
-
-    Rows whose status is not "ok" are left out.
-    """
+    """Mean and 95 % t interval over seeds of rows with status "ok": <column>, <column>_low, <column>_high; seeds."""
     sound = table[table.status == "ok"] if "status" in table else table
     names = [name for column in columns for name in (column, f"{column}_low", f"{column}_high")]
     out = []

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 from alignkit.report.algorithm import warp
-from alignkit.report.policies import EVALUATION, Policy, Runs, assessed, loop_settings, measured, shared
+from alignkit.report.policies import EVALUATION, Policy, Runs, assessed, interpolated, loop_settings, measured, shared
 from alignkit.training.distil import DistilSettings, RegressionSettings, distil, draw_towards, regress
 from alignkit.training.merge import evaluate_interpolation
 from alignkit.training.pairs import GenerationSettings
@@ -81,19 +80,11 @@ def chained(p: Towards, seed: int, runs: Runs, name: str, before: Sequence[Run],
 
 
 def placed(
-    p: Towards,
-    seed: int,
-    runs: Runs,
-    name: str,
-    behind: Sequence[Run],
-    main: bool = True,
-    eta: float = 1.0,
-    **shown: Any,
+    p: Towards, seed: int, runs: Runs, name: str, behind: Sequence[Run], main: bool = True, *, eta: float, beta: float
 ) -> Policy:
     """The last of the runs, or a point on the way back from it to SFT, evaluated; with the cost of all runs."""
-    models = {"init": runs["sft"], "merged": behind[-1], "reference": runs["sft"], "reward": runs["reward"]}
-    record = assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
-    return Policy(name, seed, record, main, name, behind, settings=shown, where={"eta": eta})
+    record = interpolated(p, seed, runs, behind[-1], eta, main=main)
+    return Policy(name, seed, record, main, name, behind, settings={"beta": beta}, where={"eta": eta})
 
 
 def steps_of(policy: Policy) -> list[tuple[str, Run]]:
@@ -140,12 +131,10 @@ def warp_from(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     size = {"iterations": p.warp_iterations, "runs": p.warp_runs, "eta": p.liti_rate}
     done = warp(start, loop_settings(p), inputs, **size)
     behind = [draws, start, *(theta for iteration in done for theta in iteration.thetas)]
-    found = []
+    found, shown = [], {"beta": p.warp_beta}
     for eta in p.etas:
         models = {"init": start, "merged": done[-1].merged, "reference": runs["sft"], "reward": runs["reward"]}
         record = assessed(p, evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, eta=eta)
         where = {"iteration": p.warp_iterations, "eta": eta, "steps": p.warp_steps}
-        found.append(
-            Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, {"beta": p.warp_beta}, where)
-        )
+        found.append(Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, shown, where))
     return found

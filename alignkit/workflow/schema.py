@@ -348,10 +348,6 @@ class Improvements(Divergent, Fronts, Towards):
     few_steps: Steps = Field(description="steps of RLOO there")
     confirm_seeds: Seeds = Field(description="further seeds, on which the chosen method is tried again")
 
-    def model_seed(self, seed: int) -> int:
-        """The seed of the SFT policy and reward model that a seed starts from."""
-        return seed if self.base_seed is None else self.base_seed
-
     def training_seeds(self) -> list[int]:
         return [*self.seeds, *self.confirm_seeds]
 

@@ -76,10 +76,8 @@ class Run(NamedTuple):
     def content(self) -> str:
         """SHA-256 of its files' names and checksums (first 16 hex digits)."""
         files = self.record["files"].items()
-        here = sorted(
-            (os.path.relpath(name, self.part or "."), check) for name, check in files if name.startswith(self.part)
-        )
-        return checksums.of_values(here)
+        here = [(os.path.relpath(name, self.part or "."), sha) for name, sha in files if name.startswith(self.part)]
+        return checksums.of_values(sorted(here))
 
 
 def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: Any) -> Run:
