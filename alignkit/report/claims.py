@@ -13,10 +13,7 @@ from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
 from alignkit.report.statements import (
     DIFFERENT,
-    LEVEL_ENTROPY,
-    LEVEL_REWARD,
-    LEVEL_SHARE,
-    LEVEL_VOLUME,
+    LEVEL,
     Finding,
     Tables,
     Unanswered,
@@ -95,7 +92,7 @@ def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
     """Which loss gains another reward than the sigmoid loss, at the same KL?"""
     none = "No other loss gains a measurably other reward than the sigmoid loss at the same KL"
     some = "Losses that gain another reward than the sigmoid loss at the same KL"
-    return counted(rows_of(tables("2_matched"), measure="reward"), none, some, LEVEL_REWARD)
+    return counted(rows_of(tables("2_matched"), measure="reward"), none, some, LEVEL["reward"])
 
 
 def dpo_raises_reward(tables: Tables) -> Finding:
@@ -112,7 +109,7 @@ def losses_do_not_differ(tables: Tables) -> Finding:
     """Which loss ends at another reward than the sigmoid loss, each at the KL where it stops?"""
     none = "No other loss ends at a measurably other reward than the sigmoid loss"
     some = "Losses that end at another reward than the sigmoid loss, each at its own KL"
-    return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, LEVEL_REWARD)
+    return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, LEVEL["reward"])
 
 
 def _halfway(table: pd.DataFrame, **where: object) -> pd.DataFrame:
@@ -149,14 +146,14 @@ def divergences_gain_no_more(tables: Tables) -> Finding:
     table = rows_of(tables("3_matched"), measure="reward")
     above = table.assign(holm=table.holm.where(table.difference > 0, 1.0), low=table.low.clip(lower=0))
     none = "No divergence gains measurably more reward than reverse KL at the same KL"
-    return counted(above, none, "Divergences that gain more reward than reverse KL at the same KL", LEVEL_REWARD)
+    return counted(above, none, "Divergences that gain more reward than reverse KL at the same KL", LEVEL["reward"])
 
 
 def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
     """Which divergence keeps another entropy of words than reverse KL, at the same KL?"""
     none = "No divergence changes the entropy of the words measurably against reverse KL at the same KL"
     some = "Divergences with another entropy of words than reverse KL at the same KL"
-    return counted(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some, LEVEL_ENTROPY)
+    return counted(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some, LEVEL["entropy"])
 
 
 # Notebook 4
@@ -188,14 +185,14 @@ def longer_runs_buy_no_more(tables: Tables) -> Finding:
     """Do the task's own steps, of which there are more, buy another reward at the same KL?"""
     none = "Runs as long as the task names them buy no measurably other reward than shorter ones at the same KL"
     some = "KLs at which runs as long as the task names them buy another reward than shorter ones"
-    return counted(rows_of(tables("4_task_matched"), measure="reward"), none, some, LEVEL_REWARD)
+    return counted(rows_of(tables("4_task_matched"), measure="reward"), none, some, LEVEL["reward"])
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
     """Which other rate of the anchor buys another reward at the same KL?"""
     none = "No other rate of the anchor buys a measurably other reward at the same KL"
     some = "Rates of the anchor that buy another reward than WARP's own, at the same KL"
-    return counted(rows_of(tables("4_mu_matched"), measure="reward"), none, some, LEVEL_REWARD)
+    return counted(rows_of(tables("4_mu_matched"), measure="reward"), none, some, LEVEL["reward"])
 
 
 # Notebook 5
@@ -221,7 +218,7 @@ def no_single_change_moves_warp(tables: Tables) -> Finding:
     """Which single change of WARP moves its hypervolume in reward?"""
     none = "No single change of WARP moves its hypervolume in reward"
     some = "Single changes of WARP that move its hypervolume in reward (nats²)"
-    return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, LEVEL_VOLUME)
+    return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, LEVEL["volume"])
 
 
 def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
@@ -283,7 +280,7 @@ def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     """Under the same tuning and the same budget, which method gains another share than WARP at the least KL?"""
     none = "Tuned alike, no method gains a measurably other share of the possible gain than WARP"
     some = "Tuned alike, methods that gain another share of the possible gain than WARP"
-    return counted(tables("6_tuned_order"), none, some, LEVEL_SHARE)
+    return counted(tables("6_tuned_order"), none, some, LEVEL["share"])
 
 
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
@@ -299,7 +296,7 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     """Does one run, interpolated back, do as well as WARP at a KL of 1?"""
     rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")), at_kl=1)
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
-    holds = settled(row.low, row.high, -LEVEL_SHARE, LEVEL_SHARE)
+    holds = settled(row.low, row.high, -LEVEL["share"], LEVEL["share"])
     said = {True: "is level with", False: "differs from", None: "is not measurably apart from"}[holds]
     text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of 1 (difference): "
     text += f"{interval_text(row.difference, row.low, row.high, 2)}."

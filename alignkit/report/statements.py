@@ -16,14 +16,9 @@ Words = tuple[str, str, str]
 CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
 """Holm-adjusted p value below which a difference counts."""
-LEVEL_REWARD = 0.25
-"""Nats of reward within which two policies count as level: odds of "positive" that differ by a quarter."""
-LEVEL_SHARE = 0.1
-"""The same for shares of the possible gain."""
-LEVEL_ENTROPY = 0.1
-"""The same for the entropy of words, nats."""
-LEVEL_VOLUME = 1.0
-"""The same for hypervolumes, nats²."""
+LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.1, "volume": 1.0}
+"""Differences within which two policies count as level: nats (odds of "positive" that differ by a quarter), shares of
+the possible gain, nats, nats²."""
 
 
 class Unanswered(Exception):
