@@ -18,6 +18,7 @@ from alignkit.report.statements import (
     Tables,
     Unanswered,
     bounded,
+    compared_at,
     counted,
     difference,
     family_of_warp,
@@ -25,6 +26,7 @@ from alignkit.report.statements import (
     plain,
     rows_of,
     settled,
+    shares,
 )
 from alignkit.report.tables import interval_text, turned
 
@@ -232,13 +234,7 @@ def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
 # Notebook 6
 
 
-def _shares(tables: Tables) -> pd.DataFrame:
-    """Efficiencies at a KL of 1 of methods that have every seed."""
-    table = tables("6_efficiency")
-    return table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
-
-
-def _share(row: pd.Series, name: str, least: float, at: str = "KL 1") -> Finding:
+def _share(row: pd.Series, name: str, least: float, at: str) -> Finding:
     low, high = row[f"{at}_low"], row[f"{at}_high"]
     where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
     text = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}."
@@ -246,20 +242,20 @@ def _share(row: pd.Series, name: str, least: float, at: str = "KL 1") -> Finding
 
 
 def _one_draw(tables: Tables) -> pd.Series:
-    """The efficiencies of the family that comes nearest to the optimum with one draw, at a KL of 1."""
-    table = _shares(tables)
-    return table[table.draws.isna()].nlargest(1, "KL 1").iloc[0]
+    """The efficiencies of the family that comes nearest to the optimum with one draw."""
+    table = shares(tables)
+    return table[table.draws.isna()].iloc[0]
 
 
 def best_with_many_draws(tables: Tables) -> Finding:
     """How near to the optimum does keeping one of several draws come?"""
-    table = _shares(tables)
-    return _share(table[table.draws.notna()].nlargest(1, "KL 1").iloc[0], "Keeping one of several draws", 0.98)
+    table, at = shares(tables), f"KL {compared_at(tables):g}"
+    return _share(table[table.draws.notna()].iloc[0], "Keeping one of several draws", 0.98, at)
 
 
 def best_with_one_draw(tables: Tables) -> Finding:
     """How near does the best policy come that is used with one draw?"""
-    return _share(_one_draw(tables), "The best policy used with one draw", 0.9)
+    return _share(_one_draw(tables), "The best policy used with one draw", 0.9, f"KL {compared_at(tables):g}")
 
 
 def one_draw_far_from_sft(tables: Tables) -> Finding:
@@ -271,9 +267,10 @@ def one_draw_far_from_sft(tables: Tables) -> Finding:
 
 
 def one_draw_at_warps_tokens(tables: Tables) -> Finding:
-    """How near does distillation with RLOO after it come, with as many completions as WARP?"""
-    row = rows_of(_shares(tables), family="distilled, then RLOO, WARP's tokens").iloc[0]
-    return _share(row, "With no more completions than WARP, the best way with one draw", 0.8)
+    """How near does RLOO in small steps come, with as many completions as WARP?"""
+    row = rows_of(shares(tables), family="RLOO in small steps, WARP's tokens").iloc[0]
+    name = "With no more completions than WARP, the best way with one draw"
+    return _share(row, name, 0.8, f"KL {compared_at(tables):g}")
 
 
 def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
@@ -293,13 +290,13 @@ def none_lies_above_the_optimum(tables: Tables) -> Finding:
 
 
 def reinforce_is_level_with_warp(tables: Tables) -> Finding:
-    """Does one run, interpolated back, do as well as WARP at a KL of 1?"""
-    rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")), at_kl=1)
+    """Does one run, interpolated back, do as well as WARP at the same KL?"""
+    rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")))
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
     holds = settled(row.low, row.high, -LEVEL["share"], LEVEL["share"])
     said = {True: "is level with", False: "differs from", None: "is not measurably apart from"}[holds]
-    text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of 1 (difference): "
-    text += f"{interval_text(row.difference, row.low, row.high, 2)}."
+    text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
+    text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
     return Finding(text, holds, row.difference, row.low, row.high, row.seeds)
 
 
@@ -312,22 +309,22 @@ def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
 
 
 def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
-    """Does the best policy used with one draw get more of the possible gain than WARP, at a KL of 1?"""
-    rows = rows_of(tables("6_order"), family=family_of_warp(tables("4_warp")), at_kl=1)
+    """Does the best policy used with one draw get more of the possible gain than WARP, at the same KL?"""
+    rows = rows_of(tables("6_order"), family=family_of_warp(tables("4_warp")))
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
     subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
-    return difference(turned(rows), subject, "WARP at a KL of 1 (difference in share)", words)
+    return difference(turned(rows), subject, f"WARP at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
 
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
-    """How much of the gold that the best policy used with one draw misses at a KL of 1 is lost by the proxy?"""
-    family = _one_draw(tables).family
-    parts = rows_of(tables("6_losses"), family=family, at_kl=1).part
+    """How much of the gold that the best policy used with one draw misses is lost by the proxy?"""
+    family, kl = _one_draw(tables).family, compared_at(tables)
+    parts = rows_of(tables("6_losses"), family=family, at_kl=kl).part
     part, low, high = seed_interval(parts)
     told = f"the proxy loses {interval_text(part, low, high, 2)} of it, optimisation the rest"
     if part > 1:
         told = f"the proxy's own optimum misses {interval_text(part, low, high, 2)} times as much: it keeps more gold"
-    text = f"Of the gold that the best policy used with one draw ({family}) misses at a KL of 1, {told}."
+    text = f"Of the gold that the best policy used with one draw ({family}) misses at a KL of {kl:g}, {told}."
     return Finding(text, settled(low, high, least=0.5), part, low, high, len(parts))
 
 
@@ -343,30 +340,31 @@ def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
 
 
 def anchored_keeps_more_gold(tables: Tables) -> Finding:
-    """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does at a KL of 1?"""
-    rows, both = tables("6_rows"), ["reward", "gold"]
+    """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does?"""
+    rows, both, kl = tables("6_rows"), ["reward", "gold"], compared_at(tables)
     start = rows_of(rows, family="sft").groupby("seed")[both].mean()
     swept = rows_of(rows, family="anchored RLOO, over β").set_index("seed")
     gains = swept[both] - start.reindex(swept.index)
     kept = {}
     for seed, frontier in rows_of(tables("6_frontier"), optimal_for="reward").groupby("seed"):
-        reward, gold = (along_root_kl(1.0, frontier.kl, frontier[name]) - frontier[name].iloc[0] for name in both)
+        reward, gold = (along_root_kl(kl, frontier.kl, frontier[name]) - frontier[name].iloc[0] for name in both)
         kept[seed] = gold / reward
     more = ((gains.gold / gains.reward).groupby("seed").min() - pd.Series(kept)).dropna()
     words = ("gains more gold than", "gains less gold than", "gains no measurably other gold than")
-    rest = "the proxy's own optimum at a KL of 1, for one of reward (difference)"
+    rest = f"the proxy's own optimum at a KL of {kl:g}, for one of reward (difference)"
     return difference(over_seeds(more), "Anchored RLOO", rest, words)
 
 
 def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
     """Does one temperature for each reward model bring the seeds' optimal gains nearer to each other?"""
-    row = rows_of(tables("6_calibration"), quantity="optimal gain at KL 1").iloc[0]
+    kl = f"KL {compared_at(tables):g}"
+    row = rows_of(tables("6_calibration"), quantity=f"optimal gain at {kl}").iloc[0]
     before, after, p = row["spread / mean"], row["spread / mean, divided"], row["p"]
     if np.isnan(p):
         raise Unanswered("fewer than three seeds have no spread to compare")
     holds = bool(after < before) if p < DIFFERENT else None
     words = {True: "nearer to each other", False: "further apart", None: "as far apart, as far as these seeds tell"}
-    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at KL 1 spread by {after:.1%} of their "
+    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at {kl} spread by {after:.1%} of their "
     return Finding(f"{text}mean, in place of {before:.1%} (p = {p:.2f}).", holds, after / before)
 
 

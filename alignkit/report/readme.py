@@ -30,7 +30,7 @@ MAIN = (
 ).split()
 """The findings that the README tells; figures/<profile>/findings.csv has all."""
 FAMILIES = (
-    r"^(?:distilled|SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
+    r"^(?:distilled|RLOO in |SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
     r"|DPO, (?:on-policy|sigmoid loss|reverse_kl|js|forward_kl)$)"
 )
 """The families that the README tells, without the variations of one; figures/<profile>/6_efficiency.csv has all."""

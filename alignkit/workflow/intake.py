@@ -107,7 +107,7 @@ def _too_few(p: schema.Rewarded, labels: list[int], tested: int) -> Iterator[str
 
 def _too_short(p: schema.Rewarded, train: list[str], test: list[str]) -> Iterator[str]:
     asked = [("prompts", p.prompts, test, 20, 0)]
-    for key in ("pair_prompts", "distil_prompts", "few_prompts"):
+    for key in ("pair_prompts", "distil_prompts", "again_prompts"):
         asked += [(key, getattr(p, key), train, 15, p.seeds[0])] if hasattr(p, key) else []
     asked += [("data", len(train) // 2, train, 15, p.seeds[0])] if isinstance(p, schema.Loop) else []
     words = train_tokenizer("word", ["a"], 100)  # of which each is a token at least
