@@ -48,8 +48,7 @@ def distilled(p: Towards, seed: int, runs: Runs) -> tuple[Run, Run]:
 
 def anchored(p: Towards, seed: int, runs: Runs, start: Run, **changes: Any) -> Run:
     """RLOO from `start` with the KL to SFT, at a rate that falls; changes: beta, steps, lr, batch."""
-    fixed = {"anchor": "reference", "decay": True, "baseline": "rloo", "k": p.main_samples, "keep": []}
-    settings = loop_settings(p, **fixed, **changes)
+    settings = loop_settings(p, anchor="reference", decay=True, baseline="rloo", k=p.main_samples, keep=[], **changes)
     models = {"policy": start, "reference": runs["sft"], "reward": runs["reward"]}
     return get(train_policy_gradient, settings, **shared(p, seed), **models, stream=[0, 0])
 
