@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -34,22 +34,23 @@ def _train(args: argparse.Namespace) -> None:
     if args.seed not in p.training_seeds():
         parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name
     _tell(p.check_reach())
-    import transformers
-
-    # Bars of loading models would fill the log.
-    transformers.logging.disable_progress_bar()
+    _without_bars()
     module = import_module(f"alignkit.report.{p.notebook.partition('_')[2]}")
-
     for name, run in module.recipe(p, args.seed).items():
         print(f"{name}: {run.id} ({run.record['seconds']} s)", flush=True)
 
 
-def _tune(args: argparse.Namespace) -> None:
+def _without_bars() -> None:
+    """Those of loading models would fill the log."""
     import transformers
 
+    transformers.logging.disable_progress_bar()
+
+
+def _tune(args: argparse.Namespace) -> None:
     from alignkit.report import tuning
 
-    transformers.logging.disable_progress_bar()
+    _without_bars()
     if args.seed is not None:
         tuning.tried(args.profile, args.seed)
     else:
@@ -66,8 +67,7 @@ def _publish(args: argparse.Namespace) -> None:
     from alignkit.report import readme, replication
     from alignkit.workflow import batch
 
-    for line in batch.publish(args.profile) + replication.publish(args.profile) + readme.update():
-        print(line)
+    _tell(batch.publish(args.profile) + replication.publish(args.profile) + readme.update())
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -80,7 +80,7 @@ def _replicate(args: argparse.Namespace) -> None:
     from alignkit.report import readme, replication
 
     *changed, told = replication.replicate(args.profile)
-    print("\n".join([*changed, *readme.update(), told]))
+    _tell([*changed, *readme.update(), told])
 
 
 def _html(_: argparse.Namespace) -> None:
@@ -88,20 +88,20 @@ def _html(_: argparse.Namespace) -> None:
         raise UserFault("html: there is no repository around alignkit; clone it, and run make html there")
     from alignkit.report import page
 
-    print("\n".join(page.publish()))
+    _tell(page.publish())
 
 
 def _runs(args: argparse.Namespace) -> None:
     from alignkit.workflow import listing
 
-    print("\n".join(listing.runs(args.profile, args.function, args.seed, args.limit)))
+    _tell(listing.runs(args.profile, args.function, args.seed, args.limit))
 
 
 def _verify(args: argparse.Namespace) -> int:
     from alignkit.report.verify import verify
 
     lines, sound = verify(args.profile, args.against)
-    print("\n".join(lines))
+    _tell(lines)
     return 0 if sound else 1
 
 
@@ -110,63 +110,56 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m alignkit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    check = commands.add_parser("check", help="check parameter files; one line for each fault")
-    check.set_defaults(run=_check)
-    check.add_argument("path", nargs="+", type=Path, help="a parameter file or a folder of them")
-    check.add_argument("--data", type=paths.absolute, help="in place of the files' own data")
-    check.add_argument("--reach", action="store_true", help="also try whether data and models can be reached and used")
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], told: str) -> Callable[..., object]:
+        """Add a command; what is returned adds arguments to it."""
+        added = commands.add_parser(name, help=told)
+        added.set_defaults(run=run)
+        return added.add_argument
 
-    show = commands.add_parser("show", help="a notebook's parameters with their words")
-    show.set_defaults(run=_show)
-    show.add_argument("path", type=Path, help="a parameter file")
+    add = command("check", _check, "check parameter files; one line for each fault")
+    add("path", nargs="+", type=Path, help="a parameter file or a folder of them")
+    add("--data", type=paths.absolute, help="in place of the files' own data")
+    add("--reach", action="store_true", help="also try whether data and models can be reached and used")
 
-    train = commands.add_parser("train", help="train the runs of one notebook for one seed into the store")
-    train.set_defaults(run=_train)
-    train.add_argument("path", type=Path, help="a parameter file")
-    train.add_argument("--seed", type=int, required=True, help="one seed; any, whatever the file's own seeds are")
-    train.add_argument("--data", type=paths.absolute, help="in place of the file's own data")
+    add = command("show", _show, "a notebook's parameters with their words")
+    add("path", type=Path, help="a parameter file")
 
-    tune = commands.add_parser("tune", help="try every method's settings on tuning seeds, write tuning.csv")
-    tune.set_defaults(run=_tune)
-    tune.add_argument("profile")
-    tune.add_argument("--seed", type=int, help="train for this tuning seed alone, and write nothing")
+    add = command("train", _train, "train the runs of one notebook for one seed into the store")
+    add("path", type=Path, help="a parameter file")
+    add("--seed", type=int, required=True, help="one seed; any, whatever the file's own seeds are")
+    add("--data", type=paths.absolute, help="in place of the file's own data")
 
-    execute = commands.add_parser("execute", help="execute one notebook into the build folder")
-    execute.set_defaults(run=_execute)
-    execute.add_argument("profile")
-    execute.add_argument("notebook")
-    execute.add_argument("--data", type=paths.absolute, help="in place of the profile's own data")
-    execute.add_argument("--key", help="only if what the notebook depends on has this key still")
+    add = command("tune", _tune, "try every method's settings on tuning seeds, write tuning.csv")
+    add("profile")
+    add("--seed", type=int, help="train for this tuning seed alone, and write nothing")
 
-    publish = commands.add_parser("publish", help="copy executed notebooks, figures and tables out of the build folder")
-    publish.set_defaults(run=_publish)
-    publish.add_argument("profile")
+    add = command("execute", _execute, "execute one notebook into the build folder")
+    add("profile")
+    add("notebook")
+    add("--data", type=paths.absolute, help="in place of the profile's own data")
+    add("--key", help="only if what the notebook depends on has this key still")
 
-    report = commands.add_parser("report", help="train, execute and publish a profile without Snakemake or network")
-    report.set_defaults(run=_report)
-    report.add_argument("profile")
-    report.add_argument("--jobs", type=int, default=1, help="processes side by side, also on one GPU")
-    report.add_argument("--hub", type=Path, default=Path("hub"), help="a folder of models and data, named by their ids")
-    report.add_argument("--out", type=Path, default=paths.build() / "out", help="where records and the archive go")
+    command("publish", _publish, "copy executed notebooks, figures and tables out of the build folder")("profile")
 
-    replicate = commands.add_parser("replicate", help="say which findings of a profile its replica has as well")
-    replicate.set_defaults(run=_replicate)
-    replicate.add_argument("profile")
+    add = command("report", _report, "train, execute and publish a profile without Snakemake or network")
+    add("profile")
+    add("--jobs", type=int, default=1, help="processes side by side, also on one GPU")
+    add("--hub", type=Path, default=Path("hub"), help="a folder of models and data, named by their ids")
+    add("--out", type=Path, default=paths.build() / "out", help="where records and the archive go")
 
-    verify = commands.add_parser("verify", help="compare a report with the committed one; exit 1 if a finding fails")
-    verify.set_defaults(run=_verify)
-    verify.add_argument("profile")
-    verify.add_argument("--against", default="HEAD", help="the commit to compare with")
+    command("replicate", _replicate, "say which findings of a profile its replica has as well")("profile")
 
-    html = commands.add_parser("html", help="write the report as web pages to site/")
-    html.set_defaults(run=_html)
+    add = command("verify", _verify, "compare a report with the committed one; exit 1 if a finding fails")
+    add("profile")
+    add("--against", default="HEAD", help="the commit to compare with")
 
-    runs = commands.add_parser("runs", help="what ran: settings, minutes, folder, and the line that loads a policy")
-    runs.set_defaults(run=_runs)
-    runs.add_argument("profile", nargs="?", help="only runs that the notebooks of this profile name")
-    runs.add_argument("--function", help="only runs of training functions whose name holds this")
-    runs.add_argument("--seed", type=int)
-    runs.add_argument("--limit", type=int, default=20, help="how many are shown at most, newest first")
+    command("html", _html, "write the report as web pages to site/")
+
+    add = command("runs", _runs, "what ran: settings, minutes, folder, and the line that loads a policy")
+    add("profile", nargs="?", help="only runs that the notebooks of this profile name")
+    add("--function", help="only runs of training functions whose name holds this")
+    add("--seed", type=int)
+    add("--limit", type=int, default=20, help="how many are shown at most, newest first")
 
     args = parser.parse_args(arguments)
     try:

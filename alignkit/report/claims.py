@@ -13,14 +13,12 @@ from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
 from alignkit.report.statements import (
     DIFFERENT,
-    LEVEL_ENTROPY,
-    LEVEL_REWARD,
-    LEVEL_SHARE,
-    LEVEL_VOLUME,
+    LEVEL,
     Finding,
     Tables,
     Unanswered,
     bounded,
+    compared_at,
     counted,
     difference,
     family_of_warp,
@@ -28,6 +26,7 @@ from alignkit.report.statements import (
     plain,
     rows_of,
     settled,
+    shares,
 )
 from alignkit.report.tables import interval_text, turned
 
@@ -95,7 +94,7 @@ def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
     """Which loss gains another reward than the sigmoid loss, at the same KL?"""
     none = "No other loss gains a measurably other reward than the sigmoid loss at the same KL"
     some = "Losses that gain another reward than the sigmoid loss at the same KL"
-    return counted(rows_of(tables("2_matched"), measure="reward"), none, some, LEVEL_REWARD)
+    return counted(rows_of(tables("2_matched"), measure="reward"), none, some, LEVEL["reward"])
 
 
 def dpo_raises_reward(tables: Tables) -> Finding:
@@ -112,7 +111,7 @@ def losses_do_not_differ(tables: Tables) -> Finding:
     """Which loss ends at another reward than the sigmoid loss, each at the KL where it stops?"""
     none = "No other loss ends at a measurably other reward than the sigmoid loss"
     some = "Losses that end at another reward than the sigmoid loss, each at its own KL"
-    return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, LEVEL_REWARD)
+    return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, LEVEL["reward"])
 
 
 def _halfway(table: pd.DataFrame, **where: object) -> pd.DataFrame:
@@ -149,14 +148,14 @@ def divergences_gain_no_more(tables: Tables) -> Finding:
     table = rows_of(tables("3_matched"), measure="reward")
     above = table.assign(holm=table.holm.where(table.difference > 0, 1.0), low=table.low.clip(lower=0))
     none = "No divergence gains measurably more reward than reverse KL at the same KL"
-    return counted(above, none, "Divergences that gain more reward than reverse KL at the same KL", LEVEL_REWARD)
+    return counted(above, none, "Divergences that gain more reward than reverse KL at the same KL", LEVEL["reward"])
 
 
 def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
     """Which divergence keeps another entropy of words than reverse KL, at the same KL?"""
     none = "No divergence changes the entropy of the words measurably against reverse KL at the same KL"
     some = "Divergences with another entropy of words than reverse KL at the same KL"
-    return counted(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some, LEVEL_ENTROPY)
+    return counted(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some, LEVEL["entropy"])
 
 
 # Notebook 4
@@ -188,14 +187,14 @@ def longer_runs_buy_no_more(tables: Tables) -> Finding:
     """Do the task's own steps, of which there are more, buy another reward at the same KL?"""
     none = "Runs as long as the task names them buy no measurably other reward than shorter ones at the same KL"
     some = "KLs at which runs as long as the task names them buy another reward than shorter ones"
-    return counted(rows_of(tables("4_task_matched"), measure="reward"), none, some, LEVEL_REWARD)
+    return counted(rows_of(tables("4_task_matched"), measure="reward"), none, some, LEVEL["reward"])
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
     """Which other rate of the anchor buys another reward at the same KL?"""
     none = "No other rate of the anchor buys a measurably other reward at the same KL"
     some = "Rates of the anchor that buy another reward than WARP's own, at the same KL"
-    return counted(rows_of(tables("4_mu_matched"), measure="reward"), none, some, LEVEL_REWARD)
+    return counted(rows_of(tables("4_mu_matched"), measure="reward"), none, some, LEVEL["reward"])
 
 
 # Notebook 5
@@ -221,7 +220,7 @@ def no_single_change_moves_warp(tables: Tables) -> Finding:
     """Which single change of WARP moves its hypervolume in reward?"""
     none = "No single change of WARP moves its hypervolume in reward"
     some = "Single changes of WARP that move its hypervolume in reward (nats²)"
-    return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, LEVEL_VOLUME)
+    return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, LEVEL["volume"])
 
 
 def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
@@ -229,19 +228,13 @@ def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
     tokens = tables("5_confirmation").groupby("method").tokens.mean()
     ratio = tokens.max() / tokens.min()
     words = ("That comparison is at equal tokens:", "That comparison is not at equal tokens:")
-    return plain(ratio, ratio <= 1.15, words, f"the most are {ratio:.2f} of the fewest")
+    return plain(ratio, ratio <= 1.15, words, f"the most that a method saw are {ratio:.2f} times the fewest")
 
 
 # Notebook 6
 
 
-def _shares(tables: Tables) -> pd.DataFrame:
-    """Efficiencies at a KL of 1 of methods that have every seed."""
-    table = tables("6_efficiency")
-    return table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
-
-
-def _share(row: pd.Series, name: str, least: float, at: str = "KL 1") -> Finding:
+def _share(row: pd.Series, name: str, least: float, at: str) -> Finding:
     low, high = row[f"{at}_low"], row[f"{at}_high"]
     where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
     text = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}."
@@ -249,20 +242,20 @@ def _share(row: pd.Series, name: str, least: float, at: str = "KL 1") -> Finding
 
 
 def _one_draw(tables: Tables) -> pd.Series:
-    """The efficiencies of the family that comes nearest to the optimum with one draw, at a KL of 1."""
-    table = _shares(tables)
-    return table[table.draws.isna()].nlargest(1, "KL 1").iloc[0]
+    """The efficiencies of the family that comes nearest to the optimum with one draw."""
+    table = shares(tables)
+    return table[table.draws.isna()].iloc[0]
 
 
 def best_with_many_draws(tables: Tables) -> Finding:
     """How near to the optimum does keeping one of several draws come?"""
-    table = _shares(tables)
-    return _share(table[table.draws.notna()].nlargest(1, "KL 1").iloc[0], "Keeping one of several draws", 0.98)
+    table, at = shares(tables), f"KL {compared_at(tables):g}"
+    return _share(table[table.draws.notna()].iloc[0], "Keeping one of several draws", 0.98, at)
 
 
 def best_with_one_draw(tables: Tables) -> Finding:
     """How near does the best policy come that is used with one draw?"""
-    return _share(_one_draw(tables), "The best policy used with one draw", 0.9)
+    return _share(_one_draw(tables), "The best policy used with one draw", 0.9, f"KL {compared_at(tables):g}")
 
 
 def one_draw_far_from_sft(tables: Tables) -> Finding:
@@ -274,16 +267,17 @@ def one_draw_far_from_sft(tables: Tables) -> Finding:
 
 
 def one_draw_at_warps_tokens(tables: Tables) -> Finding:
-    """How near does distillation with RLOO after it come, with as many completions as WARP?"""
-    row = rows_of(_shares(tables), family="distilled, then RLOO, WARP's tokens").iloc[0]
-    return _share(row, "With no more completions than WARP, the best way with one draw", 0.8)
+    """How near does RLOO in small steps come, with as many completions as WARP?"""
+    row = rows_of(shares(tables), family="RLOO in small steps, WARP's tokens").iloc[0]
+    name = "With no more completions than WARP, the best way with one draw"
+    return _share(row, name, 0.8, f"KL {compared_at(tables):g}")
 
 
 def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     """Under the same tuning and the same budget, which method gains another share than WARP at the least KL?"""
     none = "Tuned alike, no method gains a measurably other share of the possible gain than WARP"
     some = "Tuned alike, methods that gain another share of the possible gain than WARP"
-    return counted(tables("6_tuned_order"), none, some, LEVEL_SHARE)
+    return counted(tables("6_tuned_order"), none, some, LEVEL["share"])
 
 
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
@@ -296,13 +290,13 @@ def none_lies_above_the_optimum(tables: Tables) -> Finding:
 
 
 def reinforce_is_level_with_warp(tables: Tables) -> Finding:
-    """Does one run, interpolated back, do as well as WARP at a KL of 1?"""
-    rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")), at_kl=1)
+    """Does one run, interpolated back, do as well as WARP at the same KL?"""
+    rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")))
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
-    holds = settled(row.low, row.high, -LEVEL_SHARE, LEVEL_SHARE)
+    holds = settled(row.low, row.high, -LEVEL["share"], LEVEL["share"])
     said = {True: "is level with", False: "differs from", None: "is not measurably apart from"}[holds]
-    text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of 1 (difference): "
-    text += f"{interval_text(row.difference, row.low, row.high, 2)}."
+    text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
+    text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
     return Finding(text, holds, row.difference, row.low, row.high, row.seeds)
 
 
@@ -315,22 +309,22 @@ def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
 
 
 def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
-    """Does the best policy used with one draw get more of the possible gain than WARP, at a KL of 1?"""
-    rows = rows_of(tables("6_order"), family=family_of_warp(tables("4_warp")), at_kl=1)
+    """Does the best policy used with one draw get more of the possible gain than WARP, at the same KL?"""
+    rows = rows_of(tables("6_order"), family=family_of_warp(tables("4_warp")))
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
     subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
-    return difference(turned(rows), subject, "WARP at a KL of 1 (difference in share)", words)
+    return difference(turned(rows), subject, f"WARP at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
 
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
-    """How much of the gold that the best policy used with one draw misses at a KL of 1 is lost by the proxy?"""
-    family = _one_draw(tables).family
-    parts = rows_of(tables("6_losses"), family=family, at_kl=1).part
+    """How much of the gold that the best policy used with one draw misses is lost by the proxy?"""
+    family, kl = _one_draw(tables).family, compared_at(tables)
+    parts = rows_of(tables("6_losses"), family=family, at_kl=kl).part
     part, low, high = seed_interval(parts)
     told = f"the proxy loses {interval_text(part, low, high, 2)} of it, optimisation the rest"
     if part > 1:
         told = f"the proxy's own optimum misses {interval_text(part, low, high, 2)} times as much: it keeps more gold"
-    text = f"Of the gold that the best policy used with one draw ({family}) misses at a KL of 1, {told}."
+    text = f"Of the gold that the best policy used with one draw ({family}) misses at a KL of {kl:g}, {told}."
     return Finding(text, settled(low, high, least=0.5), part, low, high, len(parts))
 
 
@@ -346,30 +340,31 @@ def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
 
 
 def anchored_keeps_more_gold(tables: Tables) -> Finding:
-    """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does at a KL of 1?"""
-    rows, both = tables("6_rows"), ["reward", "gold"]
+    """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does?"""
+    rows, both, kl = tables("6_rows"), ["reward", "gold"], compared_at(tables)
     start = rows_of(rows, family="sft").groupby("seed")[both].mean()
     swept = rows_of(rows, family="anchored RLOO, over β").set_index("seed")
     gains = swept[both] - start.reindex(swept.index)
     kept = {}
     for seed, frontier in rows_of(tables("6_frontier"), optimal_for="reward").groupby("seed"):
-        reward, gold = (along_root_kl(1.0, frontier.kl, frontier[name]) - frontier[name].iloc[0] for name in both)
+        reward, gold = (along_root_kl(kl, frontier.kl, frontier[name]) - frontier[name].iloc[0] for name in both)
         kept[seed] = gold / reward
     more = ((gains.gold / gains.reward).groupby("seed").min() - pd.Series(kept)).dropna()
     words = ("gains more gold than", "gains less gold than", "gains no measurably other gold than")
-    rest = "the proxy's own optimum at a KL of 1, for one of reward (difference)"
+    rest = f"the proxy's own optimum at a KL of {kl:g}, for one of reward (difference)"
     return difference(over_seeds(more), "Anchored RLOO", rest, words)
 
 
 def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
     """Does one temperature for each reward model bring the seeds' optimal gains nearer to each other?"""
-    row = rows_of(tables("6_calibration"), quantity="optimal gain at KL 1").iloc[0]
+    kl = f"KL {compared_at(tables):g}"
+    row = rows_of(tables("6_calibration"), quantity=f"optimal gain at {kl}").iloc[0]
     before, after, p = row["spread / mean"], row["spread / mean, divided"], row["p"]
     if np.isnan(p):
         raise Unanswered("fewer than three seeds have no spread to compare")
     holds = bool(after < before) if p < DIFFERENT else None
     words = {True: "nearer to each other", False: "further apart", None: "as far apart, as far as these seeds tell"}
-    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at KL 1 spread by {after:.1%} of their "
+    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at {kl} spread by {after:.1%} of their "
     return Finding(f"{text}mean, in place of {before:.1%} (p = {p:.2f}).", holds, after / before)
 
 

@@ -6,26 +6,11 @@ from dataclasses import replace
 import pandas as pd
 from transformers import AutoTokenizer
 
-from alignkit.report.policies import (
-    EVALUATION,
-    PAIRED,
-    Method,
-    Policy,
-    Runs,
-    aligned,
-    assessed,
-    dpo,
-    evaluated,
-    measured,
-    on_pairs,
-    paired,
-    prepared,
-    shared,
-)
+from alignkit.report import policies as common
+from alignkit.report.policies import EVALUATION, PAIRED, Method, Policy, Runs, dpo
 from alignkit.report.tables import differences, interval_text, turned
 from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
 from alignkit.training.dpo import DpoSettings, train_dpo
-from alignkit.training.merge import evaluate_interpolation
 from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, fewer_pairs, generate
 from alignkit.workflow.schema import DpoLosses
 from alignkit.workflow.store import get
@@ -86,14 +71,14 @@ def other_pairs(p: DpoLosses) -> list[str]:
 
 def recipe(p: DpoLosses, seed: int) -> Runs:
     """All runs of the notebook for one seed."""
-    runs = prepared(p, seed)
+    runs = common.prepared(p, seed)
     for share in p.pair_shares:
         runs["pairs: " + of_share(share)] = get(fewer_pairs, pairs=runs["pairs"], share=share)
     if seed == p.seeds[0]:
-        runs |= {f"pairs: {name}": paired(p, seed, runs, name) for name in other_pairs(p)}
-        unlike = paired(p, seed, runs, p.construction(), max_similarity=p.max_similarity)
+        runs |= {f"pairs: {name}": common.paired(p, seed, runs, name) for name in other_pairs(p)}
+        unlike = common.paired(p, seed, runs, p.construction(), max_similarity=p.max_similarity)
         runs["pairs: no near-duplicates"] = unlike
-    runs = aligned(p, seed, methods(p), runs)
+    runs = common.aligned(p, seed, methods(p), runs)
     runs |= on_policy(p, seed, runs)
     runs |= imitation(p, seed, runs)
     return runs | baselines(p, seed, runs) if seed == p.seeds[0] else runs
@@ -104,8 +89,7 @@ def on_policy(p: DpoLosses, seed: int, runs: Runs) -> Runs:
 
     As many completions and steps in all as its off-policy twin, with the same settings; the reference stays SFT.
     """
-    sizes = {"n_prompts": p.pair_prompts, "k": p.pair_samples, "max_new_tokens": p.new_tokens}
-    drawing = GenerationSettings(**sizes, reward_tokens=p.reward_tokens)
+    drawing = GenerationSettings(p.pair_prompts, p.pair_samples, p.new_tokens, p.reward_tokens)
     models = {"reference": runs["sft"], "reward": runs["reward"]}
     found: Runs = {}
     for name in over_beta(p):
@@ -115,8 +99,8 @@ def on_policy(p: DpoLosses, seed: int, runs: Runs) -> Runs:
             if part and policy.metrics["status"] != "ok":
                 break  # nothing can be drawn from a diverged policy
             place = {"stream": part, "part": part, "parts": p.on_policy_rounds}
-            drawn = get(generate, drawing, **shared(p, seed), **models, policy=policy, **place)
-            pairs = paired(p, seed, {"generations": drawn}, p.construction())
+            drawn = get(generate, drawing, **common.shared(p, seed), **models, policy=policy, **place)
+            pairs = common.paired(p, seed, {"generations": drawn}, p.construction())
             settings = replace(twin, epochs=steps / pairs.metrics["train_pairs"])
             policy = get(train_dpo, settings, seed=seed, policy=policy, pairs=pairs)
             label = in_round(name, part)
@@ -124,7 +108,7 @@ def on_policy(p: DpoLosses, seed: int, runs: Runs) -> Runs:
             source = label if part else "on-policy, round 1"
             found |= {f"{source}: generations": drawn, f"{source}: pairs": pairs, label: policy}
         name = f"on-policy {name}"
-        found |= evaluated(p, seed, runs | {name: policy}, name, main=True)
+        found |= common.evaluated(p, seed, runs | {name: policy}, name, main=True)
     return found
 
 
@@ -136,10 +120,8 @@ def in_round(name: str, part: int) -> str:
 def imitation(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     """Fine-tuning on positive reviews alone, and points between SFT and the policy that it ends with."""
     gently = FineTuning(p.sft_tokens, p.sft_held_out, epochs=1.0, batch=p.sft_batch, lr=p.sft_lr / 4)
-    tuned = get(train_on_positive, gently, **shared(p, seed), policy=runs["sft"])
-    models = {"init": runs["sft"], "merged": tuned, "reference": runs["sft"], "reward": runs["reward"]}
-    how = {"settings": measured(p, main=True), **shared(p, seed), **models}
-    points = {eta: assessed(p, evaluate_interpolation, **how, eta=eta) for eta in p.imitation_etas}
+    tuned = get(train_on_positive, gently, **common.shared(p, seed), policy=runs["sft"])
+    points = {eta: common.interpolated(p, seed, runs, tuned, eta, main=True) for eta in p.imitation_etas}
     return {"positive reviews": tuned} | {imitated(eta) + EVALUATION: run for eta, run in points.items()}
 
 
@@ -155,18 +137,18 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     search = SearchSettings(n_prompts=p.prompts, max_new_tokens=p.new_tokens, reward_tokens=p.reward_tokens)
     models = {"policy": runs["sft"], "reward": runs["reward"]}
     found = {
-        **evaluated(p, seed, runs, "positive prefix", main=True, policy="sft", prefix=p.positive_prefix),
-        **evaluated(p, seed, runs, "keyword bias", main=True, policy="sft", bias=words),
-        "guided search" + EVALUATION: assessed(p, guided_search, search, **shared(p, seed), **models),
+        **common.evaluated(p, seed, runs, "positive prefix", main=True, policy="sft", prefix=p.positive_prefix),
+        **common.evaluated(p, seed, runs, "keyword bias", main=True, policy="sft", bias=words),
+        "guided search" + EVALUATION: common.assessed(p, guided_search, search, **common.shared(p, seed), **models),
     }
     for name in DRAWN_AGAIN:
-        found |= evaluated(p, seed, runs, name + AGAIN, main=False, policy=name)
+        found |= common.evaluated(p, seed, runs, name + AGAIN, main=False, policy=name)
     return found
 
 
 def policies(p: DpoLosses, runs: Mapping[int, Runs]) -> list[Policy]:
     """Every evaluated policy of the notebook."""
-    found = [_on_a_part(p, policy) for policy in on_pairs(runs, methods(p))]
+    found = [_on_a_part(p, policy) for policy in common.on_pairs(runs, methods(p))]
     for seed, by_name in runs.items():
         for name in over_beta(p):
             found.append(_in_rounds(p, seed, by_name, name))

@@ -42,10 +42,7 @@ def recipe(p: FDivergences, seed: int) -> Runs:
 def at_kl_by_prompt_length(
     runs: Mapping[int, Runs], table: pd.DataFrame, kls: Iterable[float], columns: Sequence[str]
 ) -> pd.DataFrame:
-    """`at_kl` for the shorter and the longer half of the test prompts; a further column prompts says which.
-
-    `columns` are columns of `completions`.
-    """
+    """`at_kl` of columns of `completions`, for the shorter and the longer half of the test prompts (column prompts)."""
     found = []
     for row in table.itertuples():
         texts = completions(runs[row.seed][row.method + EVALUATION])

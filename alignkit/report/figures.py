@@ -19,7 +19,7 @@ from PIL import Image
 from alignkit import paths
 from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
-from alignkit.report.looks import AXES, COLOURS, POSITIVE, Look, looks
+from alignkit.report.looks import AXES, COLOURS, DASHES, POSITIVE, Look, looks
 from alignkit.report.tables import curve, goes_back
 
 PIXELS_PER_INCH = 110
@@ -67,25 +67,23 @@ def _png(figure: Figure) -> bytes:
 
 
 def say(text: str) -> None:
-    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree.
-
-    A tag in it, as a review may hold, is shown as it stands.
-    """
-    display(Markdown(text.replace("<", "&lt;")))
+    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree."""
+    display(Markdown(text.replace("<", "&lt;")))  # a tag, as a review may hold, is shown as it stands
 
 
 def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> None:
     """Show a table without its index, without rows and columns that say nothing; the same HTML every time.
 
-    A row says nothing if it has no value beside its first column and its number of seeds.  Whole numbers are shown
-    whole, text stands on the left.  Of more than `most` rows the first are shown, and a line says where the others are:
-    in the table that was saved last.
+    A row says nothing if it has no value beside its first column and its number of seeds.  Numbers have no more than
+    the `digits` that their column needs, text stands on the left.  Of more than `most` rows the first are shown, and a
+    line says where the others are: in the table that was saved last.
     """
     kept = table.replace("", np.nan).dropna(axis=1, how="all")
     measured = kept.drop(columns=[table.columns[0], "seeds"], errors="ignore")
     kept = kept[measured.notna().any(axis=1)] if measured.shape[1] else kept
     shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})
     html = shown.head(most).to_html(index=False, border=0, justify="left", na_rep="")
+    html = re.sub(r"(\[-?[\d.]+), (?=-?[\d.]+\])", r"\1,&nbsp;", html)  # an interval stays on one line
     left = ["" if pd.api.types.is_numeric_dtype(kept[column]) else ' style="text-align: left"' for column in kept]
     styles = cycle(left)  # a page's style sheet sets each cell to the right, those of the header too
     display(HTML(re.sub("<(t[hd])>", lambda cell: f"<{cell[1]}{next(styles)}>", html)))
@@ -96,8 +94,9 @@ def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> N
 def _readable(column: pd.Series, digits: int) -> pd.Series:
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         return column.astype(object).where(column.notna(), "")
-    whole = (column.dropna() % 1 == 0).all()
-    return column.map(lambda x: "" if pd.isna(x) else _number(x, 0 if whole else digits))
+    known = column.dropna()
+    needed = next((d for d in range(digits) if (known == known.round(d)).all()), digits)
+    return column.map(lambda x: "" if pd.isna(x) else _number(x, needed))
 
 
 def _number(x: float, digits: int) -> str:
@@ -133,10 +132,8 @@ def panels(n: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
 def legend_below(figure: Figure) -> None:
     """One legend for all panels, below them, where it covers nothing."""
     named = {label: handle for a in figure.axes for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
-    labels, handles = list(named), list(named.values())
-    columns = int(12 * figure.get_figwidth() / (max(map(len, labels)) + 6))
-    columns = max(1, min(len(labels), 4, columns))
-    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=columns)
+    columns = max(1, min(len(named), 4, int(12 * figure.get_figwidth() / (max(map(len, named)) + 6))))
+    figure.legend(list(named.values()), list(named), fontsize="small", loc="outside lower center", ncols=columns)
 
 
 def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str] | Sequence[str]) -> Figure:
@@ -148,11 +145,9 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str
     seen = looks(list(families.values()))
     figure, axes = panels(len(measures), 3.9)
     for axis, measure in zip(axes, measures, strict=True):
-        for method, family in families.items():
-            for i, (_, one) in enumerate(log[log.method == method].groupby("seed")):
-                kept = one.dropna(subset=measure)
-                label = None if i else method
-                axis.plot(kept.step, kept[measure], color=seen[family].color, alpha=0.8, label=label)
+        for k, (method, family) in enumerate(families.items()):
+            style = {"color": seen[family].color, "linestyle": DASHES[k % 5], "alpha": 0.8}
+            seed_lines(axis, log[log.method == method], "step", measure, label=method, **style)
         axis.set(xlabel="training step", ylabel=AXES[measure])
     legend_below(figure)
     return figure

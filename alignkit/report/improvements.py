@@ -7,32 +7,12 @@ import pandas as pd
 
 from alignkit.divergences import FIXED, WITH_ALPHA, divergence
 from alignkit.metrics import holm
-from alignkit.report.policies import (
-    EVALUATION,
-    Method,
-    Policy,
-    Runs,
-    Variation,
-    aligned,
-    assessed,
-    common_sweeps,
-    each_once,
-    evaluated,
-    f_dpo,
-    loop_settings,
-    measured,
-    on_fronts,
-    parts,
-    points,
-    prepared,
-    rewarding,
-    shared,
-    supervised,
-)
+from alignkit.report import policies
+from alignkit.report.policies import EVALUATION, Method, Policy, Runs, Variation, f_dpo
 from alignkit.report.tables import differences, turned
 from alignkit.report.towards import apart, approach, steps_of, warp_from, with_few_tokens
 from alignkit.training.evaluate import evaluate
-from alignkit.training.merge import between, evaluate_interpolation
+from alignkit.training.merge import between
 from alignkit.training.reinforce import SENTENCE, train_policy_gradient
 from alignkit.training.reward import RewardSettings, average_rewards, train_reward
 from alignkit.workflow.schema import Improvements
@@ -69,7 +49,7 @@ def strength_to_beta(name: str, strength: float) -> float:
 
 def methods(p: Improvements) -> list[Method]:
     """The common sweeps, new divergences over β, and two other losses under several divergences."""
-    found = common_sweeps(p)
+    found = policies.common_sweeps(p)
     for name in NEW_DIVERGENCES:
         alpha = {"alpha": p.chi_alpha} if name == "chi_alpha" else {}
         strengths = p.strengths[:1] if name in ONCE else p.strengths
@@ -85,7 +65,7 @@ def methods(p: Improvements) -> list[Method]:
 
 def on_pairs(p: Improvements, seed: int) -> Runs:
     """The runs on notebook 3's pairs."""
-    return aligned(p, seed, methods(p), prepared(p, seed))
+    return policies.aligned(p, seed, methods(p), policies.prepared(p, seed))
 
 
 # Variations of WARP at equal tokens
@@ -132,10 +112,10 @@ def confirmed(p: Improvements, seed: int) -> tuple[Runs, list[Policy]]:
 
     `side_completions` a prompt are enough: the interval is over seeds, which differ by far more than draws do.
     """
-    runs = {"sft": supervised(p, seed), "reward": rewarding(p, seed)}
-    runs |= evaluated(p, seed, runs, "sft", main=False)
+    runs = {"sft": policies.supervised(p, seed), "reward": policies.rewarding(p, seed)}
+    runs |= policies.evaluated(p, seed, runs, "sft", main=False)
     compared = [v._replace(main=False, every=False) for v in ideas(p) if v.name in COMPARED]
-    return runs, [x for v in compared for x in points(p, seed, runs["sft"], runs["reward"], v)]
+    return runs, [x for v in compared for x in policies.points(p, seed, runs["sft"], runs["reward"], v)]
 
 
 def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Sequence[Policy]) -> dict[float, Run]:
@@ -145,12 +125,10 @@ def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Seq
     policy itself the task vector is zero and has no direction.
     """
     merges = {policy.where["iteration"]: policy.merged for policy in found if policy.method == "WARP"}
-    models = {"reference": sft, "reward": reward}
     out = {}
     for share in (0.25, 0.5, 0.75):
         theta = get(between, init=sft, first=merges[1], second=merges[max(merges)], share=share)
-        point = {"init": sft, "merged": theta, "eta": 1.0}
-        out[share] = assessed(p, evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, **point)
+        out[share] = policies.interpolated(p, seed, {"sft": sft, "reward": reward}, theta, 1.0, main=False)
     return out
 
 
@@ -176,12 +154,12 @@ def proxies(p: Improvements, seed: int, reward: Run) -> Runs:
 
     The three go on from one start with the same reviews.  The first of them is the single one they are compared with.
     """
-    few = RewardSettings(**p.reward_training(), min_steps=p.weak_steps)
-    weak = {f"{n} reviews": get(train_reward, replace(few, n_train=n), **shared(p, seed)) for n in p.weak_reviews}
+    few, inputs = RewardSettings(**p.reward_training(), min_steps=p.weak_steps), policies.shared(p, seed)
+    weak = {f"{n} reviews": get(train_reward, replace(few, n_train=n), **inputs) for n in p.weak_reviews}
     name, start = list(weak.items())[-1]
     more = replace(few, n_train=p.weak_reviews[-1])
     members = [
-        get(train_reward, replace(more, lr=share * p.reward_lr, word_dropout=dropout), **shared(p, seed), start=start)
+        get(train_reward, replace(more, lr=share * p.reward_lr, word_dropout=dropout), **inputs, start=start)
         for share, dropout in MEMBERS
     ]
     averaged = get(average_rewards, data=p.reviews(), rewards=members, tokens=p.reward_tokens)
@@ -194,12 +172,11 @@ def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
     far = {"baseline": "rloo", "k": p.main_samples, "anchor": "reference", "beta": p.weak_beta, "keep": kept}
     found = []
     for name, proxy in proxies(p, seed, reward).items():
-        inputs = {"policy": sft, "reference": sft, "reward": proxy, "stream": [0, 0]}
-        trained = get(train_policy_gradient, loop_settings(p, **far), **shared(p, seed), **inputs)
+        common = {**policies.shared(p, seed), "reference": sft, "reward": proxy}
+        trained = get(train_policy_gradient, policies.loop_settings(p, **far), **common, policy=sft, stream=[0, 0])
         for steps in [*kept, p.warp_steps]:
             policy = trained if steps == p.warp_steps else trained.at(f"step-{steps}")
-            models = {"policy": policy, "reference": sft, "reward": proxy}
-            record = assessed(p, evaluate, measured(p, main=False), **shared(p, seed), **models)
+            record = policies.assessed(p, evaluate, policies.measured(p, main=False), **common, policy=policy)
             found.append(Policy(name, seed, record, family=name, trained=(trained,), where={"steps": steps}))
     return found
 
@@ -216,15 +193,15 @@ def recipe(p: Improvements, seed: int) -> Runs:
         named += beyond_pairs(p, seed, runs["sft"], runs["reward"])
     if seed in unused_seeds(p):
         start, fronts = confirmed(p, seed)
-        new = [*start.items(), *(pair for policy in fronts for pair in parts(policy))]
+        new = [*start.items(), *(pair for policy in fronts for pair in policies.parts(policy))]
         named += [(f"confirmation: {name}", run) for name, run in new]
-    return each_once(runs, named)
+    return policies.each_once(runs, named)
 
 
 def beyond_pairs(p: Improvements, seed: int, sft: Run, reward: Run) -> list[tuple[str, Run]]:
     """Variations of WARP, the arc through its iterates, weak proxies and what is trained on them."""
-    found = on_fronts(p, seed, sft, reward, ideas(p))
-    named = [pair for policy in found for pair in parts(policy)]
+    found = policies.on_fronts(p, seed, sft, reward, ideas(p))
+    named = [pair for policy in found for pair in policies.parts(policy)]
     named += [pair for policy in towards_optimum(p, seed, sft, reward) for pair in steps_of(policy)]
     if seed == p.seeds[0]:
         named += [(f"arc, {s:g}{EVALUATION}", run) for s, run in spherical_path(p, seed, sft, reward, found).items()]

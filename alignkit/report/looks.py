@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 COLOURS = sns.color_palette("colorblind")
 """Safe for colour-blind readers."""
 MARKERS = "osD^vPX<>phd8H"
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # so that lines that lie on each other can be seen
 POSITIVE, NEGATIVE, NEUTRAL = COLOURS[0], COLOURS[3], "0.45"
 NAMES = "blue orange green vermilion purple brown pink grey _ sky".split()
 HUES = dict(zip(NAMES, COLOURS.as_hex(), strict=True)) | {"black": "black", "neutral": NEUTRAL}

@@ -19,21 +19,10 @@ from alignkit.frontier import (
     resampled,
 )
 from alignkit.metrics import holm, seed_interval
+from alignkit.report import policies
 from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
 from alignkit.report.looks import NEUTRAL, looks
-from alignkit.report.policies import (
-    EVALUATION,
-    LOOPED,
-    Policy,
-    Runs,
-    assessed,
-    each_once,
-    judge,
-    loop_settings,
-    measured,
-    shared,
-    started,
-)
+from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs
 from alignkit.report.tables import at_kl, differences
 from alignkit.report.towards import APPROACHED, approach, steps_of
 from alignkit.report.tuning import as_tuned
@@ -74,24 +63,21 @@ Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
 
 def recipe(p: OneFront, seed: int) -> Runs:
     """The tilted policies and the pool; the other policies come from the tables of the other notebooks."""
-    runs = started(p, seed)
+    runs = policies.started(p, seed)
     for policy in sweep(p, seed, runs):
         name = f"β={policy.settings['beta']:g}"
         runs |= {name: policy.trained[0], name + EVALUATION: policy.evaluation}
     others = [*approach(p, seed, runs), *as_tuned(p, seed)]
-    runs = each_once(runs, [pair for policy in others for pair in steps_of(policy)])
+    runs = policies.each_once(runs, [pair for policy in others for pair in steps_of(policy)])
     drawing = [runs["sft"], *(policy.trained[-1] for policy in tilted(p, seed, runs).values())]
     counts = (p.pool_reference, *[p.pool_trained] * (len(drawing) - 1))
     settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)
-    pool = get(draw_pool, settings, **shared(p, seed), policies=drawing, reward=runs["reward"])
-    return runs | {"pool": pool if p.judge_reviews is None else get(judge_pool, pool=pool, judge=judge(p))}
+    pool = get(draw_pool, settings, **policies.shared(p, seed), policies=drawing, reward=runs["reward"])
+    return runs | {"pool": pool if p.judge_reviews is None else get(judge_pool, pool=pool, judge=policies.judge(p))}
 
 
 def tilted(p: OneFront, seed: int, runs: Runs) -> dict[str, Policy]:
-    """The policies that draw the pool beside the supervised one, by name, in the pool's order.
-
-    The one place to put others, or more: names, positions and draws all follow.
-    """
+    """The policies that draw the pool beside the supervised one, by name, in the pool's order; others join here."""
     whole = [x for x in approach(p, seed, runs) if x.method == APPROACHED and x.where["eta"] == 1]
     return {f"{APPROACHED}, β={policy.settings['beta']:g}": policy for policy in whole}
 
@@ -109,12 +95,12 @@ def one_of(name: str, n: int) -> str:
 def sweep(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
     """Anchored RLOO for each β, in the order of `front_betas`."""
     anchored = {"steps": p.front_steps, "baseline": "rloo", "k": p.main_samples, "anchor": "reference", "decay": True}
-    common = {**shared(p, seed), "reference": runs["sft"], "reward": runs["reward"]}
+    common = {**policies.shared(p, seed), "reference": runs["sft"], "reward": runs["reward"]}
     found = []
     for beta in p.front_betas:
-        settings = loop_settings(p, **anchored, lr=p.anchored_lr, beta=beta)
+        settings = policies.loop_settings(p, **anchored, lr=p.anchored_lr, beta=beta)
         trained = get(train_policy_gradient, settings, **common, policy=runs["sft"], stream=[0, 0])
-        record = assessed(p, evaluate, measured(p, main=True), **common, policy=trained)
+        record = policies.assessed(p, evaluate, policies.measured(p, main=True), **common, policy=trained)
         shown = {name: vars(settings)[name] for name in LOOPED}
         found.append(Policy(SWEPT, seed, record, True, SWEPT, (trained,), None, shown, {"steps": p.front_steps}))
     return found

@@ -53,10 +53,7 @@ class Policy:
 
 
 def rows(policies: Iterable[Policy], p: Evaluated) -> pd.DataFrame:
-    """One row for each policy: settings, reward, gold, KL, diversity, cost and status.
-
-    A policy made of a diverged run has status "diverged" and no numbers.
-    """
+    """One row for each policy: settings, measures, cost and status; of one made of a diverged run no measures."""
     out = []
     for policy in policies:
         trained = [run.metrics for run in policy.trained]
@@ -128,6 +125,12 @@ def evaluated(p: Evaluated, seed: int, runs: Runs, name: str, *, main: bool, pol
     return {name + EVALUATION: assessed(p, evaluate, measured(p, main=main, **settings), **shared(p, seed), **models)}
 
 
+def interpolated(p: Evaluated, seed: int, runs: Runs, end: Run, eta: float, *, main: bool) -> Run:
+    """The evaluation of a point on the way from SFT (η = 0) to another policy (η = 1)."""
+    models = {"init": runs["sft"], "merged": end, "reference": runs["sft"], "reward": runs["reward"]}
+    return assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+
+
 def sft_policies(runs: Mapping[int, Runs]) -> list[Policy]:
     """The supervised policy of each seed."""
     at_start = {"iteration": 0, "eta": 0.0, "steps": 0}
@@ -172,8 +175,7 @@ def prepared(p: Aligned, seed: int) -> Runs:
     """What learning from pairs needs beyond `started`: scored generations and pairs."""
     runs = started(p, seed)
     models = {"policy": runs["sft"], "reference": runs["sft"], "reward": runs["reward"]}
-    sizes = {"n_prompts": p.pair_prompts, "k": p.pair_samples, "max_new_tokens": p.new_tokens}
-    settings = GenerationSettings(**sizes, reward_tokens=p.reward_tokens)
+    settings = GenerationSettings(p.pair_prompts, p.pair_samples, p.new_tokens, p.reward_tokens)
     runs["generations"] = get(generate, settings, **shared(p, seed), **models)
     return runs | {"pairs": paired(p, seed, runs, p.construction())}
 
@@ -263,8 +265,7 @@ def points(p: Any, seed: int, sft: Run, reward: Run, variation: Variation) -> li
     for iteration, eta, steps, thetas, merged in asked:
         last, whole = iteration == len(iterations), steps == training.steps
         main = variation.main and eta in (p.liti_rate, 1.0) and whole
-        models = {"init": sft, "merged": merged, "reference": sft, "reward": reward}
-        record = assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+        record = interpolated(p, seed, {"sft": sft, "reward": reward}, merged, eta, main=main)
         family = variation.family if last and (whole or min(variation.etas) == 1) else ""
         settings = {name: vars(training)[name] for name in LOOPED}
         settings |= {"runs": variation.runs, "merge": variation.how, "angle": merged.metrics["angle"]}

@@ -17,7 +17,7 @@ from alignkit.divergences import Divergence, examples
 from alignkit.finite import newton
 from alignkit.losses import LOSSES, needs, preference_loss
 from alignkit.report.figures import seed_lines
-from alignkit.report.looks import COLOURS, NEGATIVE, NEUTRAL, POSITIVE
+from alignkit.report.looks import COLOURS, DASHES, NEGATIVE, NEUTRAL, POSITIVE, looks
 from alignkit.report.policies import Method, Runs, aligned, dpo, prepared
 from alignkit.sampling import sequence_log_probs
 from alignkit.workflow.schema import Primer
@@ -162,10 +162,10 @@ def loss_curves(margins: np.ndarray, label_smoothing: float, tokens: tuple[int, 
 # Figures
 
 
-def _style(i: int) -> dict[str, Any]:
-    """The i-th colour and dashes: lines that lie on each other can be seen."""
-    dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": dashes[i % len(dashes)]}
+def _colours(names: Sequence[str], family: str) -> dict[str, Any]:
+    """The colour of the policies that the later notebooks train with each divergence or loss."""
+    trained = [family.format(name.replace(", α =", "")) for name in names]
+    return {name: seen.color for name, seen in zip(names, looks(trained).values(), strict=True)}
 
 
 def tilting(policies: pd.DataFrame, optima: pd.DataFrame) -> Figure:
@@ -204,13 +204,14 @@ LIMITS = {"f": (-1.8, 5), "score": (-6, 6), "slope": (5e-3, 2e2)}
 def divergences(table: pd.DataFrame, x: str, ys: Sequence[str]) -> Figure:
     """One column of panels for each family of divergences, one row for each y; columns family, divergence, x and ys."""
     families = table.family.unique()
+    colours = _colours(table.divergence.unique(), "DPO, {}")
     size = (8.6, 1.3 + 2.5 * len(ys))
     figure, axes = plt.subplots(len(ys), len(families), figsize=size, sharex=True, sharey="row", squeeze=False)
     for row, y in zip(axes, ys, strict=True):
         for axis, family in zip(row, families, strict=True):
             for i, (name, one) in enumerate(table[table.family == family].groupby("divergence", sort=False)):
                 drawn = one[one[y] != 0] if y == "slope" else one  # no place for a zero on a logarithmic axis
-                axis.plot(drawn[x], drawn[y], **_style(i), label=name)
+                axis.plot(drawn[x], drawn[y], color=colours[name], linestyle=DASHES[i % 5], label=name)
             axis.axvline(1 if x == "u" else 0, color="black", linewidth=1, linestyle=":")
         row[0].set(ylabel=AXES[y], yscale="log" if y == "slope" else "linear", ylim=LIMITS[y])
     for top, bottom, family in zip(axes[0], axes[-1], families, strict=True):
@@ -231,7 +232,7 @@ def failures(table: pd.DataFrame) -> Figure:
         axis.bar(places + 0.2, one.found, 0.4, color=COLOURS[1], label="minimum of the loss")
         axis.plot(places, one.reference, "_", color="black", markersize=14, label="π_ref")
         axis.set_xticks(places, one.response)
-        axis.tick_params(axis="x", labelsize="small")
+        axis.tick_params(axis="x", labelsize="x-small")
         axis.set(xlabel="reward (nats)", title=name)
     axes[0].set_ylabel("probability")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
@@ -241,15 +242,15 @@ def failures(table: pd.DataFrame) -> Figure:
 def losses(table: pd.DataFrame) -> Figure:
     """Each loss against the margin, and its pull; columns loss, margin, value, pull."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 4.1))
+    colours = _colours(table.loss.unique(), "DPO, {} loss")
     for i, (name, one) in enumerate(table.groupby("loss", sort=False)):
-        left.plot(one.margin, one.value, **_style(i), label=name)
-        right.plot(one.margin, one.pull, **_style(i))
-    left.set(ylabel="loss", ylim=(-1, 6))
-    right.set(ylabel="pull: −d loss / d margin", ylim=(-1, 3))
-    for axis in (left, right):
+        style = {"color": colours[name], "linestyle": DASHES[i % 5]}
+        left.plot(one.margin, one.value, **style, label=name)
+        right.plot(one.margin, one.pull, **style)
+    for axis, ylabel, top in ((left, "loss", 6), (right, "pull: −d loss / d margin", 3)):
         axis.axvline(0, color="black", linewidth=1, linestyle=":")
         axis.axhline(0, color="black", linewidth=1, linestyle=":")
-        axis.set(xlabel="margin s_w − s_l (nats), β = 1")
+        axis.set(xlabel="margin s_w − s_l (nats), β = 1", ylabel=ylabel, ylim=(-1, top))
     figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
@@ -267,11 +268,10 @@ def training(log: pd.DataFrame) -> Figure:
         seed_lines(axis, log, "step", column, color=colour, linestyle=dashes, alpha=0.8, label=name)
     left.axhline(np.log(2), color="black", linewidth=1, linestyle=":", label="log 2")
     middle.axhline(0, color="black", linewidth=1, linestyle=":")
-    left.set(xlabel="training step", ylabel="DPO loss (nats a pair)")
-    middle.set(xlabel="training step", ylabel="log-prob − its start (nats)")
+    for axis, ylabel in ((left, "DPO loss (nats a pair)"), (middle, "log-prob − its start (nats)")):
+        axis.set(xlabel="training step", ylabel=ylabel)
+        axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     right.set(xlabel="training step", ylabel="margin (nats)")
-    left.legend(fontsize="small", loc="upper right", bbox_to_anchor=(1, 0.95))
-    middle.legend(fontsize="small")
     return figure
 
 

@@ -30,7 +30,7 @@ MAIN = (
 ).split()
 """The findings that the README tells; figures/<profile>/findings.csv has all."""
 FAMILIES = (
-    r"^(?:distilled|SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
+    r"^(?:distilled|RLOO in |SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
     r"|DPO, (?:on-policy|sigmoid loss|reverse_kl|js|forward_kl)$)"
 )
 """The families that the README tells, without the variations of one; figures/<profile>/6_efficiency.csv has all."""
@@ -44,14 +44,15 @@ def results(figures: Path) -> str:
 
 def told(figures: Path) -> str:
     """Pocket's main findings as a list: which hold with fresh seeds, and how many of all do."""
-    lines = []
-    for file in figures.glob("pocket/findings.csv"):
-        found, profile = pd.read_csv(file), file.parent.name
-        main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "replicated"])
-        for row in main.dropna(subset="value").itertuples():
-            mark = "" if pd.isna(row.replicated) else " (replicated)" if row.replicated else " (not replicated)"
-            lines.append(f"- {profile}: {row.statement}{mark}")
-        lines += [f"- {profile}: {text}." for text in [replication.told(found)] if text]
+    file = figures / "pocket" / "findings.csv"
+    if not file.is_file():
+        return ""
+    found, lines = pd.read_csv(file), []
+    main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "replicated"])
+    for row in main.dropna(subset="value").itertuples():
+        mark = "" if pd.isna(row.replicated) else " (replicated)" if row.replicated else " (not replicated)"
+        lines.append(f"- pocket: {row.statement}{mark}")
+    lines += [f"- pocket: {text}." for text in [replication.told(found)] if text]
     return "\n".join(lines)
 
 

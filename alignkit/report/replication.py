@@ -37,10 +37,7 @@ def publish(profile: str) -> list[str]:
 
 
 def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
-    """Each finding of pocket beside what another profile's findings say; None for pocket itself and its like.
-
-    Column there: "yes" if the claim holds there as well, "no" if it does not, "cannot tell" if it is open there.
-    """
+    """Each finding of pocket and whether it holds there (yes, no, cannot tell); None for pocket itself and its like."""
     pocket = paths.published("pocket")
     if profile == "pocket" or not is_report(profile) or not list(pocket.glob("?_findings.csv")):
         return None
@@ -61,10 +58,8 @@ def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
 
 
 def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Findings with those of the same id in a replica, as replica_<column>.
-
-    `replicated` says of a finding that holds whether it holds there: one whose interval is open there does not.  It is
-    empty for one that does not hold here, or that the replica has no table for.
+    """Findings with those of the same id in a replica, as replica_<column>, and `replicated`: of a finding that holds,
+    whether it holds there (not if its interval leaves it open); empty for others, and where the replica has no table.
     """
     theirs = again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_")
     both = own.join(theirs, on="id")

@@ -1,5 +1,6 @@
 """How findings are worded: sentences about differences, bounds, and counts of what is clear of zero."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,14 +17,9 @@ Words = tuple[str, str, str]
 CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
 """Holm-adjusted p value below which a difference counts."""
-LEVEL_REWARD = 0.25
-"""Nats of reward within which two policies count as level: odds of "positive" that differ by a quarter."""
-LEVEL_SHARE = 0.1
-"""The same for shares of the possible gain."""
-LEVEL_ENTROPY = 0.1
-"""The same for the entropy of words, nats."""
-LEVEL_VOLUME = 1.0
-"""The same for hypervolumes, nats²."""
+LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.1, "volume": 1.0}
+"""Differences within which two policies count as level: nats (odds of "positive" that differ by a quarter), shares of
+the possible gain, nats, nats²."""
 
 
 class Unanswered(Exception):
@@ -55,6 +51,20 @@ def family_of_warp(table: pd.DataFrame) -> str:
     if "family" not in table:
         raise Unanswered("its table has no families")
     return rows_of(table, method="WARP").family.dropna().iloc[0]
+
+
+def compared_at(tables: Tables) -> float:
+    """The KL at which the report compares: 1, or the largest below it that methods with every seed reach."""
+    table = tables("6_efficiency")
+    known = table[table.seeds == table.seeds.max()].dropna(axis=1, how="all").columns
+    found = [float(name[3:]) for name in known if re.fullmatch(r"KL [\d.]+", name)]
+    return max([kl for kl in found if kl <= 1], default=1.0)
+
+
+def shares(tables: Tables) -> pd.DataFrame:
+    """Efficiencies of methods that have every seed at that KL, the best first."""
+    table, at = tables("6_efficiency"), f"KL {compared_at(tables):g}"
+    return table[(table.seeds == table.seeds.max()) & table[at].notna()].sort_values(at, ascending=False)
 
 
 def settled(low: float, high: float, least: float = -np.inf, most: float = np.inf) -> bool | None:

@@ -25,10 +25,7 @@ STEP = 0.02
 
 
 def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "method") -> pd.DataFrame:
-    """Mean and 95 % t interval over seeds of each column: <column>, <column>_low, <column>_high, and seeds.
-
-    Rows whose status is not "ok" are left out.
-    """
+    """Mean and 95 % t interval over seeds of rows with status "ok": <column>, <column>_low, <column>_high; seeds."""
     sound = table[table.status == "ok"] if "status" in table else table
     names = [name for column in columns for name in (column, f"{column}_low", f"{column}_high")]
     out = []
@@ -39,11 +36,12 @@ def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "method") -> 
 
 
 def readable(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd.DataFrame:
-    """A `summary` with each mean and its interval as one text; "" where there is no mean."""
+    """A `summary` with each mean and its interval as one text; "" where there is no mean, no interval without seeds."""
     out = means[[means.columns[0], "seeds"]].copy()
     for column in columns:
         ends = means[[column, f"{column}_low", f"{column}_high"]].to_numpy()
         out[column] = ["" if np.isnan(row[0]) else interval_text(*row, digits) for row in ends]
+        out.loc[means.seeds == 0, column] = out[column].astype(str).str.removesuffix(" (1 seed)")
     return out
 
 

@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 from alignkit.report.algorithm import warp
-from alignkit.report.policies import EVALUATION, Policy, Runs, assessed, loop_settings, measured, shared
+from alignkit.report.policies import EVALUATION, Policy, Runs, assessed, interpolated, loop_settings, measured, shared
 from alignkit.training.distil import DistilSettings, RegressionSettings, distil, regress
 from alignkit.training.merge import evaluate_interpolation
 from alignkit.training.pairs import GenerationSettings, generate
@@ -15,7 +15,7 @@ from alignkit.workflow.store import Run, get
 
 DISTILLED = "distilled draws"
 APPROACHED = "distilled, then RLOO"
-AT_WARPS_TOKENS = "distilled, then RLOO, WARP's tokens"
+AT_WARPS_TOKENS = "RLOO in small steps, WARP's tokens"
 MAIN = (DISTILLED, APPROACHED, AT_WARPS_TOKENS)
 ALONE = "RLOO as long, from SFT"
 REGRESSIONS = {"regression on the optimum": True, "regression off policy": False}
@@ -48,10 +48,9 @@ def distilled(p: Towards, seed: int, runs: Runs) -> tuple[Run, Run]:
     return draws, fitted(p, seed, runs["sft"], draws, p.distil_beta, p.distil_texts)
 
 
-def anchored(p: Towards, seed: int, runs: Runs, start: Run, beta: float, steps: int, lr: float) -> Run:
-    """RLOO from `start` with the KL to SFT, at a rate that falls."""
-    changes = {"anchor": "reference", "decay": True, "baseline": "rloo", "k": p.main_samples, "keep": []}
-    settings = loop_settings(p, **changes, steps=steps, lr=lr, beta=beta)
+def anchored(p: Towards, seed: int, runs: Runs, start: Run, **changes: Any) -> Run:
+    """RLOO from `start` with the KL to SFT, at a rate that falls; changes: beta, steps, lr, batch."""
+    settings = loop_settings(p, anchor="reference", decay=True, baseline="rloo", k=p.main_samples, keep=[], **changes)
     models = {"policy": start, "reference": runs["sft"], "reward": runs["reward"]}
     return get(train_policy_gradient, settings, **shared(p, seed), **models, stream=[0, 0])
 
@@ -60,7 +59,7 @@ def chain(p: Towards, seed: int, runs: Runs, start: Run) -> list[Run]:
     """RLOO for each β, first far from SFT and then nearer again, each going on from the one before."""
     done, steps, rate = [start], p.approach_steps, p.approach_lr
     for beta in p.approach_betas:
-        done.append(anchored(p, seed, runs, done[-1], beta, steps, rate))
+        done.append(anchored(p, seed, runs, done[-1], beta=beta, steps=steps, lr=rate))
         steps, rate = p.approach_more, p.approach_more_lr
     return done[1:]
 
@@ -83,19 +82,11 @@ def chained(p: Towards, seed: int, runs: Runs, name: str, before: Sequence[Run],
 
 
 def placed(
-    p: Towards,
-    seed: int,
-    runs: Runs,
-    name: str,
-    behind: Sequence[Run],
-    main: bool = True,
-    eta: float = 1.0,
-    **shown: Any,
+    p: Towards, seed: int, runs: Runs, name: str, behind: Sequence[Run], main: bool = True, *, eta: float, beta: float
 ) -> Policy:
     """The last of the runs, or a point on the way back from it to SFT, evaluated; with the cost of all runs."""
-    models = {"init": runs["sft"], "merged": behind[-1], "reference": runs["sft"], "reward": runs["reward"]}
-    record = assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
-    return Policy(name, seed, record, main, name, behind, settings=shown, where={"eta": eta})
+    record = interpolated(p, seed, runs, behind[-1], eta, main=main)
+    return Policy(name, seed, record, main, name, behind, settings={"beta": beta}, where={"eta": eta})
 
 
 def steps_of(policy: Policy) -> list[tuple[str, Run]]:
@@ -106,17 +97,15 @@ def steps_of(policy: Policy) -> list[tuple[str, Run]]:
 
 
 def with_few_tokens(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
-    """The same way with as many completions as WARP draws, and its way back to SFT; main rows."""
-    draws = drawn(p, seed, runs, p.few_prompts, p.few_samples)
-    start = fitted(p, seed, runs["sft"], draws, p.few_beta, p.few_texts)
-    last = anchored(p, seed, runs, start, p.few_beta, p.few_steps, p.anchored_lr)
-    behind = [draws, start, last]
+    """RLOO alone with as many completions as WARP draws, in many small steps, and its way back to SFT; main rows."""
+    how = {"beta": p.few_beta, "steps": p.few_steps, "lr": p.approach_lr, "batch": p.few_batch}
+    behind = [anchored(p, seed, runs, runs["sft"], **how)]
     return [placed(p, seed, runs, AT_WARPS_TOKENS, behind, eta=eta, beta=p.few_beta) for eta in p.etas]
 
 
 def apart(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     """Each part alone, other ways from the same draws, and what else starts from the distilled policy; side rows."""
-    beta, sft = p.few_beta, runs["sft"]
+    beta, sft = p.again_beta, runs["sft"]
     draws, start = distilled(p, seed, runs)
     models = {"seed": seed, "reference": sft, "reward": runs["reward"], "draws": draws}
     how = {"beta": beta, "steps": p.approach_more, "batch": p.warp_batch, "lr": p.approach_lr, "warmup": p.warp_warmup}
@@ -127,7 +116,7 @@ def apart(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
         found.append((name, [draws, get(regress, settings, policy=sft, **models)]))
         found.append((f"distilled, then {name}", [draws, start, get(regress, settings, policy=start, **models)]))
     approached = approach(p, seed, runs)[-1]
-    again = drawn(p, seed, runs, p.few_prompts, p.distil_samples, policy=approached.trained[-1])
+    again = drawn(p, seed, runs, p.again_prompts, p.distil_samples, policy=approached.trained[-1])
     refitted = fitted(p, seed, approached.trained[-1], again, beta, p.distil_texts)
     found.append((AGAIN, [*approached.trained, again, refitted]))
     each = product(found, HALFWAY)
@@ -142,12 +131,10 @@ def warp_from(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     size = {"iterations": p.warp_iterations, "runs": p.warp_runs, "eta": p.liti_rate}
     done = warp(start, loop_settings(p), inputs, **size)
     behind = [draws, start, *(theta for iteration in done for theta in iteration.thetas)]
-    found = []
+    found, shown = [], {"beta": p.warp_beta}
     for eta in p.etas:
         models = {"init": start, "merged": done[-1].merged, "reference": runs["sft"], "reward": runs["reward"]}
         record = assessed(p, evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, eta=eta)
         where = {"iteration": p.warp_iterations, "eta": eta, "steps": p.warp_steps}
-        found.append(
-            Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, {"beta": p.warp_beta}, where)
-        )
+        found.append(Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, shown, where))
     return found

@@ -11,23 +11,8 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.frontier import along_root_kl, efficiency, optimal_frontier
-from alignkit.report import dpo_losses, improvements
-from alignkit.report.policies import (
-    EVALUATION,
-    Method,
-    Policy,
-    Variation,
-    aligned,
-    assessed,
-    f_dpo,
-    measured,
-    points,
-    prepared,
-    rewarding,
-    shared,
-    supervised,
-)
-from alignkit.training.merge import evaluate_interpolation
+from alignkit.report import dpo_losses, improvements, policies
+from alignkit.report.policies import EVALUATION, Method, Policy, Variation, f_dpo
 from alignkit.training.pool import PoolSettings, draw_pool, load_pool
 from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS, OneFront, World
@@ -50,7 +35,6 @@ LEAST_REACH = 0.25
 """Nats; a setting that stays below is not chosen, so that it does not draw all others down to its KL."""
 TIE = 0.01
 """Share of the optimal gain by which the best setting has to beat the profile's own."""
-LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust")
 FILE = "tuning"
 POOL = 256
 """Completions of a test prompt by SFT for the optimal frontier."""
@@ -105,7 +89,7 @@ def values(of: World, notebook: str, seed: int) -> Any:
 def on_losses(of: World, seed: int, tries: Tries = on_grid, main: bool = False) -> Iterator[Tried]:
     """The losses of notebook 2 on its pairs."""
     p = values(of, "2_dpo_losses", seed)
-    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in LOSSES], tries, main)
+    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in dpo_losses.LOSSES], tries, main)
 
 
 def on_divergences(of: World, seed: int, tries: Tries = on_grid, main: bool = False) -> Iterator[Tried]:
@@ -118,18 +102,17 @@ def on_divergences(of: World, seed: int, tries: Tries = on_grid, main: bool = Fa
 
 def on_pairs(p: Any, seed: int, methods: Iterable[Method], tries: Tries, main: bool) -> Iterator[Tried]:
     """Learning rate × epochs, each setting a front over η."""
-    start = prepared(p, seed)
+    start = policies.prepared(p, seed)
     drawn = {"completions": p.pair_prompts * p.pair_samples, "tokens": start["generations"].metrics["tokens_generated"]}
-    usual, models = p.dpo(), {"init": start["sft"], "reference": start["sft"], "reward": start["reward"]}
+    usual = p.dpo()
     each = [(method, factors) for method in methods for factors in tries(method.name)]
     for method, (rate, longer) in each:
         changes = {"lr": rate * usual["lr"], "epochs": longer * usual["epochs"]}
-        runs = aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=main)], start)
+        runs = policies.aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=main)], start)
         run = runs[method.name]
         shown = {**changes, "beta": method.settings["beta"], "tokens_generated": drawn["tokens"]}
-        how = {**shared(p, seed), **models, "merged": run}
         found = {1.0: runs[method.name + EVALUATION]}
-        found |= {eta: assessed(p, evaluate_interpolation, measured(p, main=main), **how, eta=eta) for eta in BACK}
+        found |= {eta: policies.interpolated(p, seed, start, run, eta, main=main) for eta in BACK}
         front = [
             Policy(method.name, seed, record, main, trained=(run,), settings=shown, where={"eta": eta})
             for eta, record in found.items()
@@ -139,22 +122,19 @@ def on_pairs(p: Any, seed: int, methods: Iterable[Method], tries: Tries, main: b
 
 
 def by_policy_gradient(of: World, seed: int, tries: Tries = by_strength, main: bool = False) -> Iterator[Tried]:
-    """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η.
-
-    An anchor that moves is slower where the KL is stronger.
-    """
+    """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η."""
     p = values(of, "5_improvements", seed)
     known = {idea.name: idea for idea in improvements.ideas(p)}
     reinforce = Variation("REINFORCE, EMA anchor", {"steps": p.equal_steps, "keep": []}, etas=p.etas)
     names = ("WARP", improvements.ANCHORED, improvements.CHOSEN)
-    sft, reward = supervised(p, seed), rewarding(p, seed)
+    sft, reward = policies.supervised(p, seed), policies.rewarding(p, seed)
     for idea in (reinforce, *(known[name] for name in names)):
         own = {"lr": p.warp_lr, "beta": p.warp_beta, "ema_rate": p.ema_rate, "anchor": "ema", **idea.changes}
         for rate, strength in tries(idea.name):
             changes = {**own, "lr": rate * p.warp_lr, "beta": strength * own["beta"]}
             moves = own["anchor"] == "ema"
             changes |= {"ema_rate": SLOWER * own["ema_rate"]} if moves and strength > 1 else {}
-            found = points(p, seed, sft, reward, idea._replace(changes=changes, main=main, every=False))
+            found = policies.points(p, seed, sft, reward, idea._replace(changes=changes, main=main, every=False))
             runs = found[0].trained
             drawn = {"completions": sum(changes["steps"] * run.record["settings"]["batch"] for run in runs)}
             drawn["tokens"] = sum(run.metrics["tokens_generated"] for run in runs)
@@ -175,8 +155,8 @@ def frontier(of: World, seed: int) -> pd.DataFrame:
     p = values(of, "6_one_front", seed)
     size = POOL if of.profile != "smoke" else p.pool_reference
     settings = PoolSettings((size,), p.prompts, p.new_tokens, p.reward_tokens)
-    models = {"policies": [supervised(p, seed)], "reward": rewarding(p, seed)}
-    pool = load_pool(get(draw_pool, settings, **shared(p, seed), **models).path)
+    models = {"policies": [policies.supervised(p, seed)], "reward": policies.rewarding(p, seed)}
+    pool = load_pool(get(draw_pool, settings, **policies.shared(p, seed), **models).path)
     return optimal_frontier(pool.reward, p.frontier_betas)
 
 
@@ -234,12 +214,11 @@ def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRI
     return choose(pd.concat([tried(profile, seed, grids) for seed in seeds], ignore_index=True))
 
 
-def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRIDS) -> Path:
+def write(profile: str) -> Path:
     """`tune`, kept as tuning.csv among the published tables of the profile; returns the file."""
     file = paths.published(profile) / f"{FILE}.csv"
-    table = tune(profile, seeds, grids)
     file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    tune(profile).to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
     return file
 
 
@@ -247,19 +226,16 @@ def write(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GR
 
 
 def as_tuned(p: OneFront, seed: int) -> list[Policy]:
-    """The fronts of all methods at the settings that tuning chose (`p.tuned`), for one of `p.tuned_seeds`.
-
-    Side rows, with as many completions as main ones.
-    """
+    """For one of `p.tuned_seeds`, all methods' fronts as tuned: side rows with as many completions as main ones."""
     if seed not in p.tuned_seeds or not p.tuned:
         return []
     setting = lambda name: [p.tuned[name]] if name in p.tuned else []  # noqa: E731
     every = [one for grid in GRIDS for one in grid(p, seed, setting, main=True)]
-    names = {
-        one.method: f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned" for one in every
-    }
-    found = [x for one in every for x in one.front]
-    return [replace(x, method=names[x.method], family=names[x.method], main=False) for x in found]
+    found = []
+    for one in every:
+        name = f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned"
+        found += [replace(policy, method=name, family=name, main=False) for policy in one.front]
+    return found
 
 
 def published(profile: str) -> pd.DataFrame | None:

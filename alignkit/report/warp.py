@@ -67,6 +67,21 @@ def recipe(p: Warp, seed: int) -> Runs:
 # Policies whose sequences can all be listed
 
 
+def random_policy(vocabulary: int, length: int, seed: int) -> torch.Tensor:
+    """Probabilities of all sequences under random logits, each step depending on all tokens before; float64."""
+    random = torch.Generator().manual_seed(seed)
+    probabilities = torch.ones((), dtype=torch.float64)
+    for _ in range(length):
+        logits = torch.randn(*probabilities.shape, vocabulary, generator=random, dtype=torch.float64)
+        probabilities = probabilities[..., None] * logits.softmax(dim=-1)
+    return probabilities
+
+
+def tilted(reference: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
+    """The optimum of E[r] - β KL, π ∝ π_ref exp(r/β); reward has the shape of the reference."""
+    return (reference.log() + reward / beta).flatten().softmax(dim=0).view_as(reference)
+
+
 def step_log_probs(policy: torch.Tensor) -> torch.Tensor:
     """log p(next token | prefix) along every sequence: (sequences, length, vocabulary)."""
     length, vocabulary = policy.ndim, policy.shape[0]
@@ -173,21 +188,3 @@ def seconds_of(found: Mapping[int, Sequence[Policy]], method: str) -> pd.DataFra
         spent = {step: sum(run.metrics[f"{step}_seconds"] for run in thetas) for step in steps}
         out.append({"seed": seed, "runs": len(thetas), **spent, "total": sum(run.record["seconds"] for run in thetas)})
     return pd.DataFrame(out)
-
-
-# Policies of which all sequences can be listed
-
-
-def random_policy(vocabulary: int, length: int, seed: int) -> torch.Tensor:
-    """Probabilities of all sequences under random logits, each step depending on all tokens before; float64."""
-    random = torch.Generator().manual_seed(seed)
-    probabilities = torch.ones((), dtype=torch.float64)
-    for _ in range(length):
-        logits = torch.randn(*probabilities.shape, vocabulary, generator=random, dtype=torch.float64)
-        probabilities = probabilities[..., None] * logits.softmax(dim=-1)
-    return probabilities
-
-
-def tilted(reference: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
-    """The optimum of E[r] - β KL, π ∝ π_ref exp(r/β); reward has the shape of the reference."""
-    return (reference.log() + reward / beta).flatten().softmax(dim=0).view_as(reference)

@@ -289,9 +289,8 @@ def published(profile: str, notebook: str) -> nbformat.NotebookNode:
         cells = [cell for cell in run.cells if INJECTED not in cell.metadata.get("tags", [])]
         run = nbformat.read(_source(notebook), as_version=4)
         run.cells = cells
-    run.metadata = nbformat.from_dict(
-        {k: run.metadata[k] for k in ("kernelspec", "language_info") if k in run.metadata}
-    )
+    kept = {k: run.metadata[k] for k in ("kernelspec", "language_info") if k in run.metadata}
+    run.metadata = nbformat.from_dict(kept)
     count = 0
     own = {name for name in NOTEBOOKS if profile == "pocket" or executed(profile, name).is_file()}
     for cell in run.cells:

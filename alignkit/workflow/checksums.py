@@ -12,10 +12,7 @@ from alignkit import paths
 
 
 def content(source: str) -> str:
-    """SHA-256 of the file or of all files of the folder at a local path (first 16 hex digits); "" where nothing lies.
-
-    Where the path lies and the files' times do not matter.
-    """
+    """SHA-256 of the file or all files of the folder at a local path (first 16 hex digits); "" where nothing lies."""
     return _content(source, paths.stamp(source))
 
 

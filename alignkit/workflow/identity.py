@@ -28,7 +28,6 @@ import yaml
 from alignkit import paths
 
 PACKAGE = "alignkit"
-
 PLAIN = r"(?s)\{(\w+)\.(__name__|name): \1 for \1 in \(.*\)\}"
 """A registry that is made of a tuple: each item under its name, none of them changed or left out."""
 Place = tuple[str, str]

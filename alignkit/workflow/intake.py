@@ -16,18 +16,7 @@ from filelock import FileLock
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow import checksums
-from alignkit.workflow.schema import (
-    Aligned,
-    DpoLosses,
-    Evaluated,
-    Improvements,
-    Loop,
-    Rewarded,
-    RewardModel,
-    Towards,
-    World,
-)
+from alignkit.workflow import checksums, schema
 from alignkit.world import foreign, own
 from alignkit.world.models import SCRATCH, load_policy, train_tokenizer
 from alignkit.world.reviews import Reviews, prompts
@@ -38,7 +27,7 @@ JUDGES = 0.8
 """Share of the test reviews that a judge may have (`training.judge.MOST`)."""
 
 
-def once(make: Callable[..., list[str]], given: Any, depends: Any) -> tuple[Path, list[str]]:
+def once(make: Callable[..., list[str] | None], given: Any, depends: Any) -> tuple[Path, list[str]]:
     """The folder that `make(folder, given)` writes and the lines that it returns; made where it is not there yet.
 
     Its name is the hash of the code here and of what its result `depends` on.  Raises UserFault where it cannot be
@@ -46,27 +35,24 @@ def once(make: Callable[..., list[str]], given: Any, depends: Any) -> tuple[Path
     """
     code = [checksums.content(file) for file in (__file__, own.__file__, foreign.__file__)]
     name = f"{make.__name__.strip('_')}-{checksums.of_values([code, depends])}"
-    folder, told = paths.build() / "cache" / name, "told.json"
+    cache, told = paths.build() / "cache", "told.json"
+    folder = cache / name
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / told).is_file():
-                with tempfile.TemporaryDirectory(dir=folder.parent) as part:
-                    lines = make(Path(part) / "made", given)
-                    (Path(part) / "made" / told).write_text(json.dumps(lines), encoding="utf-8")
+                with tempfile.TemporaryDirectory(dir=cache) as part:
+                    made = Path(part, "made")
+                    made.mkdir()
+                    (made / told).write_text(json.dumps(make(made, given) or []), encoding="utf-8")
                     shutil.rmtree(folder, ignore_errors=True)
-                    (Path(part) / "made").rename(folder)
+                    made.rename(folder)
     except OSError as error:
-        raise UserFault(
-            f"{folder.parent}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder"
-        ) from None
+        raise UserFault(f"{cache}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
     return folder, json.loads((folder / told).read_text(encoding="utf-8"))
 
 
-# Reviews
-
-
-def taken_in(p: World) -> tuple[str, list[str]]:
+def taken_in(p: schema.World) -> tuple[str, list[str]]:
     """Where one's own reviews lie in the form that the loader reads, and what was taken for what."""
     columns = own.Columns(p.text_column, p.label_column, p.positive and tuple(p.positive))
     depends = [columns, checksums.content(p.data) or p.data, Path(p.data).name]
@@ -89,9 +75,8 @@ def _reviews(folder: Path, given: tuple[str, own.Columns]) -> list[str]:
     return [f"data: {Path(source).name}: {'; '.join(notes)}"] if notes else []
 
 
-def _enough(folder: Path, p: Rewarded) -> list[str]:
+def _enough(_: Path, p: schema.Rewarded) -> None:
     """Raise UserFault, one line for each value, where the reviews are too few or too short for the parameters."""
-    folder.mkdir()
     try:
         train, test = p.reviews().load(p.seeds[0])["train"], p.reviews().load(0)["test"]
         lines = [*_too_few(p, train["label"][:], len(test))]
@@ -100,32 +85,31 @@ def _enough(folder: Path, p: Rewarded) -> list[str]:
     except UserFault as fault:  # named like the user's own files; a split may be smaller than what is asked of it
         said = str(fault).replace(repr(p.reviews().source), repr(p.data))
         raise UserFault(said + ("; allowed: less, or null for all" if "_reviews: " in said[:30] else "")) from None
-    return []
 
 
-def _too_few(p: Rewarded, labels: list[int], tested: int) -> Iterator[str]:
+def _too_few(p: schema.Rewarded, labels: list[int], tested: int) -> Iterator[str]:
     positive, both = sum(labels), 2 * min(sum(labels), len(labels) - sum(labels))
     for name, n in (("train", len(labels)), ("test", tested)):
         if n < LEAST[name]:
             yield f"data: {p.data!r} has {n} {name} reviews; at least {LEAST[name]} are needed"
     texts = len(labels) + len(p.reviews().load(0).get("unsupervised", ()))
-    most = positive if isinstance(p, DpoLosses) else texts
+    most = positive if isinstance(p, schema.DpoLosses) else texts
     if p.sft_held_out >= most:
-        which = "positive train reviews" if isinstance(p, DpoLosses) else "reviews"
+        which = "positive train reviews" if isinstance(p, schema.DpoLosses) else "reviews"
         yield f"sft_held_out: {p.sft_held_out} of {most} {which}; allowed: less, such as {max(1, most // 5)}"
-    if isinstance(p, RewardModel) and (most := max(p.curve_reviews)) + p.held_out > both:
+    if isinstance(p, schema.RewardModel) and (most := max(p.curve_reviews)) + p.held_out > both:
         yield f"held_out: {p.held_out} and {most} of curve_reviews; allowed: {both} at most in all, half of each label"
-    if isinstance(p, Improvements) and (most := max(p.weak_reviews)) > both:
+    if isinstance(p, schema.Improvements) and (most := max(p.weak_reviews)) > both:
         yield f"weak_reviews: {most}; allowed: at most the {both} train reviews, half of each label"
-    if isinstance(p, Evaluated) and (p.judge_reviews or 0) > (most := int(JUDGES * tested)):
+    if isinstance(p, schema.Evaluated) and (p.judge_reviews or 0) > (most := int(JUDGES * tested)):
         yield f"judge_reviews: {p.judge_reviews}; allowed: {most} at most, as the other test reviews give the prompts"
 
 
-def _too_short(p: Rewarded, train: list[str], test: list[str]) -> Iterator[str]:
+def _too_short(p: schema.Rewarded, train: list[str], test: list[str]) -> Iterator[str]:
     asked = [("prompts", p.prompts, test, 20, 0)]
-    for kind, key in ((Aligned, "pair_prompts"), (Towards, "distil_prompts"), (Improvements, "few_prompts")):
-        asked += [(key, getattr(p, key), train, 15, p.seeds[0])] if isinstance(p, kind) else []
-    asked += [("data", len(train) // 2, train, 15, p.seeds[0])] if isinstance(p, Loop) else []
+    for key in ("pair_prompts", "distil_prompts", "again_prompts"):
+        asked += [(key, getattr(p, key), train, 15, p.seeds[0])] if hasattr(p, key) else []
+    asked += [("data", len(train) // 2, train, 15, p.seeds[0])] if isinstance(p, schema.Loop) else []
     words = train_tokenizer("word", ["a"], 100)  # of which each is a token at least
     short = [one for one in asked if _usable(words, *one[1:]) < one[1]]
     if not short:
@@ -136,11 +120,9 @@ def _too_short(p: Rewarded, train: list[str], test: list[str]) -> Iterator[str]:
     for key, n, texts, longest, seed in short:
         if (found := _usable(tokenizer, n, texts, longest, seed)) < n:
             fewer = f"at most {found}, or " if key != "data" else ""
-            which = (
-                f"of {len(texts)} reviews {n} must be longer than a prompt of 5 to {longest} tokens, and {found} are"
-            )
+            longer = f"must be longer than a prompt of 5 to {longest} tokens"
             more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == SCRATCH else ""
-            yield f"{key}: {which}; allowed: {fewer}longer reviews{more}"
+            yield f"{key}: of {len(texts)} reviews {n} {longer}, and {found} are; allowed: {fewer}longer reviews{more}"
 
 
 def _usable(tokenizer: Any, n: int, texts: list[str], longest: int, seed: int) -> int:
@@ -150,19 +132,17 @@ def _usable(tokenizer: Any, n: int, texts: list[str], longest: int, seed: int) -
         return int(re.findall(r"only (\d+) reviews", str(fault))[0])
 
 
-def _models(folder: Path, p: Rewarded) -> list[str]:
+def _models(_: Path, p: schema.Rewarded) -> None:
     """Raise UserFault where a model from elsewhere cannot do what is asked of it."""
-    folder.mkdir()
     if p.policy != SCRATCH:
-        prefix = p.positive_prefix if isinstance(p, DpoLosses) else ""
+        prefix = p.positive_prefix if isinstance(p, schema.DpoLosses) else ""
         sizes = {"sft_tokens": p.sft_tokens, "new_tokens": p.new_tokens}
-        foreign.check_policy(p.policy, **sizes, prefix=prefix, lora=isinstance(p, DpoLosses))
+        foreign.check_policy(p.policy, **sizes, prefix=prefix, lora=isinstance(p, schema.DpoLosses))
     if p.reward_model != SCRATCH:
         foreign.check_encoder(p.reward_model, tokens=p.reward_tokens, dropout=p.reward_dropout)
-    return []
 
 
-def checked(p: Rewarded, models: bool) -> list[str]:
+def checked(p: schema.Rewarded, models: bool) -> list[str]:
     """What was taken for what in one's own reviews; raises UserFault for what cannot be used."""
     depends = [p.model_dump(), *(checksums.content(name) for name in (p.data, p.policy, p.reward_model))]
     if models and {p.policy, p.reward_model} != {SCRATCH}:

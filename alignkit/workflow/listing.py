@@ -33,9 +33,8 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     lines = [line for folder, record in asked[:limit] for line in told(folder, record, often)]
     lines += [f"{folder.name}: holds no whole run" for folder in found if folder not in whole][:limit]
     if not asked:
-        lines.append(
-            "none; functions that ran: " + ", ".join(sorted({record["function"] for record in whole.values()}))
-        )
+        ran = sorted({record["function"] for record in whole.values()})
+        lines.append(f"none; functions that ran: {', '.join(ran)}")
     return [*lines, f"{len(asked[:limit])} of {len(asked)} shown, newest first; {len(whole)} runs in {paths.store()}"]
 
 

@@ -25,20 +25,15 @@ from alignkit.workflow.schema import NOTEBOOKS, Rewarded
 
 SHARED = "shared"
 """The file of a profile (without its suffix) whose values go to all notebooks that know them."""
-
 REPLICA, TINY = "_replica", "_tiny"
 """What follows the name of a profile in the name of one that lies on it: that repeats it with fresh seeds, or cuts it
 to sizes that prove no more than that it runs."""
-
 LONGEST_FILE, MOST_TOLD = 20_000, 20
 """Bytes, and faults of one file; so that any file is answered within a second."""
-
 DEEPEST = 8
 """Lists and mappings inside each other; the time that YAML takes grows with the square of it."""
-
 REPORTED = "notebooks"
 """The key of shared.yaml that names the notebooks of the profile's report, where these are not all."""
-
 KNOWN = {key for kind in NOTEBOOKS.values() for key in kind.model_fields} - {"notebook"}
 
 

@@ -341,16 +341,12 @@ class Improvements(Divergent, Fronts, Towards):
     weak_reviews: Few[Even] = Field(description="sizes for weak reward models; three of the last one are averaged")
     weak_steps: Count = Field(description="steps that a weak reward model gets at least; twice that if it is averaged")
     weak_beta: Beta = Field(description="strength of the KL where policies are to go far on a proxy")
-    few_prompts: Count = Field(description="train prompts that are drawn for where tokens are few")
-    few_samples: Samples = Field(description="completions of each of them; with those of few_steps as many as WARP's")
-    few_texts: Count = Field(description="texts of each of them that are trained on")
-    few_beta: Beta = Field(description="β of their weights and of RLOO after it")
-    few_steps: Steps = Field(description="steps of RLOO there")
+    few_beta: Beta = Field(description="β of RLOO in small steps, which draws as many completions as WARP")
+    few_steps: Steps = Field(description="its steps")
+    few_batch: Count = Field(description="its completions a step")
+    again_prompts: Count = Field(description="train prompts of the draws that are distilled again")
+    again_beta: Beta = Field(description="β of their weights, and of regression")
     confirm_seeds: Seeds = Field(description="further seeds, on which the chosen method is tried again")
-
-    def model_seed(self, seed: int) -> int:
-        """The seed of the SFT policy and reward model that a seed starts from."""
-        return seed if self.base_seed is None else self.base_seed
 
     def training_seeds(self) -> list[int]:
         return [*self.seeds, *self.confirm_seeds]

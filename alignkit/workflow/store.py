@@ -77,10 +77,8 @@ class Run(NamedTuple):
     def content(self) -> str:
         """SHA-256 of its files' names and checksums (first 16 hex digits)."""
         files = self.record["files"].items()
-        here = sorted(
-            (os.path.relpath(name, self.part or "."), check) for name, check in files if name.startswith(self.part)
-        )
-        return checksums.of_values(here)
+        here = [(os.path.relpath(name, self.part or "."), sha) for name, sha in files if name.startswith(self.part)]
+        return checksums.of_values(sorted(here))
 
 
 def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: Any) -> Run:
@@ -97,16 +95,17 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
     home = paths.store()
     run = Run(run_id, home / f"{train.__name__}-{run_id}")
     if not run.folder.exists():
-        try:
-            (home / "locks").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserFault(f"{home}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
         if int(os.environ.get("RANK", 0)):
             _take_part(train, run, settings, inputs)
-        else:
-            with FileLock(home / "locks" / f"{run_id}.lock"):
-                if not run.folder.exists():
-                    _train(train, run, known, settings, inputs)
+            return run
+        try:
+            (home / "locks").mkdir(parents=True, exist_ok=True)
+            held = FileLock(home / "locks" / f"{run_id}.lock").acquire()
+        except OSError as error:
+            raise UserFault(f"{home}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
+        with held:
+            if not run.folder.exists():
+                _train(train, run, known, settings, inputs)
     _verify(run, paths.stamp(str(run.folder)))
     return run
 

@@ -22,8 +22,7 @@ CLOSE = 1e-4
 def check_policy(name: str, *, sft_tokens: int, new_tokens: int, prefix: str, lora: bool) -> None:
     """Raise UserFault unless drawing, scoring and fine-tuning do what they should.
 
-    sft_tokens, new_tokens: as in the parameters.  prefix: what is put before a prompt.  lora: whether adapters are
-    trained.
+    sft_tokens, new_tokens: as in the parameters.  prefix: put before a prompt.  lora: whether adapters are trained.
     """
     with quiet_training():
         model, tokenizer = load_policy(name)

@@ -162,6 +162,23 @@ def test_of_a_long_table_ten_rows_are_shown_and_the_rest_is_linked(shown: list[s
     assert len(cells(shown[-1])) == 14
 
 
+def test_a_column_has_as_many_digits_as_it_needs_and_no_more_than_asked(shown: list[str]):
+    figures.show_table(pd.DataFrame({"beta": [0.5, 2.0], "epsilon": [0.05, 0.1], "kl": [1 / 3, 0.5], "n": [1e4, 2]}))
+    assert cells(shown[0])[1:] == [["0.5", "0.05", "0.333", "10,000"], ["2.0", "0.10", "0.500", "2"]]
+
+
+def test_an_interval_stays_on_one_line(shown: list[str]):
+    figures.show_table(pd.DataFrame({"reward": ["0.64 [-0.27, 1.01]"], "betas": ["[0.5, 1.0, 2.0]"]}))
+    assert cells(shown[0])[1] == ["0.64 [-0.27,\N{NO-BREAK SPACE}1.01]", "[0.5, 1.0, 2.0]"]
+
+
+def test_curves_of_one_figure_differ_in_dashes_too():
+    log = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": 0, "step": [0, 1] * 2, "reward": 0.5})
+    drawn = figures.curves(log, ["reward"], ["a", "b"]).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 2
+    assert len({line.get_linestyle() for line in drawn}) == 2
+
+
 def test_text_stands_on_the_left_and_a_tiny_number_is_not_zero(shown: list[str]):
     figures.show_table(pd.DataFrame({"method": ["a", "b"], "p": [0.00004, 0.5]}))
     assert cells(shown[0])[1:] == [["a", "4e-05"], ["b", "0.500"]]

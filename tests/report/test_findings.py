@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from alignkit.report import claims
 from alignkit.report.claims import CLAIMS
 from alignkit.report.findings import found
-from alignkit.report.statements import Finding, Tables, Unanswered, settled
+from alignkit.report.statements import Finding, Tables, Unanswered, compared_at, settled
 from alignkit.report.warp import clear_of_zero
 
 
@@ -79,6 +79,17 @@ def test_a_narrower_interval_never_takes_an_answer_back(middle: float, half: flo
     assert wide is None or narrow is wide
 
 
+def reaching(*kls: float) -> pd.DataFrame:
+    """Shares of one family at these KLs, and at 4 of one that lacks a seed."""
+    known = {f"KL {kl:g}": [0.9, 0.5] for kl in kls}
+    return pd.DataFrame({"family": ["one", "other"], "seeds": [2, 1], "draws": np.nan, "KL 4": [np.nan, 0.5], **known})
+
+
+@pytest.mark.parametrize(("kls", "at"), [((0.5, 1, 2), 1), ((0.25, 0.5), 0.5), ((2,), 1)])
+def test_a_report_is_compared_at_one_nat_or_as_near_as_it_reaches(kls: tuple[float, ...], at: float):
+    assert compared_at(tables(t_6_efficiency=reaching(*kls))) == at
+
+
 def matched(*rows: tuple[float, float, float]) -> Tables:
     """Rewards of losses at one KL less the sigmoid loss's: (low, high, Holm's p) of each."""
     table = pd.DataFrame(rows, columns=["low", "high", "holm"])
@@ -145,22 +156,22 @@ def test_gold_for_one_of_reward_is_compared_within_each_seed():
     swept["gold"] = [0.9, 1.9, 0.8]  # gold for one of reward: 0.9 and 0.95, 0.8
     frontier = pd.DataFrame({"optimal_for": "reward", "kl": [0.0, 4.0] * 2, "seed": [0, 0, 1, 1]})
     frontier = frontier.assign(reward=[1.0, 5.0] * 2, gold=[0.0, 2.0] * 2)  # 0.5 along the whole of it
-    found = claims.anchored_keeps_more_gold(tables(t_6_rows=pd.concat([start, swept]), t_6_frontier=frontier))
+    found = claims.anchored_keeps_more_gold(
+        tables(t_6_efficiency=reaching(1), t_6_rows=pd.concat([start, swept]), t_6_frontier=frontier)
+    )
     assert found.value == pytest.approx(np.mean([0.4, 0.3]))
     assert found.seeds == 2
 
 
 @pytest.mark.parametrize(
     ("after", "p", "holds", "said"),
-    [
-        (0.04, 0.01, True, "nearer"),
-        (0.09, 0.01, False, "further apart"),
-        (0.04, 0.4, None, "as far as these seeds tell"),
-    ],
+    [(0.04, 0.01, True, "nearer"), (0.09, 0.01, False, "further apart"), (0.04, 0.4, None, "as far as these seeds")],
 )
 def test_a_spread_narrows_where_a_test_says_so(after: float, p: float, holds: bool | None, said: str):
     row = {"quantity": "optimal gain at KL 1", "spread / mean": 0.07, "spread / mean, divided": after, "p": p}
-    found = claims.a_temperature_narrows_the_spread(tables(t_6_calibration=pd.DataFrame([row])))
+    found = claims.a_temperature_narrows_the_spread(
+        tables(t_6_efficiency=reaching(1), t_6_calibration=pd.DataFrame([row]))
+    )
     assert found.holds is holds
     assert said in found.statement
 

@@ -98,4 +98,4 @@ def test_holms_adjustment_is_over_all_measures_and_methods_of_one_claim():
 
 def test_the_short_way_draws_as_many_completions_as_warp(p):
     warps = p.warp_iterations * p.warp_runs * p.warp_steps * p.warp_batch
-    assert p.few_prompts * p.few_samples + p.few_steps * p.warp_batch == warps
+    assert p.few_steps * p.few_batch == warps

@@ -10,7 +10,9 @@ import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from alignkit.divergences import NAMES, divergence, examples
+from alignkit.losses import LOSSES
 from alignkit.report import primer
+from alignkit.report.looks import look
 from alignkit.training.dpo import sequence_logps
 from alignkit.world.models import new_policy, train_tokenizer
 
@@ -116,6 +118,14 @@ def test_a_divergence_has_one_look_in_all_panels_of_a_figure():
     lines = [line for axis in figure.axes for line in axis.lines if line.get_label() in set(table.divergence)]
     looks = {(line.get_label(), line.get_color(), line.get_linestyle()) for line in lines}
     assert len(looks) == table.divergence.nunique() == len(lines) / 2
+    plt.close(figure)
+
+
+def test_a_loss_has_the_colour_of_the_policies_that_are_trained_with_it():
+    figure = primer.losses(primer.loss_curves(np.array([-1.0, 1.0]), 0.1, (2, 3)))
+    drawn = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
+    for name in LOSSES:
+        assert drawn[name] == look(f"DPO, {name} loss").color
     plt.close(figure)
 
 

@@ -213,6 +213,14 @@ def test_a_mean_and_its_interval_are_one_text() -> None:
     assert shown.values.tolist() == [["a", 3, "2.0 [-0.5, 4.5]"], ["b", 3, ""]]
 
 
+def test_what_has_no_seed_is_not_told_as_one_seed() -> None:
+    table = results(a=[1.0], b=[2.0])
+    table.loc[table.method == "b", "seed"] = np.nan
+    shown = readable(summary(table, ["reward"]), ["reward"], digits=1)
+    assert shown.reward.tolist() == ["1.0 (1 seed)", "2.0"]
+    assert readable(summary(table.iloc[:0], ["reward"]), ["reward"]).empty
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [

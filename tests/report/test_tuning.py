@@ -84,9 +84,9 @@ def test_tuning_seeds_are_no_seeds_of_any_profile():
 def test_a_setting_is_two_factors_on_the_profiles_own(monkeypatch: pytest.MonkeyPatch):
     found = []
     monkeypatch.setattr(policies, "get", lambda train, settings, **inputs: found.append(settings) or RUN)
-    monkeypatch.setattr(tuning, "assessed", lambda *_, **inputs: RUN)
+    monkeypatch.setattr(policies, "interpolated", lambda *_, **inputs: RUN)
     monkeypatch.setattr(
-        tuning, "prepared", lambda p, seed: dict.fromkeys(("pairs", "generations", "sft", "reward"), RUN)
+        policies, "prepared", lambda p, seed: dict.fromkeys(("pairs", "generations", "sft", "reward"), RUN)
     )
     p = parameters.load(paths.PARAMS / "pocket" / "2_dpo_losses.yaml")
     methods = [Method("hinge", dpo("hinge", 1.0))]

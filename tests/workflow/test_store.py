@@ -1,5 +1,6 @@
 """Runs: what changes their identity, and that the store never serves what it should not."""
 
+import errno
 import importlib
 import os
 import shutil
@@ -274,6 +275,29 @@ def test_a_store_that_cannot_be_written_is_one_line(build: Path):
     build.write_text("a file")
     with pytest.raises(UserFault, match=r"^[^\n]*store: cannot be written [^\n]*set ALIGNKIT_BUILD[^\n]*$"):
         store.get(train, seed=0, data=POCKET)
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
+    """Let locks fail as on file systems that have none."""
+
+    def refuse(*_: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_where_files_cannot_be_locked_so_a_file_serves_as_the_lock(build: Path, monkeypatch: pytest.MonkeyPatch):
+    without_locks(monkeypatch, errno.ENOSYS)
+    assert store.get(train, seed=0, data=POCKET).metrics == store.get(train, seed=0, data=POCKET).metrics
+
+
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_store_without_locks_is_one_line(reason: int, build: Path, monkeypatch: pytest.MonkeyPatch):
+    without_locks(monkeypatch, reason)
+    with pytest.raises(UserFault, match=rf"^[^\n]*cannot be written [^\n]*{os.strerror(reason)}[^\n]*$"):
+        store.get(train, seed=0, data=POCKET)
+    assert kept(build) == []
 
 
 SLOW = '''
