@@ -62,8 +62,7 @@ def reward_model_orders(tables: Tables) -> Finding:
     table = tables("1_reward_model")
     mine, best = (rows_of(table, method=m).pairwise_accuracy for m in ("reward", "exact posterior"))
     words = ("The reward model is near the best possible order:", "The reward model is far from the best order:")
-    rest = "{} of the exact posterior's pairwise accuracy"
-    return bounded(mine / best.mean(), words, rest, least=0.98, digits=3)
+    return bounded(mine / best.mean(), words, "{} of the exact posterior's pairwise accuracy", least=0.98, digits=3)
 
 
 def reward_model_is_calibrated(tables: Tables) -> Finding:
@@ -234,7 +233,8 @@ def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
 # Notebook 6
 
 
-def _share(row: pd.Series, name: str, least: float, at: str) -> Finding:
+def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 0) -> Finding:
+    at = f"KL {kl or compared_at(tables):g}"
     low, high = row[f"{at}_low"], row[f"{at}_high"]
     where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
     text = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}."
@@ -249,13 +249,13 @@ def _one_draw(tables: Tables) -> pd.Series:
 
 def best_with_many_draws(tables: Tables) -> Finding:
     """How near to the optimum does keeping one of several draws come?"""
-    table, at = shares(tables), f"KL {compared_at(tables):g}"
-    return _share(table[table.draws.notna()].iloc[0], "Keeping one of several draws", 0.98, at)
+    table = shares(tables)
+    return _share(tables, table[table.draws.notna()].iloc[0], "Keeping one of several draws", 0.98)
 
 
 def best_with_one_draw(tables: Tables) -> Finding:
     """How near does the best policy come that is used with one draw?"""
-    return _share(_one_draw(tables), "The best policy used with one draw", 0.9, f"KL {compared_at(tables):g}")
+    return _share(tables, _one_draw(tables), "The best policy used with one draw", 0.9)
 
 
 def one_draw_far_from_sft(tables: Tables) -> Finding:
@@ -263,14 +263,13 @@ def one_draw_far_from_sft(tables: Tables) -> Finding:
     row = _one_draw(tables)
     if np.isnan(row["KL 2"]):
         raise Unanswered(f"{row.family} does not reach it with every seed")
-    return _share(row, "The same policy", 0.9, "KL 2")
+    return _share(tables, row, "The same policy", 0.9, kl=2)
 
 
 def one_draw_at_warps_tokens(tables: Tables) -> Finding:
     """How near does RLOO in small steps come, with as many completions as WARP?"""
     row = rows_of(shares(tables), family="RLOO in small steps, WARP's tokens").iloc[0]
-    name = "With no more completions than WARP, the best way with one draw"
-    return _share(row, name, 0.8, f"KL {compared_at(tables):g}")
+    return _share(tables, row, "With no more completions than WARP, the best way with one draw", 0.8)
 
 
 def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
@@ -294,7 +293,7 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")))
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
     holds = settled(row.low, row.high, -LEVEL["share"], LEVEL["share"])
-    said = {True: "is level with", False: "differs from", None: "is not measurably apart from"}[holds]
+    said = "is level with" if holds else "differs from" if row.low > 0 or row.high < 0 else "is not clear of"
     text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
     text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
     return Finding(text, holds, row.difference, row.low, row.high, row.seeds)
@@ -310,7 +309,10 @@ def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
 
 def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     """Does the best policy used with one draw get more of the possible gain than WARP, at the same KL?"""
-    rows = rows_of(tables("6_order"), family=family_of_warp(tables("4_warp")))
+    warp = family_of_warp(tables("4_warp"))
+    if _one_draw(tables).family == warp:
+        return Finding("The best policy used with one draw is WARP's own.", False, 0.0)
+    rows = rows_of(tables("6_order"), family=warp)
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
     subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
     return difference(turned(rows), subject, f"WARP at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)

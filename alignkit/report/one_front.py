@@ -360,7 +360,7 @@ def one_front(
     """
     ys = [y for y in GAINS if y in optimum and y in means and means[y].notna().any()]
     figure, axes = panels(len(ys), 5.4)
-    drawn = looks([name for name in families if (means.family == name).any()])
+    drawn = looks([name for name in families if (means[means.kl <= most_kl].family == name).any()])
     for axis, y in zip(axes, ys, strict=True):
         axis.plot(optimum.kl, optimum[y], color="black", linewidth=2.4, label="optimal for the reward")
         if possible := f"possible {y}" in optimum:

@@ -1,6 +1,5 @@
 """How findings are worded: sentences about differences, bounds, and counts of what is clear of zero."""
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,9 +55,8 @@ def family_of_warp(table: pd.DataFrame) -> str:
 def compared_at(tables: Tables) -> float:
     """The KL at which the report compares: 1, or the largest below it that methods with every seed reach."""
     table = tables("6_efficiency")
-    known = table[table.seeds == table.seeds.max()].dropna(axis=1, how="all").columns
-    found = [float(name[3:]) for name in known if re.fullmatch(r"KL [\d.]+", name)]
-    return max([kl for kl in found if kl <= 1], default=1.0)
+    known = table[table.seeds == table.seeds.max()].filter(regex=r"^KL [\d.]+$").dropna(axis=1, how="all")
+    return max((kl for kl in known.columns.str[3:].astype(float) if kl <= 1), default=1.0)
 
 
 def shares(tables: Tables) -> pd.DataFrame:

@@ -129,7 +129,8 @@ def test_a_bound_on_a_number_asks_for_its_whole_interval():
     ("low", "high", "holds", "said"),
     [
         (-0.02, 0.06, True, "is level with"),
-        (-0.3, 0.06, None, "is not measurably apart from"),
+        (-0.3, 0.06, None, "is not clear of"),
+        (-0.3, -0.06, None, "differs from"),
         (0.2, 0.3, False, "differs from"),
     ],
 )
@@ -139,6 +140,12 @@ def test_warp_is_what_the_profiles_own_table_calls_it(low: float, high: float, h
     order = pd.DataFrame(rows).assign(family="REINFORCE, EMA anchor", at_kl=1, difference=0.1, seeds=5)
     found = claims.reinforce_is_level_with_warp(tables(t_6_order=order, t_4_warp=named))
     assert (found.holds, said in found.statement) == (holds, True)
+
+
+def test_where_warp_is_the_best_with_one_draw_nothing_beats_it():
+    named = pd.DataFrame({"method": ["WARP"], "family": ["one"]})
+    found = claims.best_with_one_draw_beats_warp(tables(t_4_warp=named, t_6_efficiency=reaching(0.5)))
+    assert (found.holds, found.value) == (False, 0)
 
 
 def test_the_same_policy_is_followed_to_a_kl_of_two():

@@ -625,6 +625,7 @@ def test_a_wrong_parameter_given_to_papermill_stops_with_one_line(
     ("notebook", "values"),
     [
         ("3_f_divergences", "reverse_kl_betas: [0.3]"),  # no β that all families have
+        ("5_improvements", "{reverse_kl_betas: [0.1], forward_kl_betas: [0.1], js_betas: [0.1]}"),  # no β swept
         ("6_one_front", "matched_kl: [0.25, 1.0]"),  # KLs that the notebook shows anyway
         ("6_one_front", "matched_kl: [4.0]"),  # beyond all fronts
     ],
