@@ -1,7 +1,7 @@
 """One's own reviews, read from the files that people have into one clean table for each split.
 
 Which column is which, and what its values mean, is taken from common names or told by parameters.  No training
-function reaches this: what it returns is written down once, as a folder that the loader reads (`workflow.intake`).
+function's identity holds this: what the reviews say counts, however they were read.
 """
 
 import csv
@@ -16,8 +16,8 @@ import datasets
 import pandas as pd
 
 from alignkit.faults import UserFault
-from alignkit.world.reviews import SPLITS
 
+SPLITS = ("train", "test", "unsupervised")
 TEXT = "text review review_text reviewtext review_body sentence content comment body tweet".split()
 LABEL = "label sentiment stars star_rating rating polarity score".split()
 """Names of columns that are taken by themselves, in any case."""
@@ -251,7 +251,8 @@ def _frame(place: str, table: pd.DataFrame, text: str, label: str | None, meanin
     if wrong.any():
         at = table[wrong.to_numpy()].iloc[0]
         found = f"{text} {str(at[text])[:30]!r}" + (f" with {label} {at[label]!r}" if label else "")
-        labels = ", ".join(sorted(set(words) & set(meaning))) or "0, 1"
+        there = sorted(set(words) & set(meaning))
+        labels = ", ".join(there if len(there) > 1 else ["0", "1"])
         allowed = f"labels allowed here: {labels}; text must not be empty, blank or a number"
         raise UserFault(f"data: {at.name}: {found}; {allowed}")
     frame = pd.DataFrame({"text": said.array, "label": words.map(meaning).array if label else NEITHER})

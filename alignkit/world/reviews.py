@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.world.known import GENERATORS
+from alignkit.world.own import SPLITS, Columns, read
 from alignkit.world.reach import check_data
 
 datasets.disable_progress_bars()
 
-SPLITS = ("train", "test", "unsupervised")
 SIZES = {"train": 25_000, "test": 12_500, "unsupervised": 50_000}
 """How many reviews a world of our own has where no number is asked for; as many as IMDB at hand."""
 WORLD_SEEDS = {"train": 1, "test": 2, "unsupervised": 3}
@@ -53,13 +53,12 @@ def load_reviews(
 ) -> datasets.DatasetDict:
     """Cleaned reviews with columns text and label (1 positive, 0 negative, -1 unknown), shuffled with the seed.
 
-    `source` is a world of `known`, a folder or CSV file, or a Hub id.  Train is kept whole; texts that also
+    `source` is a world of `known`, files that `own.read` can read, or a Hub id.  Train is kept whole; texts that also
     stand in train leave test and unsupervised, and texts of test leave unsupervised.  The *_reviews
     cut a split to that many reviews, half of each label, the same ones for every seed; None keeps all.
-    A CSV file has the columns text and label, and either a column split or gives every fifth review to test.
 
-    Raises UserFault if the source cannot be reached or lacks a split, a column, a text or a label, if a split
-    is empty once its overlaps are gone, or if train or test holds one label only.
+    Raises UserFault if the source cannot be reached or read, if a split is empty once its overlaps are gone, or if
+    train or test holds one label only.
     """
     sizes = (train_reviews, test_reviews, unsupervised_reviews)
     reviews = _load(source, _stamp(source), sizes)
@@ -90,11 +89,9 @@ def _load(source: str, _: paths.Stamp, sizes: tuple[int | None, ...]) -> dict[st
     """Cleaned reviews by split, in the order of their texts, so that where they lie and in which order says nothing."""
     if source in GENERATORS:
         return _load_generated(source, sizes)
-    raw = _load_raw(source)
-    frames = {name: _sorted(_clean(raw[name], source, name)) for name in SPLITS if name in raw}
-    for name in ("train", "test"):
-        if name not in frames:
-            raise UserFault(f"data: {source!r} has no split {name!r}; found {', '.join(raw) or 'none'}")
+    if not Path(source).expanduser().exists():
+        check_data(source)
+    frames = {name: _sorted(_clean(frame)) for name, frame in read(source, Columns())[0].items()}
     seen: set[str] = set()
     for name, frame in frames.items():
         # Train is kept whole, repeated texts and all.
@@ -103,6 +100,11 @@ def _load(source: str, _: paths.Stamp, sizes: tuple[int | None, ...]) -> dict[st
         _check_labels(frames[name], source, name)
     cut = {name: _cut(frames[name], size, name) for name, size in zip(SPLITS, sizes, strict=True) if name in frames}
     return {name: datasets.Dataset.from_pandas(frame, preserve_index=False) for name, frame in cut.items()}
+
+
+def _clean(frame: pd.DataFrame) -> pd.DataFrame:
+    text = frame.text.str.replace(r"<br\s*/?>", " ", regex=True).str.replace(r"\s+", " ", regex=True).str.strip()
+    return frame.assign(text=text)
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
@@ -121,71 +123,6 @@ def _load_generated(source: str, sizes: tuple[int | None, ...]) -> dict[str, dat
             frame = frame.assign(label=-1)
         out[name] = datasets.Dataset.from_pandas(frame, preserve_index=False)
     return out
-
-
-def _load_raw(source: str) -> dict[str, datasets.Dataset]:
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix == ".csv":
-        return _load_csv(path)
-    if path.is_dir():
-        try:
-            return dict(datasets.load_dataset(str(path)))
-        except Exception as error:  # whatever a broken or empty folder makes the library raise
-            raise UserFault(f"data: {source!r} cannot be read as a data set: {_first_line(error)}") from None
-    check_data(source)
-    try:
-        return dict(datasets.load_dataset(source))
-    except Exception as error:
-        raise UserFault(f"data: {source!r} cannot be loaded from the Hub: {_first_line(error)}") from None
-
-
-def _load_csv(path: Path) -> dict[str, datasets.Dataset]:
-    try:
-        # "NA" and "null" are texts; what is missing is an empty cell.
-        rows = pd.read_csv(path, keep_default_na=False, low_memory=False)
-    except Exception as error:
-        raise UserFault(f"data: {str(path)!r} cannot be read as CSV: {_first_line(error)}") from None
-    if not isinstance(rows.index, pd.RangeIndex):
-        # pandas takes what stands before the last cells for an index.
-        raise UserFault(f"data: {str(path)!r} has rows of more cells than its header; put texts with commas in quotes")
-    if "split" not in rows:
-        rows["split"] = np.where(np.arange(len(rows)) % 5 == 4, "test", "train")
-    unknown = rows[~rows.split.isin(SPLITS)]
-    if len(unknown):
-        found = ", ".join(repr(name) for name in unknown.split.unique().tolist()[:5])
-        raise UserFault(
-            f"data: {str(path)!r}, row {unknown.index[0]}: unknown split; found {found}; allowed: {', '.join(SPLITS)}"
-        )
-    parts = {name: part.drop(columns="split") for name, part in rows.groupby("split")}
-    return {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    # `datasets` says no more than that something went wrong, and gives the reason as the cause.
-    error = error.__cause__ or error
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _clean(split: datasets.Dataset, source: str, name: str) -> pd.DataFrame:
-    for column in ("text", "label"):
-        if column not in split.column_names:
-            found = ", ".join(split.column_names)
-            raise UserFault(f"data: {source!r}, split {name}: no column {column!r}; found {found}")
-    frame = split.to_pandas()[["text", "label"]]
-    allowed = [-1] if name == "unsupervised" else [0, 1]
-    # One word among the labels of a CSV file makes strings of them all.
-    label = pd.to_numeric(frame.label, errors="coerce")
-    text = frame.text.where(frame.text.map(lambda value: isinstance(value, str)), "").astype(str)
-    text = text.str.replace(r"<br\s*/?>", " ", regex=True).str.replace(r"\s+", " ", regex=True).str.strip()
-    wrong = np.flatnonzero(~label.isin(allowed) | (text == ""))
-    if len(wrong):
-        row = wrong[0]
-        found = f"label {frame.label.tolist()[row]!r} with text {str(frame.text.tolist()[row])[:30]!r}"
-        raise UserFault(
-            f"data: {source!r}, split {name}, row {row}: {found}; labels allowed here: {allowed}, "
-            "text must not be empty, blank or a number"
-        )
-    return pd.DataFrame({"text": text, "label": label.astype(int)})
 
 
 def _check_labels(frame: pd.DataFrame, source: str, name: str) -> None:

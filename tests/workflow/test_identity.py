@@ -265,7 +265,7 @@ def test_reviews_count_by_what_they_say_not_by_who_reads_them():
     found = identity.reached("alignkit.training.sft", "train_sft")
     reviews = {name for module, name in found if module == "alignkit.world.reviews"}
     assert "load_reviews" in reviews
-    assert not {"_load", "_load_csv", "_clean"} & reviews
+    assert not {"_load", "_cut", "_clean"} & reviews
     assert ("alignkit.pocket", "generate_reviews") not in found
 
 

@@ -242,12 +242,8 @@ def label_2(folder: Path) -> str:
 
 
 def label_in_words(folder: Path) -> str:
-    words = {name: reviews(name).replace({"label": {0: "bad", 1: "good"}}) for name in ("train", "test")}
+    words = {name: reviews(name).replace({"label": {0: "so-so"}}) for name in ("train", "test")}
     return write_csv(folder / "r.csv", words)
-
-
-def labelled_unsupervised(folder: Path) -> str:
-    return write_folder(folder / "f", frames(unsupervised=reviews("train")))
 
 
 def empty_text(folder: Path) -> str:
@@ -267,7 +263,7 @@ def numbers_for_texts(folder: Path) -> str:
 
 def one_label_in_words(folder: Path) -> str:
     train = reviews("train").astype({"label": object})
-    train.loc[4, "label"] = "pos"
+    train.loc[4, "label"] = "so-so"
     return write_csv(folder / "r.csv", frames(train=train))
 
 
@@ -300,23 +296,22 @@ def no_test_split(folder: Path) -> str:
     ("make", "words"),
     [
         (missing_path, ["does not exist", "'pocket', a folder", "CSV", "Hub id"]),
-        (empty_folder, ["cannot be read as a data set"]),
-        (text_file, ["is not a data set", "a CSV file"]),
+        (empty_folder, ["is not a file or folder of reviews", ".parquet"]),
+        (text_file, ["is not a file or folder of reviews", ".csv"]),
         (bytes_named_csv, ["cannot be read as CSV"]),
-        (empty_csv, ["cannot be read as CSV"]),
+        (empty_csv, ["is empty", "a header and reviews are needed"]),
         (bytes_named_parquet, ["cannot be read as a data set"]),
-        (no_labels, ["split train", "no column 'label'", "found text"]),
-        (label_2, ["split test", "row 10", "2", "[0, 1]", "test review 10"]),
-        (label_in_words, ["row 0", "'bad'", "[0, 1]"]),
-        (labelled_unsupervised, ["split unsupervised", "row 0", "[-1]"]),
-        (empty_text, ["split train", "row 6", "text must not be empty"]),
+        (no_labels, ["split train", "no column 'label'", "its columns are text", "label_column"]),
+        (label_2, ["row 30 (line 32)", "label '2'", "allowed here: 0, 1", "'test review 10'"]),
+        (label_in_words, ["'so-so'", "set positive"]),
+        (empty_text, ["row 6 (line 8)", "text must not be empty"]),
         (no_test_split, ["no split 'test'", "found train, unsupervised"]),
         (blank_text("  "), ["split test", "row 3", "text must not be empty, blank"]),
         (blank_text("<br /><br>"), ["split test", "row 3", "'<br /><br>'", "text must not be empty, blank"]),
-        (numbers_for_texts, ["split train", "row 0", "or a number"]),
-        (one_label_in_words, ["split train", "row 4: label 'pos' with text 'train review 4'", "[0, 1]"]),
+        (numbers_for_texts, ["column 'text'", "holds no text", "text_column"]),
+        (one_label_in_words, ["row 4 (line 6): text 'train review 4' with label 'so-so'", "allowed here: 0, 1"]),
         (row_without_split, ["row 20", "unknown split; found ''", "train, test, unsupervised"]),
-        (unknown_splits, ["row 0", "found 'learn', 'exam'", "train, test, unsupervised"]),
+        (unknown_splits, ["row 0 (line 2)", "found 'learn', 'exam'", "train, test, unsupervised"]),
         (commas_without_quotes, ["more cells than its header", "in quotes"]),
         (all_test_reviews_in_train, ["split test", "no review of its own"]),
         (one_label("train"), ["every review of train has label 1", "0 and 1 are needed"]),
@@ -341,8 +336,13 @@ def test_a_size_beyond_the_data_is_a_fault_that_names_both(tmp_path: Path, name:
     assert "12" in line
 
 
+def test_labels_of_unsupervised_reviews_play_no_part(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "f", frames(unsupervised=reviews("more").assign(label=[0, 1] * 10)))
+    assert set(load_reviews(source, seed=0)["unsupervised"]["label"]) == {-1}
+
+
 def test_a_wrong_label_is_shown_as_a_plain_number(tmp_path: Path) -> None:
-    with pytest.raises(UserFault, match="label 2 with text") as fault:
+    with pytest.raises(UserFault, match="label '2'; labels") as fault:
         load_reviews(label_2(tmp_path), seed=0)
     assert "int64" not in one_line(fault)
 
