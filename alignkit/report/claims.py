@@ -28,7 +28,7 @@ from alignkit.report.statements import (
     settled,
     shares,
 )
-from alignkit.report.tables import interval_text, turned
+from alignkit.report.tables import clear, interval_text, turned
 
 # Notebook 0
 
@@ -293,7 +293,7 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")))
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
     holds = settled(row.low, row.high, -LEVEL["share"], LEVEL["share"])
-    said = "is level with" if holds else "differs from" if row.low > 0 or row.high < 0 else "is not clear of"
+    said = "is level with" if holds else "differs from" if clear(row.low, row.high) else "is not clear of"
     text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
     text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
     return Finding(text, holds, row.difference, row.low, row.high, row.seeds)

@@ -1,5 +1,6 @@
 """Findings: what the claims say of this run's tables, shown at the top of a notebook and kept beside its tables."""
 
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -29,8 +30,9 @@ def found(notebook: str, tables: Tables) -> pd.DataFrame:
 
 
 def of_folders(*folders: Path) -> Tables:
-    """Tables by name, from the first folder that has them."""
+    """Tables by name, from the first folder that has them; each is read once."""
 
+    @cache
     def read(name: str) -> pd.DataFrame:
         for folder in folders:
             if (folder / f"{name}.csv").is_file():

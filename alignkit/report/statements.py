@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from alignkit.metrics import seed_interval
-from alignkit.report.tables import interval_text
+from alignkit.report.tables import clear, interval_text
 
 Tables = Callable[[str], pd.DataFrame]
 """A table of one profile by its name, such as 2_gain; raises Unanswered if the report has none of that name."""
@@ -15,7 +15,7 @@ Words = tuple[str, str, str]
 """What is said of a difference above zero, below zero, and of one whose interval includes zero."""
 CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
-"""Holm-adjusted p value below which a difference counts."""
+"""p value, Holm-adjusted where several are compared, below which a difference counts."""
 LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.1, "volume": 1.0}
 """Differences within which two policies count as level: nats (odds of "positive" that differ by a quarter), shares of
 the possible gain, nats, nats²."""
@@ -81,7 +81,7 @@ def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHAN
     row = gains.iloc[0]
     if np.isnan(row.low):
         raise Unanswered("one seed has no interval")
-    said = words[0 if row.low > 0 else 1 if row.high < 0 else 2]
+    said = words[(2, 0, 1)[clear(row.low, row.high)]]
     text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, 2)}."
     holds = settled(row.low, row.high, least=np.nextafter(0, 1))
     return Finding(text, holds, row.difference, row.low, row.high, row.get("seeds", np.nan))

@@ -50,11 +50,16 @@ def intervals(table: pd.DataFrame, columns: Sequence[str], by: str = "method", d
     return readable(summary(table, columns, by), columns, digits)
 
 
+def clear(low: float, high: float) -> int:
+    """1 for an interval above zero, -1 for one below; 0 for one that includes it, or is not known."""
+    return int(low > 0) - int(high < 0)
+
+
 def verdict(low: float, high: float) -> str:
     """What an interval of a difference allows to say."""
     if np.isnan(low):
         return "one seed, so no interval and no claim"
-    return "the interval is clear of zero" if low > 0 or high < 0 else "the interval includes zero, so no claim"
+    return "the interval is clear of zero" if clear(low, high) else "the interval includes zero, so no claim"
 
 
 def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:

@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from alignkit.faults import UserFault
 from alignkit.workflow import checksums, schema
 from alignkit.world import foreign, own
 from alignkit.world.models import SCRATCH, load_policy, train_tokenizer
-from alignkit.world.reviews import Reviews, prompts
+from alignkit.world.reviews import prompts
 
 LEAST = {"train": 80, "test": 20}
 """Reviews without which intervals, baselines and the reading of single words have too little to go by."""
@@ -62,16 +61,14 @@ def taken_in(p: schema.World) -> tuple[str, list[str]]:
 
 
 def _reviews(folder: Path, given: tuple[str, own.Columns]) -> list[str]:
-    """Write reviews/ in the Hub's layout, unless the loader reads the very same from the files as they are."""
+    """Write reviews/ in the Hub's layout where columns are named: the loader knows the common names alone."""
     source, columns = given
     frames, notes = own.read(source, columns)
-    place = folder / "reviews"
-    (place / "data").mkdir(parents=True)
-    for name, frame in frames.items():
-        frame.to_parquet(place / "data" / f"{name}-00000-of-00001.parquet", index=False)
-    with suppress(Exception):  # whatever files in another form make of the loader
-        if Reviews(source).fingerprint() == Reviews(str(place)).fingerprint():
-            shutil.rmtree(place)
+    if any(columns):
+        place = folder / "reviews" / "data"
+        place.mkdir(parents=True)
+        for name, frame in frames.items():
+            frame.to_parquet(place / f"{name}-00000-of-00001.parquet", index=False)
     return [f"data: {Path(source).name}: {'; '.join(notes)}"] if notes else []
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignkit.faults import UserFault
 from alignkit.sampling import pad_right, sample, sequence_log_probs
 from alignkit.world.models import load_encoder, load_policy, quiet_training
+from alignkit.world.reach import first_line
 
 TEXTS = ["a", "the film was good", "one two three four five six seven eight nine ten , and the end was bad ."]
 CLOSE = 1e-4
@@ -41,7 +42,7 @@ def _first(name: str, faults: Iterator[str]) -> None:
     try:
         found = next(faults, "")
     except Exception as error:  # whatever a model of another kind makes the libraries raise
-        found = f"cannot do what training asks of it ({_first_line(error)}); allowed: a transformer of the usual kind"
+        found = f"cannot do what training asks of it ({first_line(error)}); allowed: a transformer of the usual kind"
     if found:
         raise UserFault(f"{name} {found}")
 
@@ -119,7 +120,7 @@ def _of_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, toke
     try:
         model(torch.tensor([longest], device=model.device))
     except (IndexError, RuntimeError) as error:
-        yield f"cannot read texts of reward_tokens: {tokens} ({_first_line(error)}); allowed: less"
+        yield f"cannot read texts of reward_tokens: {tokens} ({first_line(error)}); allowed: less"
     rows = [row[:tokens] for row in tokenizer(TEXTS)["input_ids"]]
     together = model(**tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)).logits
     alone = torch.cat([model(torch.tensor([row], device=model.device)).logits for row in rows])
@@ -141,7 +142,3 @@ def _positions(model: PreTrainedModel, needed: int, why: str) -> Iterator[str]:
 
 def _far(one: torch.Tensor, other: torch.Tensor, spread: float = 1.0) -> bool:
     return not torch.allclose(one, other, rtol=CLOSE, atol=CLOSE * spread)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,6 +16,7 @@ import datasets
 import pandas as pd
 
 from alignkit.faults import UserFault
+from alignkit.world.reach import first_line
 
 SPLITS = ("train", "test", "unsupervised")
 TEXT = "text review review_text reviewtext review_body sentence content comment body tweet".split()
@@ -70,7 +71,7 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
         raise UserFault(f"data: {source!r} has {sum(map(len, frames.values()))} reviews, none for {empty[0]}; add some")
     if spelt := sum(int(frame.text.str.contains(SPECIAL).sum()) for frame in frames.values()):
         notes.append(f"{spelt} texts spell a model's own token, such as [SEP], and get a blank in it")
-    frames = {n: f.assign(text=f.text.str.replace(SPECIAL, r"\g<0> ", regex=True)) for n, f in frames.items()}
+        frames = {n: f.assign(text=f.text.str.replace(SPECIAL, r"\g<0> ", regex=True)) for n, f in frames.items()}
     return {name: frames[name].reset_index(drop=True) for name in SPLITS if name in frames}, notes
 
 
@@ -122,8 +123,7 @@ def _loaded(name: str, source: str, **files: str) -> dict[str, pd.DataFrame]:
     try:
         loaded = datasets.load_dataset(name, **files)
     except Exception as error:  # whatever a broken or empty folder makes the library raise
-        first = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserFault(f"data: {source!r} cannot be read as a data set: {first}") from None
+        raise UserFault(f"data: {source!r} cannot be read as a data set: {first_line(error)}") from None
     out = {}
     for split, rows in loaded.items():
         table = rows.to_pandas()
@@ -244,7 +244,7 @@ def _frame(place: str, table: pd.DataFrame, text: str, label: str | None, meanin
     """Texts and labels, each row checked, without rows that are neither positive nor negative."""
     said = table[text].map(lambda value: value if isinstance(value, str) else "")
     words = table[label].map(_word) if label else pd.Series("", table.index)
-    blank = said.str.replace(r"<br\s*/?>|\s", "", regex=True) == ""
+    blank = said.str.fullmatch(r"(?:<br\s*/?>|\s)*")
     if not len(table) or said.str.fullmatch(r"[-+\d.,\s]+").all():
         raise UserFault(f"data: {place}, column {text!r}: holds no text; set text_column to one that does")
     wrong = blank if label is None else blank | ~words.isin(list(meaning))

@@ -64,3 +64,9 @@ def _hub_answers() -> bool:
         return requests.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=HUB_TIMEOUT).ok
     except requests.RequestException:
         return False
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, in one line: the reason, where it wraps one, or the error's name where it said nothing."""
+    said = error.__cause__ or error
+    return next(iter(str(said).strip().splitlines()), type(said).__name__)

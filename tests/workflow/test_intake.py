@@ -56,21 +56,24 @@ def test_reviews_that_the_loader_reads_as_they_are_stay_where_they_are(place: Pa
     assert given("pocket", train_reviews=200).reviews().source == "pocket"
 
 
-def test_other_files_are_read_once_and_lie_as_the_loader_reads_them(
-    place: Path, build: Path, reviews: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("named", [{}, {"text_column": "said", "label_column": "mood"}])
+def test_other_files_are_checked_once_and_say_the_same_to_the_loader(
+    place: Path, build: Path, reviews: pd.DataFrame, named: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     reviews.to_csv("plain.csv", index=False)
-    words = reviews.assign(sentiment=reviews.label.map({0: "negative", 1: "positive"})).drop(columns="label")
-    words.rename(columns={"text": "review"}).to_csv("kaggle.csv", index=False)
-    p = given("kaggle.csv")
+    text, label = named.values() or ("review", "sentiment")
+    words = reviews.assign(**{label: reviews.label.map({0: "negative", 1: "positive"})}).drop(columns="label")
+    words.rename(columns={"text": text}).to_csv("kaggle.csv", index=False)
+    p = given("kaggle.csv", **named)
     (line,) = p.check_reach()
-    assert line.startswith("data: kaggle.csv: 'review' is the text; 'sentiment' is the label (positive: positive; neg")
+    assert line.startswith(f"data: kaggle.csv: '{text}' is the text; '{label}' is the label (positive: positive; neg")
     assert p.reviews().fingerprint() == Reviews("plain.csv").fingerprint()
     before = load_reviews("plain.csv", seed=3)
     assert p.reviews().load(3)["train"].to_pandas().equals(before["train"].to_pandas())
     monkeypatch.setattr(intake.own, "read", lambda *_: pytest.fail("read again"))
-    assert given("kaggle.csv").check_reach() == [line]
-    assert len(list((build / "cache").glob("reviews-*/reviews/data/t*.parquet"))) == 2
+    assert given("kaggle.csv", **named).check_reach() == [line]
+    # The loader knows the common names; what is named here it finds under them.
+    assert len(list((build / "cache").glob("reviews-*/reviews/data/t*.parquet"))) == len(named)
 
 
 def test_unsupervised_reviews_arrive_as_well(place: Path, reviews: pd.DataFrame):
