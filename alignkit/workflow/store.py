@@ -31,7 +31,7 @@ from IPython.display import clear_output
 
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
-from alignkit.workflow import checksums, identity
+from alignkit.workflow import checksums, identity, progress
 from alignkit.world import resume
 from alignkit.world.models import precision, processes
 from alignkit.world.reviews import Reviews
@@ -156,12 +156,11 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
     _clear(folder)
     folder.mkdir(exist_ok=True)
     in_notebook = get_ipython() is not None
-    if in_notebook:  # for a reader at the keyboard; it leaves no trace in the outputs
-        seed = f" for seed {inputs['seed']}" if "seed" in inputs else ""
-        print(f"training {train.__name__}{seed} ...")
+    what = train.__name__ + (f", seed {inputs['seed']}" if "seed" in inputs else "")
     try:
         started = time.monotonic()
-        metrics = _called(train, folder, settings, inputs)
+        with progress.shown(what, settings, in_notebook):
+            metrics = _called(train, folder, settings, inputs)
         record = {
             **known,
             "id": run.id,
@@ -177,7 +176,7 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
     except BaseException:
         _clear(folder)
         raise
-    if in_notebook:
+    if in_notebook:  # what a reader at the keyboard saw leaves no trace
         clear_output()
 
 

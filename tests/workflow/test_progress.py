@@ -1,0 +1,73 @@
+"""The line that shows how far a run is."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import called
+
+from alignkit.training.reinforce import train_policy_gradient
+from alignkit.training.sft import train_sft
+from alignkit.workflow import progress
+
+
+class Terminal(io.StringIO):
+    """A stream that says somebody looks at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_trainer_shows_its_steps_and_times(tmp_path: Path, world, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    sizes = {"policy": "scratch", "tokenizer": "word", "vocab": 400, "width": 16, "layers": 1, "heads": 2, "epochs": 1}
+    with progress.shown("train_sft, seed 0", None, notebook=False):
+        called(train_sft, tmp_path, **{"seed": 0, "data": world.data, **sizes, **world.sft_training})
+    steps = int(stream.getvalue().split(" of ")[1].split()[0])
+    last = stream.getvalue().rstrip("\n").split("\r")[-1]
+    assert last.startswith(f"train_sft, seed 0: {steps} of {steps} steps |")
+    assert "gone, 00:00 to go" in last
+
+
+def test_a_loop_shows_the_steps_that_its_settings_name(tmp_path: Path, world, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    loop = {
+        "reward_tokens": 64,
+        "steps": 3,
+        "batch": 8,
+        "k": 2,
+        "baseline": "rloo",
+        "beta": 0.1,
+        "lr": 1e-2,
+        "warmup": 1,
+    }
+    loop |= {"anchor": "ema", "ema_rate": 0.1, "max_new_tokens": 8, "keep": (), "decay": True}
+    models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
+    settings = type("Settings", (), {"steps": 3})
+    with progress.shown("loop", settings, notebook=False):
+        called(train_policy_gradient, tmp_path, **{"seed": 0, "data": world.data, **models, **loop})
+    assert "loop: 3 of 3 steps |" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("stream", "told"), [(Terminal, "evaluate: 00:00"), (io.StringIO, "")])
+def test_what_has_no_steps_shows_its_time_and_a_log_nothing(
+    stream: type[io.StringIO], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = stream()
+    monkeypatch.setattr("sys.stderr", looked_at)
+    with progress.shown("evaluate", None, notebook=False):
+        pass
+    assert looked_at.getvalue().strip().split("\r")[-1] == told
+
+
+def test_nothing_counts_once_a_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = list(progress.trainers.DEFAULT_CALLBACKS)
+    with pytest.raises(ZeroDivisionError), progress.shown("broken", None, notebook=True):
+        1 / 0  # noqa: B018
+    assert before == progress.trainers.DEFAULT_CALLBACKS
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    monkeypatch.setattr(progress.Line, "update", lambda *_: pytest.fail("counted"))
+    optimizer.step()
