@@ -1,5 +1,6 @@
-"""How far a run is, on one line: steps, time gone and time to go, in a terminal or under a notebook's cell."""
+"""How far a run is, on one line: steps, time gone and time to go, in a terminal or under a cell; where curves go."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers import trainer as trainers
+from transformers.integrations import get_available_reporting_integrations
+
+from alignkit import paths
+from alignkit.faults import UserFault
+from alignkit.world.models import REPORT_TO
 
 STEPS = "{desc}: {n_fmt} of {total_fmt} steps |{bar:20}| {elapsed} gone, {remaining} to go"
 ALONE = "{desc}: {elapsed}"
@@ -53,3 +59,14 @@ def shown(what: str, settings: Any, notebook: bool) -> Iterator[None]:
         finally:
             hook.remove()
             trainers.DEFAULT_CALLBACKS.remove(planned)
+
+
+def reporting(run: str) -> None:
+    """Give TensorBoard's curves of a run a folder of their own, `tensorboard/` in the build folder.
+
+    Raises UserFault if trainers are to report to what is not installed.
+    """
+    allowed = ["none", *get_available_reporting_integrations()]
+    if wrong := [name for name in os.environ.get(REPORT_TO, "none").split(",") if name not in allowed]:
+        raise UserFault(f"{REPORT_TO}: {wrong[0]!r} is not installed here; allowed: {', '.join(allowed)}")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(paths.build() / "tensorboard" / run)

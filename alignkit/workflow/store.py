@@ -151,6 +151,7 @@ def _named(value: Any) -> Any:
 
 
 def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any], settings: Any, inputs: Any) -> None:
+    progress.reporting(run.folder.name)
     # Holding the lock, nobody else writes this run: what is there was left by a killed process.
     folder = run.folder.with_name(f"tmp-{run.id}")
     _clear(folder)

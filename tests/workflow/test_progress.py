@@ -1,15 +1,18 @@
 """The line that shows how far a run is."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import called
 
+from alignkit.faults import UserFault
 from alignkit.training.reinforce import train_policy_gradient
-from alignkit.training.sft import train_sft
-from alignkit.workflow import progress
+from alignkit.training.sft import SftSettings, train_sft
+from alignkit.workflow import progress, store
+from alignkit.world.reviews import Reviews
 
 
 class Terminal(io.StringIO):
@@ -71,3 +74,24 @@ def test_nothing_counts_once_a_run_has_ended(monkeypatch: pytest.MonkeyPatch) ->
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     monkeypatch.setattr(progress.Line, "update", lambda *_: pytest.fail("counted"))
     optimizer.step()
+
+
+def test_trainers_that_should_report_to_what_is_not_there_are_told_before_anything_is_trained(
+    build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_REPORT_TO", "none,some_cloud")
+    with pytest.raises(UserFault, match="ALIGNKIT_REPORT_TO: 'some_cloud' is not installed here; allowed: none"):
+        store.get(
+            train_sft,
+            SftSettings("scratch", "word", 400, 16, 1, 2, 32, 1.0, 16, 1e-3, 10),
+            seed=0,
+            data=Reviews("pocket", 300, 100, 0),
+        )
+    assert not list(build.glob("store/*sft*"))
+
+
+def test_each_run_has_a_folder_of_its_own_for_its_curves(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setenv("ALIGNKIT_REPORT_TO", "tensorboard")
+    progress.reporting("train_sft-12")
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(build / "tensorboard" / "train_sft-12")

@@ -189,7 +189,7 @@ def test_where_the_reviews_lie_does_not_matter_but_what_they_say_does(tmp_path: 
         ("pocket.py", "FAULT_COST = 5.0", "FAULT_COST = 6.0", {"evaluate"}),
         ("merging.py", "PARALLEL = 1e-3", "PARALLEL = 1e-4", {"merge_policies"}),
         ("kl.py", "ratio**2 / 2", "ratio**2 / 3", {"evaluate", "train_policy_gradient"}),
-        ("world/reviews.py", "% 5 == 4", "% 4 == 3", set()),  # it reads reviews, which count by what they say
+        ("world/own.py", "% 5 == 4", "% 4 == 3", set()),  # it reads reviews, which count by what they say
         ("report/readme.py", "", "EDITED = 1\n", set()),
     ],
     ids=lambda edit: edit[2].strip()[:40],
