@@ -34,11 +34,11 @@ def locked() -> dict[str, str]:
 
 
 def direct() -> list[Requirement]:
-    """What pyproject.toml asks for: to run, to test, to build."""
+    """What pyproject.toml asks for: to run, to test, to build.  Dashboards are of the user's choice and version."""
     project = PROJECT["project"]
     asked = [*project["dependencies"], *PROJECT["build-system"]["requires"]]
-    for extra in project["optional-dependencies"].values():
-        asked += [line for line in extra if not line.startswith("alignkit")]
+    for extra in ("batch", "test"):
+        asked += [line for line in project["optional-dependencies"][extra] if not line.startswith("alignkit")]
     return [Requirement(line) for line in asked]
 
 
