@@ -106,7 +106,10 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; exit code 0, 1 if a finding that held fails, or 2 with one line for each fault of the user's."""
+    """Run one command; returns the exit code.
+
+    0; 1 if a finding that held fails; 2 with one line for each fault of the user's; 130 with one line after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(prog="python -m alignkit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -167,6 +170,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserFault as fault:
         print(fault, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: what has ended is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from errno import ENOSPC
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
@@ -42,6 +43,8 @@ LIBRARIES = (
 )
 """What a training function may call: another version of one of them is another run."""
 RECORD = "run.json"
+FULL = 100_000
+"""Bytes; writers of weights and tables end in errors of many kinds where a disk has no more."""
 # A notebook asks for hundreds of runs: what takes longest in telling them apart is done once.
 version = lru_cache(importlib.metadata.version)
 
@@ -174,8 +177,13 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
         record["checksum"] = checksums.of_values(record)
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         os.replace(folder, run.folder)
-    except BaseException:
+    except BaseException as error:
+        home = folder.parent
+        full = getattr(error, "errno", None) == ENOSPC or shutil.disk_usage(home).free < FULL
         _clear(folder)
+        if full and isinstance(error, Exception):
+            what = "the disk is full; what has ended is whole, and with more room the same command goes on"
+            raise UserFault(f"{home}: {what}") from None
         raise
     if in_notebook:  # what a reader at the keyboard saw leaves no trace
         clear_output()

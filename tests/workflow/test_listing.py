@@ -105,3 +105,12 @@ def test_a_profile_chooses_the_runs_that_its_notebooks_name(listed: Any, capsys:
     assert listed("smoke")[-1].startswith("1 of 1 shown")
     assert main(["runs", "nowhere"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alignkit.workflow.listing.runs", interrupted)
+    assert main(["runs"]) == 130
+    assert capsys.readouterr().err == "interrupted: what has ended is kept, and the same command goes on from there\n"

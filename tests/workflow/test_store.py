@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -263,6 +263,20 @@ def test_a_training_that_raises_leaves_nothing_in_the_store(build: Path):
     with pytest.raises(ZeroDivisionError, match="on purpose"):
         store.get(fail, seed=0, data=POCKET)
     assert kept(build) == []
+
+
+@pytest.mark.parametrize("free", [0, 10**9])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(build: Path, monkeypatch: pytest.MonkeyPatch, free: int):
+    """Some writers say what the matter is, others fail in words of their own on a disk with nothing left."""
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(store, "_checksums", lambda _: no_room() if free else 1 / 0)
+    with pytest.raises(UserFault, match=r"^[^\n]*store: the disk is full; what has ended is whole[^\n]*$"):
+        store.get(train, seed=0, data=POCKET)
+    assert kept(build) == []
+
+
+def no_room() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_result_that_cannot_be_recorded_leaves_nothing_in_the_store(build: Path):
