@@ -1,6 +1,7 @@
 """Command line: python -m alignkit COMMAND, or alignkit COMMAND; --help lists them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -30,6 +31,8 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes says it for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     p = parameters.load(args.path, args.data)
     if args.seed not in p.training_seeds():
         parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name

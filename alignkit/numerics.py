@@ -49,6 +49,8 @@ def pin() -> None:
     """
     # A waiting thread that spins makes a job beside another busy one ten times slower, whatever the kernels.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "WORLD_SIZE" not in os.environ:  # a trainer alone takes all GPUs that it sees, and as many times its batch
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if chosen() == "native":
         return
     if "torch" not in sys.modules:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from alignkit.faults import UserFault
@@ -86,8 +87,9 @@ def rewarding(p: Rewarded, seed: int) -> Run:
 
 def whole(kind: str, run: Run) -> Run:
     """The run itself; raises UserFault if it diverged, since everything starts from it."""
-    if run.metrics["status"] != "ok":
-        at, seed = run.metrics["diverged_at"], run.record["inputs"]["seed"]
+    told = [value for value in run.metrics.values() if isinstance(value, float)]
+    if run.metrics["status"] != "ok" or not np.isfinite(told).all():
+        at, seed = run.metrics.get("diverged_at", "its last"), run.record["inputs"]["seed"]
         rate = run.record["settings"]["lr"]
         raise UserFault(f"{kind}_lr: with {rate:g} its weights are not finite after step {at} of seed {seed}; try less")
     return run

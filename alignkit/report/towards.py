@@ -116,9 +116,10 @@ def apart(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
         found.append((name, [draws, get(regress, settings, policy=sft, **models)]))
         found.append((f"distilled, then {name}", [draws, start, get(regress, settings, policy=start, **models)]))
     approached = approach(p, seed, runs)[-1]
-    again = drawn(p, seed, runs, p.again_prompts, p.distil_samples, policy=approached.trained[-1])
-    refitted = fitted(p, seed, approached.trained[-1], again, beta, p.distil_texts)
-    found.append((AGAIN, [*approached.trained, again, refitted]))
+    if all(run.metrics["status"] == "ok" for run in approached.trained):  # nothing can be drawn from a diverged policy
+        again = drawn(p, seed, runs, p.again_prompts, p.distil_samples, policy=approached.trained[-1])
+        refitted = fitted(p, seed, approached.trained[-1], again, beta, p.distil_texts)
+        found.append((AGAIN, [*approached.trained, again, refitted]))
     each = product(found, HALFWAY)
     points = [placed(p, seed, runs, name, behind, main=False, eta=eta, beta=beta) for (name, behind), eta in each]
     return [*chained(p, seed, runs, ALONE, [], chain(p, seed, runs, sft)), *points]

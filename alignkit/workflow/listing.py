@@ -19,7 +19,7 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     Raises UserFault if no notebook of the profile was executed or published here.
     """
     ids = None if profile is None else named(profile)
-    folders = [f for f in paths.store().glob("*") if f.is_dir() and not f.name.startswith(("tmp-", "locks"))]
+    folders = [f for f in paths.store().glob("*") if f.is_dir() and f.name != "locks"]
     found = {f: read(f) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)}
     whole = {folder: record for folder, record in found.items() if record}
     asked = [
@@ -31,7 +31,8 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     ]
     often = usual(list(whole.values()))
     lines = [line for folder, record in asked[:limit] for line in told(folder, record, often)]
-    lines += [f"{folder.name}: holds no whole run" for folder in found if folder not in whole][:limit]
+    others = [folder.name for folder in found if folder not in whole][:limit]
+    lines += [f"{name}: {'is under way, or was killed' if 'tmp-' in name else 'holds no whole run'}" for name in others]
     if not asked:
         ran = sorted({record["function"] for record in whole.values()})
         lines.append(f"none; functions that ran: {', '.join(ran)}")

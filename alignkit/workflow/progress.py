@@ -30,7 +30,8 @@ class Line(tqdm):
         """Say how many steps there will be, and how many are done before the first."""
         self.bar_format = STEPS
         self.reset(total=steps)
-        self.update(done)
+        self.initial = self.n = self.last_print_n = done
+        self.refresh()
 
 
 class Planned(TrainerCallback):
@@ -44,14 +45,16 @@ class Planned(TrainerCallback):
 
 
 @contextmanager
-def shown(what: str, settings: Any, notebook: bool) -> Iterator[None]:
+def shown(what: str, settings: Any, done: int, notebook: bool) -> Iterator[None]:
     """Count the optimizer's steps of a run on a line, where somebody looks; in a terminal the line stays.
+
+    done: the steps after which it goes on.
 
     No training function knows of it, so that it changes no run.
     """
     with Line(desc=what, bar_format=ALONE, disable=False if notebook else None, file=sys.stderr) as line:
         if steps := getattr(settings, "steps", None):
-            line.expect(steps)
+            line.expect(steps, done)
         hook, planned = register_optimizer_step_post_hook(lambda *_: line.update()), Planned(line)
         trainers.DEFAULT_CALLBACKS.append(planned)
         try:
@@ -66,7 +69,11 @@ def reporting(run: str) -> None:
 
     Raises UserFault if trainers are to report to what is not installed.
     """
-    allowed = ["none", *get_available_reporting_integrations()]
-    if wrong := [name for name in os.environ.get(REPORT_TO, "none").split(",") if name not in allowed]:
-        raise UserFault(f"{REPORT_TO}: {wrong[0]!r} is not installed here; allowed: {', '.join(allowed)}")
+    installed = get_available_reporting_integrations()
+    named = [name.strip() for name in os.environ.get(REPORT_TO, "").split(",")]
+    asked = [name for name in named if name not in ("", "none")]
+    if wrong := [name for name in asked if name not in installed]:
+        allowed = ", ".join(["none", *installed])
+        raise UserFault(f"{REPORT_TO}: {wrong[0]!r} is not installed here; allowed: {allowed}")
+    os.environ[REPORT_TO] = ",".join(asked) or "none"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(paths.build() / "tensorboard" / run)

@@ -19,8 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
-from errno import ENOSPC
+from errno import EDQUOT, ENOSPC
 from functools import lru_cache
+from math import inf
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from alignkit.faults import UserFault
 from alignkit.workflow import checksums, identity, progress
 from alignkit.world import resume
 from alignkit.world.models import precision, processes
+from alignkit.world.reach import first_line
 from alignkit.world.reviews import Reviews
 
 LIBRARIES = (
@@ -98,6 +100,8 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
     home = paths.store()
     run = Run(run_id, home / f"{train.__name__}-{run_id}")
     if not run.folder.exists():
+        if processes() > 1:
+            resume.EVERY = inf  # each process would keep states by a clock of its own
         if int(os.environ.get("RANK", 0)):
             _take_part(train, run, settings, inputs)
             return run
@@ -158,13 +162,15 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
     # Holding the lock, nobody else writes this run: what is there was left by a killed process.
     folder = run.folder.with_name(f"tmp-{run.id}")
     _clear(folder)
-    folder.mkdir(exist_ok=True)
+    begun, done = resume.begun(folder), resume.steps_done(folder)
     in_notebook = get_ipython() is not None
     what = train.__name__ + (f", seed {inputs['seed']}" if "seed" in inputs else "")
     try:
+        folder.mkdir(exist_ok=True)
         started = time.monotonic()
-        with progress.shown(what, settings, in_notebook):
+        with progress.shown(what, settings, done, in_notebook), resume.held():
             metrics = _called(train, folder, settings, inputs)
+        resume.ended(folder)
         record = {
             **known,
             "id": run.id,
@@ -179,11 +185,15 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
         os.replace(folder, run.folder)
     except BaseException as error:
         home = folder.parent
-        full = getattr(error, "errno", None) == ENOSPC or shutil.disk_usage(home).free < FULL
+        full = getattr(error, "errno", None) in (ENOSPC, EDQUOT) or shutil.disk_usage(home).free < FULL
         _clear(folder)
-        if full and isinstance(error, Exception):
+        if isinstance(error, UserFault) or not isinstance(error, Exception):
+            raise
+        if full:
             what = "the disk is full; what has ended is whole, and with more room the same command goes on"
-            raise UserFault(f"{home}: {what}") from None
+            raise UserFault(f"{getattr(error, 'filename', None) or home}: {what}") from None
+        if begun and begun == resume.begun(folder):
+            raise resume.set_aside(folder, first_line(error)) from error
         raise
     if in_notebook:  # what a reader at the keyboard saw leaves no trace
         clear_output()

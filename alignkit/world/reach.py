@@ -22,7 +22,7 @@ def check_data(source: str) -> None:
         what = "is not a data set" if path.exists() else "does not exist"
         worlds = ", ".join(map(repr, GENERATORS))
         raise UserFault(
-            f"data: {source!r} {what}; allowed: {worlds}, a folder of parquet or CSV files, a CSV file, "
+            f"data: {source!r} {what}; allowed: {worlds}, a folder or a file of reviews (CSV, TSV, JSON, parquet), "
             "or a Hub id such as 'stanfordnlp/imdb'"
         )
     cached = Path(os.environ.get("HF_DATASETS_CACHE", _hub_home() / "datasets")) / source.replace("/", "___")

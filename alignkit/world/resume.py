@@ -6,7 +6,8 @@ A run that went on ends equal to the bit to one that was not interrupted.  The f
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,50 @@ def checkpoint(folder: Path) -> str | None:
     named = folder / LATEST
     found = folder / named.read_text() if named.is_file() else None
     return str(found) if found and found.is_dir() else None
+
+
+PARTS = ("*.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state*.pth")
+"""What a trainer's checkpoint must have: of some it goes on without a word, to other bits."""
+
+
+def begun(out: Path) -> str:
+    """What a run in this folder will go on from, and since when that lies there; "" for nothing.
+
+    Raises UserFault where a checkpoint lacks a part; it is then set aside.
+    """
+    folder = out / FOLDER
+    last = checkpoint(folder)
+    if last and (lacking := [part for part in PARTS if not list(Path(last).glob(part))]):
+        raise set_aside(out, f"{lacking[0]} is missing")
+    return " ".join(f"{f.name} {f.stat().st_mtime_ns}" for f in (folder / STATE, folder / LATEST) if f.is_file())
+
+
+def set_aside(out: Path, why: str) -> UserFault:
+    """Rename a run's folder that it cannot go on from; the fault that says so."""
+    aside = out.with_name(f"{out.name}-aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    out.rename(aside)
+    what = "could not be gone on from and was set aside; the same command trains this run from its start"
+    return UserFault(f"{aside}: {what} ({why})")
+
+
+def steps_done(out: Path) -> int:
+    """The steps of a loop that were done when its state was last kept."""
+    try:
+        return len(torch.load(out / FOLDER / STATE, weights_only=True)["log"])
+    except Exception:  # no state, a damaged one, or one of something else
+        return 0
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Until this ends, `ended` removes nothing: what a run could go on from stays until its result is whole."""
+    global ended
+    usual, ended = ended, lambda _: None
+    try:
+        yield
+    finally:
+        ended = usual
 
 
 class Watch(TrainerCallback):

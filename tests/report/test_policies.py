@@ -1,5 +1,6 @@
 """The row that a policy has in a table, on hand-made runs."""
 
+import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 
 from alignkit import paths
+from alignkit.faults import UserFault
 from alignkit.report import dpo_losses, f_divergences, improvements, one_front, warp
-from alignkit.report.policies import Method, Policy, aligned, each_once, on_pairs, parts, rows
+from alignkit.report.policies import Method, Policy, aligned, each_once, on_pairs, parts, rows, whole
 from alignkit.training.dpo import DpoSettings
 from alignkit.workflow import parameters
 
@@ -90,6 +92,22 @@ def test_a_policy_of_a_diverged_run_keeps_its_row_without_numbers(table: pd.Data
     assert (row.status, row.beta) == ("diverged", 0.5)
     assert row[["reward", "kl"]].isna().all()
     assert (table.status[table.method != "broken"] == "ok").all()
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"status": "diverged", "diverged_at": 3, "loss": 1.0}, {"status": "ok", "loss": float("nan")}]
+)
+def test_a_start_that_diverged_is_one_line_with_the_rate(run, metrics: dict) -> None:
+    broken = run(metrics)
+    (broken.path / "run.json").write_text(
+        json.dumps({"metrics": metrics, "settings": {"lr": 7}, "inputs": {"seed": 2}})
+    )
+    with pytest.raises(
+        UserFault, match=r"^sft_lr: with 7 its weights are not finite after step .* of seed 2; try less$"
+    ):
+        whole("sft", broken)
+    sound = run({"status": "ok", "loss": 1.0})
+    assert whole("sft", sound) is sound
 
 
 def test_a_row_of_several_runs_has_the_tokens_of_all(run) -> None:

@@ -1,10 +1,12 @@
 """Tables of notebook 1 that need no training."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
 from alignkit.report.reward_model import baseline_rows, pair_costs
+from alignkit.report.tables import summary
 from alignkit.training.reward import tfidf_baseline
 
 
@@ -22,7 +24,11 @@ def test_only_the_baseline_with_word_pairs_reads_a_negation():
     sizes = {"tfidf_words": 1, "tfidf_word_pairs": 2}
     baselines = {name: tfidf_baseline(texts, list(split["label"]), ngrams=n) for name, n in sizes.items()}
     gold = np.array([2.0, 2.0, -2.0, -2.0] * 3)
-    rows = baseline_rows(baselines, DatasetDict(train=split, test=split), gold).set_index("method")
+    rows = baseline_rows(baselines, DatasetDict(train=split, test=split), gold)
+    of_seeds = pd.DataFrame({"method": ["reward"] * 2, "seed": [0, 1], "pairwise_accuracy": [0.9, 0.8], "status": "ok"})
+    shown = summary(pd.concat([of_seeds, rows]), ["pairwise_accuracy"])
+    assert list(shown.method) == ["reward", "tfidf_words", "tfidf_word_pairs", "exact posterior"]
+    rows = rows.set_index("method")
     assert rows.pairwise_accuracy["tfidf_words"] < 0.8
     assert rows.pairwise_accuracy["tfidf_word_pairs"] == rows.pairwise_accuracy["exact posterior"] == 1
     assert (rows.reviews.drop("exact posterior") == 12).all()

@@ -26,7 +26,7 @@ def test_a_trainer_shows_its_steps_and_times(tmp_path: Path, world, monkeypatch:
     stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)
     sizes = {"policy": "scratch", "tokenizer": "word", "vocab": 400, "width": 16, "layers": 1, "heads": 2, "epochs": 1}
-    with progress.shown("train_sft, seed 0", None, notebook=False):
+    with progress.shown("train_sft, seed 0", None, 0, notebook=False):
         called(train_sft, tmp_path, **{"seed": 0, "data": world.data, **sizes, **world.sft_training})
     steps = int(stream.getvalue().split(" of ")[1].split()[0])
     last = stream.getvalue().rstrip("\n").split("\r")[-1]
@@ -50,7 +50,7 @@ def test_a_loop_shows_the_steps_that_its_settings_name(tmp_path: Path, world, mo
     loop |= {"anchor": "ema", "ema_rate": 0.1, "max_new_tokens": 8, "keep": (), "decay": True}
     models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
     settings = type("Settings", (), {"steps": 3})
-    with progress.shown("loop", settings, notebook=False):
+    with progress.shown("loop", settings, 0, notebook=False):
         called(train_policy_gradient, tmp_path, **{"seed": 0, "data": world.data, **models, **loop})
     assert "loop: 3 of 3 steps |" in stream.getvalue()
 
@@ -61,14 +61,14 @@ def test_what_has_no_steps_shows_its_time_and_a_log_nothing(
 ) -> None:
     looked_at = stream()
     monkeypatch.setattr("sys.stderr", looked_at)
-    with progress.shown("evaluate", None, notebook=False):
+    with progress.shown("evaluate", None, 0, notebook=False):
         pass
     assert looked_at.getvalue().strip().split("\r")[-1] == told
 
 
 def test_nothing_counts_once_a_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     before = list(progress.trainers.DEFAULT_CALLBACKS)
-    with pytest.raises(ZeroDivisionError), progress.shown("broken", None, notebook=True):
+    with pytest.raises(ZeroDivisionError), progress.shown("broken", None, 0, notebook=True):
         1 / 0  # noqa: B018
     assert before == progress.trainers.DEFAULT_CALLBACKS
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -79,7 +79,7 @@ def test_nothing_counts_once_a_run_has_ended(monkeypatch: pytest.MonkeyPatch) ->
 def test_trainers_that_should_report_to_what_is_not_there_are_told_before_anything_is_trained(
     build: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ALIGNKIT_REPORT_TO", "none,some_cloud")
+    monkeypatch.setenv("ALIGNKIT_REPORT_TO", "none, some_cloud")
     with pytest.raises(UserFault, match="ALIGNKIT_REPORT_TO: 'some_cloud' is not installed here; allowed: none"):
         store.get(
             train_sft,
@@ -92,6 +92,15 @@ def test_trainers_that_should_report_to_what_is_not_there_are_told_before_anythi
 
 def test_each_run_has_a_folder_of_its_own_for_its_curves(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "get_available_reporting_integrations", lambda: ["tensorboard"])
-    monkeypatch.setenv("ALIGNKIT_REPORT_TO", "tensorboard")
+    monkeypatch.setenv("ALIGNKIT_REPORT_TO", "none, tensorboard")
     progress.reporting("train_sft-12")
+    assert os.environ["ALIGNKIT_REPORT_TO"] == "tensorboard"
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(build / "tensorboard" / "train_sft-12")
+
+
+def test_a_loop_that_goes_on_shows_the_steps_that_were_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress.shown("loop", type("Settings", (), {"steps": 100}), 90, notebook=False):
+        pass
+    assert "loop: 90 of 100 steps |" in stream.getvalue()

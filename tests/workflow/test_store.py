@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -434,3 +435,61 @@ def test_a_damaged_run_is_trained_again_when_its_folder_was_deleted():
     shutil.rmtree(run.path)
     assert store.get(train, seed=0, data=POCKET) == run
     assert len(CALLS) == 2
+
+
+# Killed in the middle
+
+SFT = """
+import json, os, signal, sys
+import alignkit
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from alignkit.training.sft import SftSettings, train_sft
+from alignkit.workflow import store
+from alignkit.world import resume
+from alignkit.world.reviews import Reviews
+
+resume.EVERY = 0.0
+usual, left = resume.Watch.on_save, iter(range(int(sys.argv[1])))
+
+def on_save(*given, **more):
+    usual(*given, **more)
+    if next(left, None) == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+resume.Watch.on_save = on_save
+steps = []
+register_optimizer_step_post_hook(lambda *_: steps.append(1))
+settings = SftSettings("scratch", "word", 400, 16, 1, 2, 32, 1.0, 16, 1e-3, 20)
+run = store.get(train_sft, settings, seed=0, data=Reviews("pocket", 200, 40, 40))
+print(json.dumps([run.record["files"], len(steps)]))
+"""
+
+
+def sft(build: Path, kills: int) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"ALIGNKIT_BUILD": str(build)}
+    return subprocess.run([sys.executable, "-c", SFT, str(kills)], env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_run_that_was_killed_goes_on_in_the_store(tmp_path: Path):
+    assert sft(tmp_path / "killed", 1).returncode == -signal.SIGKILL
+    (state,) = (tmp_path / "killed" / "store").glob("tmp-*/resume/checkpoint-*")
+    (files, steps), (expected, all_steps) = (json.loads(sft(tmp_path / b, 0).stdout) for b in ("killed", "whole"))
+    assert files == expected
+    assert steps == all_steps - int(state.name.partition("-")[2])
+    assert not list((tmp_path / "killed" / "store").glob("tmp-*"))
+
+
+@pytest.mark.parametrize("damage", ["optimizer.pt", "model.safetensors"])
+def test_a_damaged_checkpoint_is_set_aside_in_one_line(tmp_path: Path, damage: str):
+    sft(tmp_path, 1)
+    (part,) = (tmp_path / "store").glob(f"tmp-*/resume/checkpoint-*/{damage}")
+    part.unlink() if damage == "optimizer.pt" else part.write_bytes(part.read_bytes()[:1000])
+    told = sft(tmp_path, 0)
+    assert told.returncode
+    last = told.stderr.strip().splitlines()[-1]
+    assert (
+        "-aside: could not be gone on from and was set aside; the same command trains this run from its start" in last
+    )
+    again = sft(tmp_path, 0)
+    assert again.returncode == 0, again.stderr
+    assert len(list((tmp_path / "store").glob("tmp-*-aside"))) == 1

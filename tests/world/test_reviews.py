@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
+from alignkit.world import reviews as loader
 from alignkit.world import settle
 from alignkit.world.models import train_tokenizer
 from alignkit.world.reach import check_data, check_model
@@ -324,6 +325,14 @@ def test_bad_data_is_a_fault_that_names_what_where_and_what_is_allowed(tmp_path:
         load_reviews(source, seed=0)
     line = one_line(fault)
     assert [word for word in ["data:", repr(source), *words] if word not in line] == []
+
+
+def test_reviews_come_in_the_order_of_their_texts_however_they_lie(tmp_path: Path) -> None:
+    """Their fingerprint says nothing of their order, so that this may hang on nothing else."""
+    source = write_csv(tmp_path / "r.csv", frames(train=reviews("train")[::-1]))
+    for sizes in ((None, None, None), (6, 6, 6)):
+        for split in [*loader._load(source, (), sizes).values(), *loader._load("pocket", (), (40, 20, 20)).values()]:
+            assert list(split["text"]) == sorted(split["text"])
 
 
 @pytest.mark.parametrize("name", SPLITS)
