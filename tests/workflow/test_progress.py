@@ -76,7 +76,7 @@ def test_nothing_counts_once_a_run_has_ended(monkeypatch: pytest.MonkeyPatch) ->
     optimizer.step()
 
 
-def test_trainers_that_should_report_to_what_is_not_there_are_told_before_anything_is_trained(
+def test_a_dashboard_that_is_not_installed_is_told_first(
     build: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALIGNKIT_REPORT_TO", "none, some_cloud")
