@@ -117,7 +117,7 @@ def their_steps(here: Start, steps: int) -> None:
             train_dataset=datasets.Dataset.from_dict({"prompt": asked(here, 500)}),
             processing_class=tokenizer,
         )
-        run_trainer(trainer)
+        run_trainer(trainer, folder.parent)
 
 
 def gradient_step(here: Start, repeats: int, steps: int = 10) -> Row:
@@ -144,7 +144,7 @@ def trl_dpo(here: Start, rows: datasets.DatasetDict, trainer: type[DPOTrainer], 
             eval_dataset=rows["test"],
             processing_class=tokenizer,
         )
-        run_trainer(run)
+        run_trainer(run, folder.parent)
         save(folder, run.model, tokenizer)
 
 

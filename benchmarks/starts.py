@@ -96,7 +96,8 @@ def _untrained(size: str, texts: list[str]) -> tuple[PreTrainedModel, PreTrained
 def pairs(folder: Path, here: Start, prompts: int, seed: int = 0) -> Path:
     """A folder with about 5 preference pairs a prompt, and a few more for validation."""
     folder.mkdir(parents=True)
-    given = {"seed": seed, "data": here.data, "policy": here.policy, "reward": here.reward}
+    models = {"policy": here.policy, "reference": here.policy, "reward": here.reward}
+    given = {"seed": seed, "data": here.data, **models}
     generate(folder, GenerationSettings(prompts, k=6, max_new_tokens=here.new_tokens, reward_tokens=READ), **given)
     build_pairs(folder, PairSettings("top_bottom", test_share=0.06), seed=seed, generations=folder)
     return folder

@@ -76,9 +76,7 @@ def test_nothing_counts_once_a_run_has_ended(monkeypatch: pytest.MonkeyPatch) ->
     optimizer.step()
 
 
-def test_a_dashboard_that_is_not_installed_is_told_first(
-    build: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dashboard_that_is_not_installed_is_told_first(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKIT_REPORT_TO", "none, some_cloud")
     with pytest.raises(UserFault, match="ALIGNKIT_REPORT_TO: 'some_cloud' is not installed here; allowed: none"):
         store.get(
