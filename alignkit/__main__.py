@@ -70,7 +70,12 @@ def _publish(args: argparse.Namespace) -> None:
     from alignkit.report import readme, replication
     from alignkit.workflow import batch
 
-    _tell(batch.publish(args.profile) + replication.publish(args.profile) + readme.update())
+    changed = batch.publish(args.profile)
+    # Other reports stand beside pocket's findings.
+    beside = sorted(paths.CHECKOUT.glob("figures/*/agreement.csv")) if args.profile == "pocket" else []
+    for name in (args.profile, *(file.parent.name for file in beside)):
+        changed += replication.publish(name)
+    _tell(changed + readme.update())
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -143,3 +143,16 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
     told = readme.elsewhere(figures)
     assert told.splitlines()[0].startswith("| finding in pocket | real | holds there (yes 1, no 1, cannot tell ")
     assert "DPO raises the reward over SFT: 2.00 [0.50, 3.00]" in told
+
+
+def test_reports_beside_pocket_follow_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("pocket", "reviews", "other"):
+        (tmp_path / "figures" / name).mkdir(parents=True)
+    (tmp_path / "figures" / "reviews" / "agreement.csv").touch()
+    asked: list[str] = []
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
+    monkeypatch.setattr("alignkit.workflow.batch.publish", lambda _: [])
+    monkeypatch.setattr(replication, "publish", lambda name: asked.append(name) or [])
+    monkeypatch.setattr("alignkit.report.readme.update", lambda: [])
+    assert main(["publish", "pocket"]) == main(["publish", "other"]) == 0
+    assert asked == ["pocket", "reviews", "other"]
