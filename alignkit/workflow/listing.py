@@ -9,7 +9,7 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow.store import RECORD
+from alignkit.workflow.store import ASIDE, LOCKS, RECORD
 
 
 def runs(profile: str | None, function: str | None, seed: int | None, limit: int) -> list[str]:
@@ -19,7 +19,7 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     Raises UserFault if no notebook of the profile was executed or published here.
     """
     ids = None if profile is None else named(profile)
-    folders = [f for f in paths.store().glob("*") if f.is_dir() and f.name != "locks"]
+    folders = [f for f in paths.store().glob("*") if f.is_dir() and f.name not in (ASIDE, LOCKS)]
     found = {f: read(f) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)}
     whole = {folder: record for folder, record in found.items() if record}
     asked = [

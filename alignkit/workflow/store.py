@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,7 +45,7 @@ LIBRARIES = (
     *("scipy", "scikit-learn", "nltk"),
 )
 """What a training function may call: another version of one of them is another run."""
-RECORD = "run.json"
+RECORD, LOCKS, ASIDE = "run.json", "locks", "damaged"
 FULL = 100_000
 """Bytes; writers of weights and tables end in errors of many kinds where a disk has no more."""
 # A notebook asks for hundreds of runs: what takes longest in telling them apart is done once.
@@ -91,29 +92,34 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
 
     settings: an instance of the function's settings class, None for a function without one.  inputs: seed, data
     (`Reviews`), runs or lists of them, JSON values.  A run is written to a temporary folder and renamed when it is
-    whole, so the store never holds half a run; a long one that was killed goes on from its last kept state.  Processes
-    that ask for the same run wait for the one that trains it.  Raises UserFault if the stored run is damaged, or the
-    store cannot be written.
+    whole, so the store never holds half a run; a long one that was killed goes on from its last kept state, if that is
+    sound.  A run that was damaged since is set aside, and trained again.  Processes that ask for the same run wait for
+    the one that trains it.  Raises UserFault if the store cannot be written.
     """
     known = identify(train, settings, **inputs)
     run_id = checksums.of_values(known)
     home = paths.store()
     run = Run(run_id, home / f"{train.__name__}-{run_id}")
-    if not run.folder.exists():
+    if damaged(run):
         if processes() > 1:
             resume.EVERY = inf  # each process would keep states by a clock of its own
         if int(os.environ.get("RANK", 0)):
             _take_part(train, run, settings, inputs)
             return run
         try:
-            (home / "locks").mkdir(parents=True, exist_ok=True)
-            held = FileLock(home / "locks" / f"{run_id}.lock").acquire()
+            (home / LOCKS).mkdir(parents=True, exist_ok=True)
+            held = FileLock(home / LOCKS / f"{run_id}.lock").acquire()
         except OSError as error:
             raise UserFault(f"{home}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
         with held:
-            if not run.folder.exists():
-                _train(train, run, known, settings, inputs)
-    _verify(run, paths.stamp(str(run.folder)))
+            if files := damaged(run):
+                if run.folder.exists():
+                    _set_aside(run, files)
+                try:
+                    _train(train, run, known, settings, inputs)
+                except resume.Unusable as fault:
+                    print(fault, file=sys.stderr, flush=True)
+                    _train(train, run, known, settings, inputs)
     return run
 
 
@@ -187,6 +193,8 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
         home = folder.parent
         full = getattr(error, "errno", None) in (ENOSPC, EDQUOT) or shutil.disk_usage(home).free < FULL
         _clear(folder)
+        if begun and isinstance(error, UserFault) and not resume.begun(folder):
+            raise resume.Unusable(str(error)) from None
         if isinstance(error, UserFault) or not isinstance(error, Exception):
             raise
         if full:
@@ -207,7 +215,7 @@ def _take_part(train: Callable[..., dict[str, Any]], run: Run, settings: Any, in
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / resume.FOLDER).symlink_to(kept)
             _called(train, Path(folder), settings, inputs)
-    while not run.folder.exists():
+    while damaged(run):
         time.sleep(0.2)
 
 
@@ -222,15 +230,29 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def damaged(run: Run) -> list[str]:
+    """The files of a run that are not as they were kept; only its record if that is unsound, or nothing lies there."""
+    return _damaged(run, paths.stamp(str(run.folder)))
+
+
 @lru_cache(maxsize=4096)  # for each state of its files, a run is read through once a process
-def _verify(run: Run, _: paths.Stamp) -> None:
+def _damaged(run: Run, _: paths.Stamp) -> list[str]:
     try:
         record = run.record
         sound = record.pop("checksum") == checksums.of_values(record) and record["id"] == run.id
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
-    if damaged := checksums.differing(record["files"], _checksums(run.folder)) if sound else [RECORD]:
-        raise UserFault(f"run: {run.folder} is damaged: {', '.join(damaged)}; delete this folder to train it again")
+    return checksums.differing(record["files"], _checksums(run.folder)) if sound else [RECORD]
+
+
+def _set_aside(run: Run, files: list[str]) -> None:
+    """Move a damaged run out of the way, since whoever edited it may want it, and say so."""
+    home = run.folder.parent / ASIDE
+    home.mkdir(exist_ok=True)
+    aside = home / f"{run.folder.name}-{len(list(home.glob(f'{run.folder.name}-*'))) + 1}"
+    run.folder.rename(aside)
+    what = f"was damaged ({', '.join(files)}); what is left lies in {aside}, and the run is trained again"
+    print(f"run: {run.folder} {what}", file=sys.stderr, flush=True)
 
 
 def _checksums(folder: Path) -> dict[str, str]:

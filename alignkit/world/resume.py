@@ -65,10 +65,14 @@ PARTS = ("*.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", 
 """What a trainer's checkpoint must have: of some it goes on without a word, to other bits."""
 
 
+class Unusable(UserFault):
+    """A run cannot go on from what was kept of it, which is out of the way now: it can begin anew."""
+
+
 def begun(out: Path) -> str:
     """What a run in this folder will go on from, and since when that lies there; "" for nothing.
 
-    Raises UserFault where a checkpoint lacks a part; it is then set aside.
+    Raises Unusable where a checkpoint lacks a part; it is then set aside.
     """
     folder = out / FOLDER
     last = checkpoint(folder)
@@ -77,13 +81,12 @@ def begun(out: Path) -> str:
     return " ".join(f"{f.name} {f.stat().st_mtime_ns}" for f in (folder / STATE, folder / LATEST) if f.is_file())
 
 
-def set_aside(out: Path, why: str) -> UserFault:
+def set_aside(out: Path, why: str) -> Unusable:
     """Rename a run's folder that it cannot go on from; the fault that says so."""
     aside = out.with_name(f"{out.name}-aside")
     shutil.rmtree(aside, ignore_errors=True)
     out.rename(aside)
-    what = "could not be gone on from and was set aside; the same command trains this run from its start"
-    return UserFault(f"{aside}: {what} ({why})")
+    return Unusable(f"{aside}: could not be gone on from and was set aside; the run begins anew ({why})")
 
 
 def steps_done(out: Path) -> int:
