@@ -36,6 +36,7 @@ from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import checksums, identity, progress
 from alignkit.world import resume
+from alignkit.world.known import READ, TRUTHS
 from alignkit.world.models import precision, processes
 from alignkit.world.reach import first_line
 from alignkit.world.reviews import Reviews
@@ -127,7 +128,9 @@ def identify(train: Callable[..., Any], settings: Any = None, **inputs: Any) -> 
     """Everything that the result depends on, as JSON values: a run by its files, reviews by what they say."""
     counted = {k: v.fingerprint() if isinstance(v, Reviews) else v for k, v in inputs.items()}
     given = {} if settings is None else _as_dict(settings)
-    words = frozenset(value for value in (*given.values(), *inputs.values()) if isinstance(value, str))
+    data = [value.source for value in inputs.values() if isinstance(value, Reviews)]
+    worlds = [source if source in TRUTHS else READ for source in data]
+    words = frozenset(value for value in (*given.values(), *inputs.values(), *worlds) if isinstance(value, str))
     return {
         "function": train.__name__,
         "settings": given,

@@ -25,10 +25,13 @@ class Truth(NamedTuple):
 
 GENERATORS: dict[str, Callable[[int, int], pd.DataFrame]] = {"pocket": pocket.generate_reviews}
 """A number of reviews and a seed -> columns text and label (1 positive, 0 negative)."""
-TRUTHS: dict[str, Truth] = {
+READ = "reviews that are read"
+"""The entry of TRUTHS for reviews from files or the Hub, so that a world added here changes none of their runs."""
+TRUTHS: dict[str, Truth | None] = {
     "pocket": Truth(pocket.gold_reward, pocket.well_formed, pocket.log_probability),
+    "reviews that are read": None,
 }
-"""Kept apart from GENERATORS: what the truth is decides about evaluations, and retrains nothing."""
+"""Kept apart from GENERATORS: what the truth is decides about evaluations in that world, and retrains nothing."""
 
 
 def truth_of(source: str) -> Truth | None:

@@ -27,8 +27,9 @@ from alignkit.training.merge import merge_policies
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.training.reward import train_reward
 from alignkit.training.sft import train_sft
-from alignkit.workflow import store
+from alignkit.workflow import identity, store
 from alignkit.world import resume
+from alignkit.world.known import READ
 from alignkit.world.models import MODEL
 from alignkit.world.reviews import Reviews
 
@@ -208,6 +209,29 @@ def test_an_edit_changes_the_runs_that_reach_it(edit, tmp_path: Path, monkeypatc
     assert {f.__name__ for f, a, b in zip(TRAINING, before, sources(*TRAINING), strict=True) if a != b} == changed
 
 
+@pytest.mark.parametrize("world", ["pocket", READ])
+def test_a_world_that_is_added_changes_no_run_of_another(world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = frozenset({world})
+    before = identity.source(evaluate, words)
+    copy = tmp_path / "alignkit"
+    shutil.copytree(paths.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / "world" / "known.py"
+    file.write_text(
+        file.read_text().replace(f'    "{READ}": None,', f'    "{READ}": None,\n    "new": Truth(1, 2, 3),')
+    )
+    monkeypatch.setattr(paths, "PACKAGE", copy)
+    identity.source.cache_clear()
+    identity._read.cache_clear()
+    assert identity.source(evaluate, frozenset({"new"})) != before
+    assert identity.source(evaluate, words) == before
+
+
+def test_runs_on_reviews_that_are_read_do_not_count_what_is_true_in_pocket():
+    pocket = ("alignkit.pocket", "gold_reward")
+    assert pocket in identity.reached(evaluate.__module__, "evaluate", frozenset({"pocket"}))
+    assert pocket not in identity.reached(evaluate.__module__, "evaluate", frozenset({READ}))
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "changed"),
     [
@@ -320,7 +344,7 @@ SLOW = '''
 """Trains as long as the file `hold` exists; counts its trainings in `count`."""
 import sys, time
 from pathlib import Path
-from alignkit.workflow import store
+from alignkit.workflow import identity, store
 from alignkit.world.reviews import Reviews
 
 HERE = Path(__file__).parent
@@ -447,7 +471,7 @@ import json, os, signal, sys
 import alignkit
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from alignkit.training.sft import SftSettings, train_sft
-from alignkit.workflow import store
+from alignkit.workflow import identity, store
 from alignkit.world import resume
 from alignkit.world.reviews import Reviews
 
