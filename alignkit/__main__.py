@@ -51,6 +51,7 @@ def _without_bars() -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
+    parameters.check_profile(args.profile, "tune")
     from alignkit.report import tuning
 
     _without_bars()

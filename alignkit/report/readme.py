@@ -7,6 +7,7 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.report import replication, tables
+from alignkit.report.statements import family_of_warp
 from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
@@ -43,32 +44,53 @@ def results(figures: Path) -> str:
 
 
 def told(figures: Path) -> str:
-    """Pocket's main findings as a list: which hold with fresh seeds, and how many of all do."""
+    """Pocket's main findings as a list: which are open, which hold with fresh seeds, and how many of all do."""
     file = figures / "pocket" / "findings.csv"
     if not file.is_file():
         return ""
     found, lines = pd.read_csv(file), []
-    main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "replicated"])
+    main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "holds", "replicated"])
     for row in main.dropna(subset="value").itertuples():
-        mark = "" if pd.isna(row.replicated) else " (replicated)" if row.replicated else " (not replicated)"
-        lines.append(f"- pocket: {row.statement}{mark}")
+        again = {True: "replicated", False: "not replicated"}.get(row.replicated, "not asked again")
+        mark = "open" if pd.isna(row.holds) else again if row.holds else "does not hold"
+        lines.append(f"- pocket: {row.statement} ({mark})")
     lines += [f"- pocket: {text}." for text in [replication.told(found)] if text]
     return "\n".join(lines)
 
 
 def elsewhere(figures: Path) -> str:
-    """The Markdown table of pocket's findings beside those of each other profile, and how many hold there."""
+    """Markdown tables of the findings that hold in pocket and whether they hold elsewhere: with its own variants, by
+    their answers; on other reviews, with what is said there where it is an answer."""
+    found = {file.parent.name: pd.read_csv(file) for file in _published(figures, "agreement")}
+    held = {profile: table[table.holds.eq(True)] for profile, table in found.items()}
     parts = []
-    for file in _published(figures, "agreement"):
-        table, profile = pd.read_csv(file), file.parent.name
-        counts = ", ".join(f"{word} {(table.there == word).sum()}" for word in ("yes", "no", "cannot tell"))
-        shown = {"statement": "finding in pocket", "statement_there": profile, "there": f"holds there ({counts})"}
-        parts.append(markdown([table[table.there != "cannot tell"]], shown))
+    if variants := [profile for profile in held if is_variant(profile)]:
+        wide = pd.concat({profile: held[profile].set_index("statement").there for profile in variants}, axis=1)
+        names = {"statement": "finding that holds in pocket: does it hold there?"}
+        names |= {profile: f"{profile}: {_counts(held[profile])}" for profile in variants}
+        parts.append(markdown([wide.reset_index()], names))
+    for profile, table in held.items():
+        if profile not in variants:
+            shown = {"statement": "finding that holds in pocket", "statement_there": profile}
+            shown |= {"there": f"holds there ({_counts(table)})"}
+            parts.append(markdown([table[table.there != "cannot tell"]], shown))
     return "\n\n".join(parts)
 
 
+def is_variant(profile: str) -> bool:
+    """Whether a profile is pocket with something changed: its findings are told, beside pocket's tables."""
+    return profile.startswith("pocket_")
+
+
+def _counts(table: pd.DataFrame) -> str:
+    return ", ".join(f"{word} {(table.there == word).sum()}" for word in ("yes", "no", "cannot tell"))
+
+
 def efficiencies(figures: Path) -> str:
-    """The Markdown table of notebook 6: methods with all seeds, by their efficiency at the middle KL."""
+    """The Markdown table of notebook 6: methods with all seeds, by their efficiency at the middle KL.
+
+    WARP as notebook 4 runs it is told besides FAMILIES, since every finding compares with it.
+    """
     parts = []
     for file in _published(figures, "6_efficiency"):
         table = pd.read_csv(file)
@@ -76,7 +98,9 @@ def efficiencies(figures: Path) -> str:
         if "KL 1" not in columns or "draws" not in table:
             continue
         kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
-        kept = kept[kept.family.str.contains(FAMILIES)].sort_values("KL 1", ascending=False)
+        warp = file.with_name("4_warp.csv")
+        own = family_of_warp(pd.read_csv(warp)) if warp.is_file() else ""
+        kept = kept[kept.family.str.contains(FAMILIES) | (kept.family == own)].sort_values("KL 1", ascending=False)
         # Of the numbers of draws the largest; notebook 6 has all.
         shown = tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
         names = {"family": f"{file.parent.name}: share of the optimal gain", "seeds": "seeds"}
@@ -100,6 +124,8 @@ def policies(figures: Path) -> str:
     """The Markdown table of notebook 2's main rows and of WARP after its last iteration; nothing if not published."""
     found = []
     for file in _published(figures, "2_dpo_losses"):
+        if is_variant(file.parent.name):
+            continue
         table = pd.read_csv(file)
         table = pd.concat([table, *(_warp(pd.read_csv(f)) for f in [file.with_name("4_warp.csv")] if f.is_file())])
         swept = r"^(?!WARP).*(?: β=| of the prompts|, η=(?!1$))"  # of a sweep its usual setting is shown

@@ -73,8 +73,8 @@ def told(found: pd.DataFrame) -> str:
         return ""
     asked, again = found.replicated.notna(), found.replicated.eq(True)
     text = f"{again.sum()} of {asked.sum()} findings that hold also hold with fresh seeds"
-    for word, kept in (("not", asked & ~again), ("not answered there", found.holds.eq(True) & ~asked)):
-        text += f"; {word}: {', '.join(found.id[kept])}" if kept.any() else ""
+    for word, kept in (("not", asked & ~again), ("not asked again", found.holds.eq(True) & ~asked)):
+        text += f"; {word}: {', '.join(found.id[kept].str.replace('_', ' '))}" if kept.any() else ""
     return text
 
 

@@ -17,8 +17,8 @@ CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
 """p value, Holm-adjusted where several are compared, below which a difference counts."""
 LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.1, "volume": 1.0}
-"""Differences within which two policies count as level: nats (odds of "positive" that differ by a quarter), shares of
-the possible gain, nats, nats²."""
+"""Differences within which two policies count as level; of reward, odds of "positive" that differ by a quarter."""
+UNITS = {"reward": "nats", "share": "of the possible gain", "entropy": "nats", "volume": "nats²"}
 
 
 class Unanswered(Exception):
@@ -96,16 +96,8 @@ def over_seeds(values: pd.Series) -> pd.DataFrame:
 def bounded(
     values: pd.Series, words: tuple[str, str], rest: str, least: float = -np.inf, most: float = np.inf, digits: int = 2
 ) -> Finding:
-    """A finding that a number, one for each seed, lies between two bounds.
-
-    Parameters
-    ----------
-    values : the number, for each seed
-    words : what is said if the mean lies between the bounds, and if not
-    rest : what follows, with {} where mean and interval go
-    least, most : the bounds
-    digits : those of the numbers
-    """
+    """A finding that a number, one for each seed, lies between two bounds; words: what is said if its mean does, and if
+    not; rest follows them, with {} where mean and interval go."""
     mean, low, high = seed_interval(values)
     holds = settled(low, high, least, most)
     told = f"{words[not least <= mean <= most]} {rest.format(interval_text(mean, low, high, digits))}"
@@ -119,12 +111,13 @@ def plain(value: float, holds: bool, words: tuple[str, str], rest: str) -> Findi
     return Finding(f"{words[not holds]} {rest}.", bool(holds), value)
 
 
-def counted(table: pd.DataFrame, none: str, some: str, level: float) -> Finding:
+def counted(table: pd.DataFrame, none: str, some: str, measure: str) -> Finding:
     """That all rows of a table of differences (label or method, low, high, holm) are level; names what is clear of
-    zero.  Level is an interval within ±`level`; where no row is clear of zero but some interval goes further, it is
-    open."""
+    zero.  Level is an interval within ±LEVEL of the measure; where no row is clear of zero but some interval goes
+    further, it is open."""
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
+    level, unit = LEVEL[measure], UNITS[measure]
     name = "label" if "label" in table else "method"
     clear = table[table.holm < DIFFERENT]
     told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in clear.iterrows()]
@@ -132,8 +125,8 @@ def counted(table: pd.DataFrame, none: str, some: str, level: float) -> Finding:
     text += f" ({len(clear)} of {len(table)} after Holm)"
     holds = settled(table.low.min(), table.high.max(), -level, level)
     if holds:
-        return Finding(f"{text}, and none by more than {level:g}.", True, len(clear))
+        return Finding(f"{text}, and none by more than {level:g} {unit}.", True, len(clear))
     if told:
         return Finding(f"{text}.", False, len(clear))
     furthest = max(-table.low.min(), table.high.max())
-    return Finding(f"{text}; but up to {furthest:.2f} is not excluded.", None, len(clear))
+    return Finding(f"{text}; but up to {furthest:.2f} {unit} is not excluded.", None, len(clear))

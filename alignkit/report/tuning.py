@@ -216,9 +216,9 @@ def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRI
 
 def write(profile: str) -> Path:
     """`tune`, kept as tuning.csv among the published tables of the profile; returns the file."""
-    file = paths.published(profile) / f"{FILE}.csv"
+    file, table = paths.published(profile) / f"{FILE}.csv", tune(profile)
     file.parent.mkdir(parents=True, exist_ok=True)
-    tune(profile).to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
     return file
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.report import claims
+from alignkit.report import claims, claims_of_front
 from alignkit.report.claims import CLAIMS
 from alignkit.report.findings import found
 from alignkit.report.statements import Finding, Tables, Unanswered, compared_at, settled
@@ -24,9 +24,11 @@ def tables(**known: pd.DataFrame) -> Tables:
     return read
 
 
-def gains(value: float, low: float, high: float) -> pd.DataFrame:
+def gains(value: float, low: float, high: float) -> dict[str, pd.DataFrame]:
+    """What DPO gains in reward, at a mean KL of 0.5."""
     row = {"method": "sigmoid", "measure": "reward", "seeds": 5, "difference": value, "low": low, "high": high}
-    return pd.DataFrame([row])
+    policies = {"method": "sigmoid", "row": ["main", "main", "side"], "status": "ok", "kl": [0.4, 0.6, 9.0]}
+    return {"t_2_gain": pd.DataFrame([row]), "t_2_dpo_losses": pd.DataFrame(policies)}
 
 
 @pytest.mark.parametrize(
@@ -34,15 +36,16 @@ def gains(value: float, low: float, high: float) -> pd.DataFrame:
     [(0.5, 1.5, "raises", True), (-1.5, -0.5, "lowers", False), (-0.5, 1.5, "does not measurably change", None)],
 )
 def test_a_sentence_says_what_its_interval_allows(low: float, high: float, said: str, holds: bool):
-    rows = found("2_dpo_losses", tables(t_2_gain=gains((low + high) / 2, low, high)))
+    rows = found("2_dpo_losses", tables(**gains((low + high) / 2, low, high)))
     row = rows.set_index("id").loc["dpo_raises_reward"]
-    assert row.statement == f"DPO {said} the reward over SFT: {(low + high) / 2:.2f} [{low:.2f}, {high:.2f}]."
+    where, size = "at a mean KL of 0.50 nats", f"{(low + high) / 2:.2f} [{low:.2f}, {high:.2f}]"
+    assert row.statement == f"DPO {said} the reward over SFT, {where}: {size}."
     assert (row.holds if pd.notna(row.holds) else None) is holds
     assert (row.value, row.seeds) == ((low + high) / 2, 5)
 
 
 def test_one_seed_allows_no_sentence():
-    row = found("2_dpo_losses", tables(t_2_gain=gains(1.0, np.nan, np.nan))).set_index("id").loc["dpo_raises_reward"]
+    row = found("2_dpo_losses", tables(**gains(1.0, np.nan, np.nan))).set_index("id").loc["dpo_raises_reward"]
     assert row.statement.startswith("Open: ")
     assert pd.isna(row.holds)
     assert pd.isna(row.value)
@@ -100,10 +103,10 @@ def matched(*rows: tuple[float, float, float]) -> Tables:
 @pytest.mark.parametrize(
     ("rows", "holds", "said"),
     [
-        ([(-0.1, 0.2, 1), (0.0, 0.1, 0.2)], True, "(0 of 2 after Holm), and none by more than 0.25."),
-        ([(-0.1, 0.2, 1), (0.01, 0.1, 0.02)], True, "b (+0.06) (1 of 2 after Holm), and none by more than 0.25."),
+        ([(-0.1, 0.2, 1), (0.0, 0.1, 0.2)], True, "(0 of 2 after Holm), and none by more than 0.25 nats."),
+        ([(-0.1, 0.2, 1), (0.01, 0.1, 0.02)], True, "b (+0.06) (1 of 2 after Holm), and none by more than 0.25 nats."),
         ([(-0.1, 0.2, 1), (0.2, 0.5, 0.02)], False, "b (+0.35) (1 of 2 after Holm)."),
-        ([(-0.1, 0.2, 1), (-0.1, 0.5, 0.2)], None, "(0 of 2 after Holm); but up to 0.50 is not excluded."),
+        ([(-0.1, 0.2, 1), (-0.1, 0.5, 0.2)], None, "(0 of 2 after Holm); but up to 0.50 nats is not excluded."),
     ],
 )
 def test_no_difference_is_claimed_where_a_large_one_is_excluded(rows: list, holds: bool | None, said: str):
@@ -119,7 +122,7 @@ def test_a_bound_on_a_number_asks_for_its_whole_interval():
 
     assert asked(0.02, 0.03, 0.02).holds is True
     assert asked(0.04, 0.06, 0.02).holds is None
-    assert "can be read as such: calibration error 0.040" in asked(0.04, 0.06, 0.02).statement
+    assert "right to within 0.05 in the mean: calibration error 0.040" in asked(0.04, 0.06, 0.02).statement
     assert asked(0.04, 0.06, 0.02).statement.endswith(", not clear of 0.05.")
     assert asked(0.2, 0.21, 0.22).holds is False
     assert asked(0.02).holds is None
@@ -138,13 +141,13 @@ def test_warp_is_what_the_profiles_own_table_calls_it(low: float, high: float, h
     named = pd.DataFrame({"method": ["WARP", "WARP", "WARP, other"], "family": [None, "WARP, T=7", "WARP, T=9"]})
     rows = [{"against": f"WARP, T={t}", "low": a, "high": b} for t, a, b in ((7, low, high), (9, 8.0, 9.0))]
     order = pd.DataFrame(rows).assign(family="REINFORCE, EMA anchor", at_kl=1, difference=0.1, seeds=5)
-    found = claims.reinforce_is_level_with_warp(tables(t_6_order=order, t_4_warp=named))
+    found = claims_of_front.reinforce_is_level_with_warp(tables(t_6_order=order, t_4_warp=named))
     assert (found.holds, said in found.statement) == (holds, True)
 
 
 def test_where_warp_is_the_best_with_one_draw_nothing_beats_it():
     named = pd.DataFrame({"method": ["WARP"], "family": ["one"]})
-    found = claims.best_with_one_draw_beats_warp(tables(t_4_warp=named, t_6_efficiency=reaching(0.5)))
+    found = claims_of_front.best_with_one_draw_beats_warp(tables(t_4_warp=named, t_6_efficiency=reaching(0.5)))
     assert (found.holds, found.value) == (False, 0)
 
 
@@ -152,18 +155,19 @@ def test_the_same_policy_is_followed_to_a_kl_of_two():
     shares = {"family": ["near", "far"], "seeds": 2, "draws": np.nan, "KL 1": [0.95, 0.5], "KL 2": [np.nan, 0.6]}
     ends = {f"KL {kl}_{end}": [0.94, 0.5] for kl in (1, 2) for end in ("low", "high")}
     with pytest.raises(Unanswered, match="near does not reach it"):
-        claims.one_draw_far_from_sft(tables(t_6_efficiency=pd.DataFrame(shares | ends)))
+        claims_of_front.one_draw_far_from_sft(tables(t_6_efficiency=pd.DataFrame(shares | ends)))
     shares["KL 2"] = [0.96, 0.6]
-    assert claims.one_draw_far_from_sft(tables(t_6_efficiency=pd.DataFrame(shares | ends))).value == 0.96
+    assert claims_of_front.one_draw_far_from_sft(tables(t_6_efficiency=pd.DataFrame(shares | ends))).value == 0.96
 
 
 def test_gold_for_one_of_reward_is_compared_within_each_seed():
-    start = pd.DataFrame({"family": "sft", "seed": [0, 1], "reward": 1.0, "gold": 0.0})
-    swept = pd.DataFrame({"family": "anchored RLOO, over β", "seed": [0, 0, 1], "reward": [2.0, 3.0, 2.0]})
-    swept["gold"] = [0.9, 1.9, 0.8]  # gold for one of reward: 0.9 and 0.95, 0.8
+    start = pd.DataFrame({"family": "sft", "seed": [0, 1], "kl": 0.0, "reward": 1.0, "gold": 0.0})
+    # Gold for one of reward: at KL 1 0.9 and 0.8, farther away less.
+    swept = pd.DataFrame({"family": "anchored RLOO, over β", "seed": [0, 0, 1], "kl": [4.0, 1.0, 1.0]})
+    swept = swept.assign(reward=[5.0, 3.0, 2.0], gold=[0.4, 1.8, 0.8])
     frontier = pd.DataFrame({"optimal_for": "reward", "kl": [0.0, 4.0] * 2, "seed": [0, 0, 1, 1]})
     frontier = frontier.assign(reward=[1.0, 5.0] * 2, gold=[0.0, 2.0] * 2)  # 0.5 along the whole of it
-    found = claims.anchored_keeps_more_gold(
+    found = claims_of_front.anchored_keeps_more_gold(
         tables(t_6_efficiency=reaching(1), t_6_rows=pd.concat([start, swept]), t_6_frontier=frontier)
     )
     assert found.value == pytest.approx(np.mean([0.4, 0.3]))
@@ -176,7 +180,7 @@ def test_gold_for_one_of_reward_is_compared_within_each_seed():
 )
 def test_a_spread_narrows_where_a_test_says_so(after: float, p: float, holds: bool | None, said: str):
     row = {"quantity": "optimal gain at KL 1", "spread / mean": 0.07, "spread / mean, divided": after, "p": p}
-    found = claims.a_temperature_narrows_the_spread(
+    found = claims_of_front.a_temperature_narrows_the_spread(
         tables(t_6_efficiency=reaching(1), t_6_calibration=pd.DataFrame([row]))
     )
     assert found.holds is holds
@@ -186,7 +190,7 @@ def test_a_spread_narrows_where_a_test_says_so(after: float, p: float, holds: bo
 @pytest.mark.parametrize(("ranks", "holds"), [([1, 2, 3], True), ([3, 1, 2], False)])
 def test_an_order_survives_another_cost_where_the_ranks_do(ranks: list[int], holds: bool):
     table = pd.DataFrame({"rank, cost 2": ranks, "rank, cost 5": [1, 2, 3], "cost 5": [5.0, 4, 3]})
-    found = claims.order_in_gold_survives_the_cost_of_a_fault(tables(t_6_fault_costs=table))
+    found = claims_of_front.order_in_gold_survives_the_cost_of_a_fault(tables(t_6_fault_costs=table))
     assert found.holds == holds
     assert f"{0 if holds else 3} of 3 methods" in found.statement
 
@@ -195,7 +199,7 @@ def test_the_proxys_part_is_that_of_the_best_policy_used_with_one_draw():
     shares = pd.DataFrame({"family": ["many", "best", "other"], "seeds": 2, "draws": [8, np.nan, np.nan],
                            "KL 1": [0.9, 0.6, 0.5]})  # fmt: skip
     losses = pd.DataFrame({"family": ["best", "best", "other"], "at_kl": 1.0, "part": [0.598, 0.602, 0.1]})
-    found = claims.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
+    found = claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
     assert (found.value, found.holds, found.seeds) == (pytest.approx(0.6), True, 2)
     assert "(best)" in found.statement
 
@@ -213,8 +217,10 @@ def test_what_differs_is_named():
 def test_findings_about_warp_are_about_the_setting_that_they_name():
     names = ["WARP, T=9, η=0.5", "WARP, T=9, η=1", "WARP, η=0.5", "WARP, η=1"]
     table = pd.DataFrame({"policy": names, "measure": "reward", "difference": [4.0, 8, 3, 6]})
+    table = pd.concat([table, table.assign(measure="kl", difference=[2.0, 9, 1, 9])])
     told = tables(t_4_gain=table.assign(low=table.difference - 1, high=table.difference + 1, seeds=5))
     assert claims.warp_raises_reward(told).value == 3
+    assert "at a mean KL of 1.00 nats" in claims.warp_raises_reward(told).statement
     assert claims.warp_of_the_task_raises_reward(told).value == 4
     with pytest.raises(Unanswered):
         claims.warp_raises_gold(told)
@@ -227,9 +233,29 @@ def test_rows_clear_of_zero_are_named_and_one_seed_answers_nothing():
     assert clear_of_zero(table.assign(holm=np.nan)) == "no interval, so no answer"
 
 
-def test_methods_are_compared_at_the_middle_kl_that_their_table_has():
-    rows = {"family": "DPO, on-policy", "measure": "reward", "at_kl": [0.25, 0.5, 1.0], "difference": [9.0, 1.0, -9.0]}
-    table = pd.DataFrame(rows).assign(low=[8.0, 0.5, -10.0], high=[10.0, 1.5, -8.0])
+def test_on_policy_pairs_are_compared_at_the_largest_kl_and_the_smaller_ones_are_told():
+    table = pd.DataFrame({"family": "DPO, on-policy", "measure": "reward", "at_kl": [1.0, 0.25, 0.5]})
+    table = table.assign(difference=[0.3, 0.0, 0.1], low=[0.2, -0.1, 0.0], high=[0.4, 0.1, 0.2])
     found = claims.on_policy_gains_more(tables(t_2_beyond=table))
-    assert (found.value, found.holds) == (1.0, True)
-    assert "at KL 0.5" in found.statement
+    assert (found.value, found.holds) == (0.3, True)
+    assert "at KL 1 (+0.00 at 0.25, +0.10 at 0.5)" in found.statement
+
+
+def test_divergences_that_gain_less_are_named_though_none_gains_more():
+    table = pd.DataFrame({"label": ["js at KL 1", "alpha at KL 1"], "measure": "reward", "difference": [-0.2, 0.01]})
+    table = table.assign(low=[-0.3, -0.1], high=[-0.1, 0.12], holm=[0.01, 1.0])
+    found = claims.divergences_gain_no_more(tables(t_3_matched=table))
+    assert found.holds
+    assert found.statement.endswith("Less: js at KL 1 (-0.20).")
+
+
+def test_the_best_way_at_warps_tokens_draws_no_more_than_warp():
+    shares = pd.DataFrame({"family": ["dear", "cheap", "WARP, T=9", "many"], "seeds": 2, "KL 1": [0.9, 0.8, 0.5, 1.0]})
+    shares = shares.assign(draws=[np.nan, np.nan, np.nan, 8], **{"KL 1_low": 0.7, "KL 1_high": 1.0})
+    tokens = pd.DataFrame({"method": ["dear", "cheap", "WARP, T=9"], "tokens": [30, 9, 10]})
+    known = {"t_6_efficiency": shares, "t_6_hypervolume": tokens}
+    warp = pd.DataFrame({"method": ["WARP"], "family": ["WARP, T=9"]})
+    found = claims_of_front.one_draw_at_warps_tokens(tables(**known, t_4_warp=warp))
+    assert found.value == 0.8
+    assert "(cheap)" in found.statement
+    assert found.statement.endswith("WARP, T=9 gets 0.50.")

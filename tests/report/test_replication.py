@@ -14,14 +14,25 @@ PROFILE, REPLICA = "smoke", f"smoke{parameters.REPLICA}"
 
 
 def gain(low: float) -> pd.DataFrame:
-    """What DPO and WARP gain in reward: 2, from `low` to 3."""
+    """What DPO and WARP gain in reward: 2, from `low` to 3; WARP at a KL of 2."""
     row = {"method": "sigmoid", "policy": "WARP, η=0.5", "measure": "reward", "seeds": 3, "difference": 2.0}
-    return pd.DataFrame([row | {"low": low, "high": 3.0}])
+    return pd.DataFrame([row | {"low": low, "high": 3.0}, row | {"measure": "kl"}])
+
+
+WARP = pd.DataFrame({"method": ["WARP"], "family": "WARP, T=9"})
+
+
+def longer(**row: float) -> pd.DataFrame:
+    """How longer runs differ in reward at one KL."""
+    named = {"label": "KL 1", "family": "WARP, T=20", "measure": "reward", "difference": 0.1}
+    return pd.DataFrame([named | row])
 
 
 def lay(folder: Path, **tables: pd.DataFrame) -> None:
-    """Tables 2_gain and 4_gain, and the findings that notebooks 2 and 4 make of them."""
+    """Tables 2_gain and 4_gain, and the findings that notebooks 2 and 4 make of them; DPO has a KL of 2 too."""
     folder.mkdir(parents=True, exist_ok=True)
+    dpo = {"method": ["sigmoid"], "row": "main", "status": "ok", "kl": 2.0}
+    pd.DataFrame(dpo).to_csv(folder / "2_dpo_losses.csv", index=False)
     for name, table in tables.items():
         table.to_csv(folder / f"{name[1:]}.csv", index=False)
     for notebook in ("2_dpo_losses", "4_warp"):
@@ -48,7 +59,7 @@ def test_replicate_says_which_findings_hold_again(figures: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines() == [
         "figures/smoke/findings.csv",
         "figures/smoke/replication.csv",
-        "smoke: 1 of 2 findings that hold also hold with fresh seeds; not: warp_raises_reward",
+        "smoke: 1 of 2 findings that hold also hold with fresh seeds; not: warp raises reward",
     ]
     rows = published(figures)
     assert rows.replicated.dropna().to_dict() == {"dpo_raises_reward": True, "warp_raises_reward": False}
@@ -79,7 +90,7 @@ def test_what_the_replica_has_no_table_for_is_told_apart(figures: Path):
     rows = published(figures)
     assert pd.isna(rows.replicated["warp_raises_reward"])
     assert replication.told(rows.reset_index()) == (
-        "1 of 1 findings that hold also hold with fresh seeds; not answered there: warp_raises_reward"
+        "1 of 1 findings that hold also hold with fresh seeds; not asked again: warp raises reward"
     )
 
 
@@ -116,17 +127,18 @@ def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, 
     replication.publish("pocket")
     replication.publish(f"pocket{parameters.REPLICA}")
     assert readme.told(figures).splitlines() == [
-        "- pocket: DPO raises the reward over SFT: 2.00 [1.00, 3.00]. (replicated)",
-        "- pocket: WARP, interpolated back, raises the reward over SFT: 2.00 [1.00, 3.00]. (not replicated)",
-        "- pocket: 1 of 2 findings that hold also hold with fresh seeds; not: warp_raises_reward.",
+        "- pocket: DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]. (replicated)",
+        "- pocket: WARP, η=0.5 raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]."
+        " (not replicated)",
+        "- pocket: 1 of 2 findings that hold also hold with fresh seeds; not: warp raises reward.",
     ]
 
 
 def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path):
     (figures / REPLICA).rename(figures / "real")
     (figures / PROFILE).rename(figures / "pocket")
-    lay(figures / "pocket", t4_task_matched=gain(1).assign(holm=0.5, low=0, high=0.2, label="KL 1"))
-    lay(figures / "real", t4_task_matched=gain(1).assign(holm=0.01, label="KL 1"))
+    lay(figures / "pocket", t4_task_matched=longer(holm=0.5, low=0, high=0.2), t4_warp=WARP)
+    lay(figures / "real", t4_task_matched=longer(holm=0.01, low=1, high=3), t4_warp=WARP)
     replication.publish("pocket")
     replication.publish("real")
     assert not (figures / "pocket" / "agreement.csv").exists()
@@ -141,8 +153,10 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
     ]
     assert rows.loc["dpo_raises_reward", ["low", "low_there"]].tolist() == [1, 0.5]
     told = readme.elsewhere(figures)
-    assert told.splitlines()[0].startswith("| finding in pocket | real | holds there (yes 1, no 1, cannot tell ")
-    assert "DPO raises the reward over SFT: 2.00 [0.50, 3.00]" in told
+    assert told.splitlines()[0].startswith(
+        "| finding that holds in pocket | real | holds there (yes 1, no 1, cannot tell "
+    )
+    assert "DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [0.50, 3.00]" in told
 
 
 def test_reports_beside_pocket_follow_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -25,9 +25,8 @@ def rows(seeds: tuple[int, ...] = SEEDS, shift: float = 0.0) -> pd.DataFrame:
 
 
 def gain(low: float | None) -> pd.DataFrame:
-    return pd.DataFrame(
-        [{"policy": "WARP, η=0.5", "measure": "reward", "seeds": 3, "difference": 2, "low": low, "high": 3}]
-    )
+    row = {"policy": "WARP, η=0.5", "measure": "reward", "seeds": 3, "difference": 2, "low": low, "high": 3}
+    return pd.DataFrame([row, row | {"measure": "kl"}])
 
 
 @pytest.fixture

@@ -1,0 +1,183 @@
+"""What the report claims in notebook 6, about every method on one front (`claims` has the others)."""
+
+import numpy as np
+import pandas as pd
+
+from alignkit.frontier import along_root_kl
+from alignkit.metrics import seed_interval
+from alignkit.report.statements import (
+    DIFFERENT,
+    LEVEL,
+    Finding,
+    Tables,
+    Unanswered,
+    bounded,
+    compared_at,
+    counted,
+    difference,
+    family_of_warp,
+    over_seeds,
+    plain,
+    rows_of,
+    settled,
+    shares,
+)
+from alignkit.report.tables import clear, interval_text, turned
+
+
+def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 0) -> Finding:
+    at = f"KL {kl or compared_at(tables):g}"
+    low, high = row[f"{at}_low"], row[f"{at}_high"]
+    where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
+    text = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}."
+    return Finding(text, settled(low, high, least), row[at], low, high, row.seeds)
+
+
+def _one_draw(tables: Tables) -> pd.Series:
+    """The efficiencies of the family that comes nearest to the optimum with one draw."""
+    table = shares(tables)
+    return table[table.draws.isna()].iloc[0]
+
+
+def best_with_many_draws(tables: Tables) -> Finding:
+    """How near to the optimum does keeping one of several draws come?"""
+    table = shares(tables)
+    return _share(tables, table[table.draws.notna()].iloc[0], "Keeping one of several draws", 0.98)
+
+
+def best_with_one_draw(tables: Tables) -> Finding:
+    """How near does the best policy come that is used with one draw?"""
+    return _share(tables, _one_draw(tables), "The best policy used with one draw", 0.9)
+
+
+def one_draw_far_from_sft(tables: Tables) -> Finding:
+    """And how near does the same one come at a KL of 2?"""
+    row = _one_draw(tables)
+    if np.isnan(row["KL 2"]):
+        raise Unanswered(f"{row.family} does not reach it with every seed")
+    return _share(tables, row, "The same policy", 0.9, kl=2)
+
+
+def one_draw_at_warps_tokens(tables: Tables) -> Finding:
+    """How near does the best way come that draws no more tokens than WARP?"""
+    table, warp = shares(tables).set_index("family", drop=False), family_of_warp(tables("4_warp"))
+    tokens = tables("6_hypervolume").groupby("method").tokens.mean()
+    cheap = table[table.draws.isna() & (table.family.map(tokens) <= tokens[warp])]
+    told = _share(tables, cheap.iloc[0], "With no more tokens drawn than WARP, the best way with one draw", 0.8)
+    beside = f"; {warp} gets {table.loc[warp, f'KL {compared_at(tables):g}']:.2f}." if cheap.index[0] != warp else "."
+    return told._replace(statement=told.statement.removesuffix(".") + beside)
+
+
+def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
+    """Under the same tuning and the same budget, which method's share differs from WARP's at the least KL?"""
+    rows = tables("6_tuned_order")
+    where = f"the possible gain from WARP at KL {rows.at_kl.iloc[0]:g} with {rows.seeds.max():.0f} seeds"
+    none = f"Tuned alike (four settings each), no method differs measurably in its share of {where}"
+    return counted(
+        rows, none, f"Tuned alike (four settings each), methods that differ in their share of {where}", "share"
+    )
+
+
+def none_lies_above_the_optimum(tables: Tables) -> Finding:
+    """Does any policy lie above the optimal frontier by more than noise explains?"""
+    above, every = int(tables("6_above").above.sum()), len(tables("6_above"))
+    if not every:
+        raise Unanswered("no policy stands where the frontier is known")
+    words = ("No policy lies above the optimal frontier", "Some policies lie above the optimal frontier")
+    return plain(above, above == 0, words, f"by more than noise explains ({above} of {every})")
+
+
+def reinforce_is_level_with_warp(tables: Tables) -> Finding:
+    """Does one run, interpolated back, do as well as WARP at the same KL?"""
+    rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")))
+    row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
+    holds = settled(row.low, row.high, -LEVEL["share"], LEVEL["share"])
+    said = "is level with" if holds else "differs from" if clear(row.low, row.high) else "is not clear of"
+    text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
+    text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
+    return Finding(text, holds, row.difference, row.low, row.high, row.seeds)
+
+
+def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
+    """At which cost?"""
+    tokens = tables("6_hypervolume").pivot(index="seed", columns="method", values="tokens")
+    share = (tokens["REINFORCE, EMA anchor"] / tokens[family_of_warp(tables("4_warp"))]).dropna()
+    words = ("REINFORCE takes a fraction of WARP's tokens:", "REINFORCE is not much cheaper than WARP:")
+    return bounded(share, words, "{}", most=0.3)
+
+
+def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
+    """Does the best policy used with one draw get more of the possible gain than WARP, at the same KL?"""
+    warp = family_of_warp(tables("4_warp"))
+    if _one_draw(tables).family == warp:
+        return Finding("The best policy used with one draw is WARP's own.", False, 0.0)
+    rows = rows_of(tables("6_order"), family=warp)
+    words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
+    subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
+    return difference(turned(rows), subject, f"WARP at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
+
+
+def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
+    """How much of the gold that the best policy used with one draw misses is lost by the proxy?"""
+    family, kl = _one_draw(tables).family, compared_at(tables)
+    parts = rows_of(tables("6_losses"), family=family, at_kl=kl).part
+    part, low, high = seed_interval(parts)
+    own, size = f"the best policy used with one draw ({family})", interval_text(part, low, high, 2)
+    text = f"Of the gold that {own} misses at a KL of {kl:g}, the proxy loses {size}, optimisation the rest."
+    if part > 1:
+        text = (
+            f"At a KL of {kl:g}, {own} keeps more gold than the proxy's own optimum, which misses {size} times as much."
+        )
+    return Finding(text, settled(low, high, least=0.5), part, low, high, len(parts))
+
+
+def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
+    """Is the order of methods in gold another one if a fault costs 2 or 10 nats?"""
+    ranks = tables("6_fault_costs").filter(like="rank, ")
+    if len(ranks) < 3:
+        raise Unanswered("fewer than three methods stand there")
+    alike, moved = ranks.corr().min(axis=None), int((ranks.nunique(axis=1) > 1).sum())
+    words = ("The order of methods in gold hardly depends", "The order of methods in gold depends")
+    rest = f"on whether a fault costs 2, 5 or 10 nats: rank correlation {alike:.2f} at least"
+    return plain(alike, alike >= 0.9, words, f"{rest}, {moved} of {len(ranks)} methods change their place")
+
+
+def anchored_keeps_more_gold(tables: Tables) -> Finding:
+    """Does anchored RLOO gain more gold for one of reward than the proxy's own optimum does, at the same KL?"""
+    kl, rows = compared_at(tables), tables("6_rows")
+    rows = pd.concat([rows_of(rows, family=name) for name in ("sft", "anchored RLOO, over β")])
+    optima = rows_of(tables("6_frontier"), optimal_for="reward")
+    kept = pd.DataFrame({name: _gold_for_one_of_reward(table, kl) for name, table in (("own", rows), ("best", optima))})
+    words = ("gains more gold than", "gains less gold than", "does not measurably differ in gold from")
+    rest = f"the proxy's own optimum for one nat of reward, both at a KL of {kl:g} (difference)"
+    return difference(over_seeds((kept.own - kept.best).dropna()), "Anchored RLOO", rest, words)
+
+
+def _gold_for_one_of_reward(table: pd.DataFrame, kl: float) -> pd.Series:
+    """Gain in gold over gain in reward at a KL, by seed, of the points of a front (kl, reward, gold) from SFT on."""
+    kept = {}
+    for seed, front in table.sort_values("kl", kind="stable").groupby("seed"):
+        reward, gold = (along_root_kl(kl, front.kl, front[name]) - front[name].iloc[0] for name in ("reward", "gold"))
+        kept[seed] = gold / reward
+    return pd.Series(kept)
+
+
+def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
+    """Does one temperature for each reward model bring the seeds' optimal gains nearer to each other?"""
+    kl = f"KL {compared_at(tables):g}"
+    row = rows_of(tables("6_calibration"), quantity=f"optimal gain at {kl}").iloc[0]
+    before, after, p = row["spread / mean"], row["spread / mean, divided"], row["p"]
+    if np.isnan(p):
+        raise Unanswered("fewer than three seeds have no spread to compare")
+    holds = bool(after < before) if p < DIFFERENT else None
+    words = {True: "nearer to each other", False: "further apart", None: "as far apart, as far as these seeds tell"}
+    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at {kl} spread by {after:.1%} of their "
+    return Finding(f"{text}mean, in place of {before:.1%} (p = {p:.2f}).", holds, after / before)
+
+
+CLAIMS = (
+    best_with_many_draws, best_with_one_draw, one_draw_far_from_sft, one_draw_at_warps_tokens,
+    tuned_alike_none_beats_warp, none_lies_above_the_optimum, reinforce_is_level_with_warp,
+    reinforce_is_cheaper_than_warp, best_with_one_draw_beats_warp, proxy_loses_more_gold_than_optimisation,
+    order_in_gold_survives_the_cost_of_a_fault, anchored_keeps_more_gold, a_temperature_narrows_the_spread,
+)  # fmt: skip
