@@ -48,6 +48,18 @@ def lines(files: list[Path]) -> int:
     return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
+def code_lines(file: Path) -> int:
+    """Lines without blank ones, comments, imports, docstrings and the words under constants."""
+    text = file.read_text(encoding="utf-8")
+    words = set()
+    for node in ast.walk(ast.parse(text)):
+        told = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if told or isinstance(node, ast.Import | ast.ImportFrom):
+            words |= set(range(node.lineno, node.end_lineno + 1))
+    kept = [line.strip() for number, line in enumerate(text.splitlines(), start=1) if number not in words]
+    return sum(bool(line) and not line.startswith("#") for line in kept)
+
+
 def test_no_part_imports_one_that_builds_on_it():
     arrows = {
         (name_of(file), other)
@@ -74,8 +86,8 @@ def test_no_module_has_more_than_400_lines():
     assert [file.name for file in MODULES if lines([file]) > 400] == []
 
 
-def test_the_package_has_fewer_than_11700_lines():
-    assert lines(MODULES) < 11_700
+def test_the_package_has_fewer_than_7000_lines_of_code():
+    assert sum(map(code_lines, MODULES)) < 7_000
 
 
 def test_every_data_file_belongs_to_the_module_of_its_name():

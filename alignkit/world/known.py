@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from alignkit import pocket
+from alignkit.world import letters
 
 
 class Truth(NamedTuple):
@@ -23,12 +24,16 @@ class Truth(NamedTuple):
     """The log-prob of a text in nats; with prefix=True that of all texts that begin with it."""
 
 
-GENERATORS: dict[str, Callable[[int, int], pd.DataFrame]] = {"pocket": pocket.generate_reviews}
+GENERATORS: dict[str, Callable[[int, int], pd.DataFrame]] = {
+    "pocket": pocket.generate_reviews,
+    "letters": letters.generate_reviews,
+}
 """A number of reviews and a seed -> columns text and label (1 positive, 0 negative)."""
 READ = "reviews that are read"
 """The entry of TRUTHS for reviews from files or the Hub, so that a world added here changes none of their runs."""
 TRUTHS: dict[str, Truth | None] = {
     "pocket": Truth(pocket.gold_reward, pocket.well_formed, pocket.log_probability),
+    "letters": Truth(letters.gold_reward, letters.well_formed, letters.log_probability),
     "reviews that are read": None,
 }
 """Kept apart from GENERATORS: what the truth is decides about evaluations in that world, and retrains nothing."""
