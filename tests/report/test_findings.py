@@ -233,7 +233,7 @@ def test_rows_clear_of_zero_are_named_and_one_seed_answers_nothing():
     assert clear_of_zero(table.assign(holm=np.nan)) == "no interval, so no answer"
 
 
-def test_on_policy_pairs_are_compared_at_the_largest_kl_and_the_smaller_ones_are_told():
+def test_on_policy_pairs_are_compared_at_the_largest_kl():
     table = pd.DataFrame({"family": "DPO, on-policy", "measure": "reward", "at_kl": [1.0, 0.25, 0.5]})
     table = table.assign(difference=[0.3, 0.0, 0.1], low=[0.2, -0.1, 0.0], high=[0.4, 0.1, 0.2])
     found = claims.on_policy_gains_more(tables(t_2_beyond=table))

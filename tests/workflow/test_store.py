@@ -226,7 +226,7 @@ def test_a_world_that_is_added_changes_no_run_of_another(world: str, tmp_path: P
     assert identity.source(evaluate, words) == before
 
 
-def test_runs_on_reviews_that_are_read_do_not_count_what_is_true_in_pocket():
+def test_runs_on_reviews_from_files_do_not_count_what_is_true_in_pocket():
     pocket = ("alignkit.pocket", "gold_reward")
     assert pocket in identity.reached(evaluate.__module__, "evaluate", frozenset({"pocket"}))
     assert pocket not in identity.reached(evaluate.__module__, "evaluate", frozenset({READ}))
@@ -507,7 +507,7 @@ def test_a_run_that_was_killed_goes_on_in_the_store(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["optimizer.pt", "model.safetensors"])
-def test_a_damaged_checkpoint_is_set_aside_in_one_line_and_the_run_begins_anew(tmp_path: Path, damage: str):
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(tmp_path: Path, damage: str):
     sft(tmp_path, 1)
     (part,) = (tmp_path / "store").glob(f"tmp-*/resume/checkpoint-*/{damage}")
     part.unlink() if damage == "optimizer.pt" else part.write_bytes(part.read_bytes()[:1000])
