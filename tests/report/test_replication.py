@@ -159,6 +159,18 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
     assert "DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [0.50, 3.00]" in told
 
 
+def test_the_readme_tells_of_pockets_variants_in_one_table(figures: Path):
+    (figures / REPLICA).rename(figures / "pocket_wide")
+    (figures / PROFILE).rename(figures / "pocket")
+    lay(figures / "pocket_narrow", t2_gain=gain(-3).assign(high=-1.0), t4_gain=gain(0.5))
+    for name in ("pocket", "pocket_narrow", "pocket_wide"):
+        replication.publish(name)
+    told = readme.elsewhere(figures).splitlines()
+    counts = ("yes 1, no 1, cannot tell 0", "yes 1, no 0, cannot tell 1")
+    assert told[0].endswith(f"| pocket_narrow: {counts[0]} | pocket_wide: {counts[1]} |")
+    assert [line.split(" | ")[-2:] for line in told[2:]] == [["no", "yes |"], ["yes", "cannot tell |"]]
+
+
 def test_reports_beside_pocket_follow_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("pocket", "reviews", "other"):
         (tmp_path / "figures" / name).mkdir(parents=True)
