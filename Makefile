@@ -1,17 +1,18 @@
 # Two commands from an empty machine: make report, make test.  They need git, make and Python 3.11 or newer.
 
 PROFILE ?= pocket
-JOBS    ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+JOBS    ?=
 PYTHON  ?= python3
 DATA    ?=
 HUB     ?= hub
 OUT     ?=
 # These go to the commands by the environment, as they were typed: neither make nor a shell reads more into them.
+override JOBS    := $(or $(value JOBS),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
 override PROFILE := $(value PROFILE)
 override DATA    := $(value DATA)
 override HUB     := $(value HUB)
 override OUT     := $(value OUT)
-export PROFILE DATA HUB OUT
+export JOBS PROFILE DATA HUB OUT
 
 BIN   := .venv/bin
 # The environment is ready when it was built from this very lock and project file, whatever their file times.
@@ -42,13 +43,13 @@ gpu-report:
 	@test ! -f "$$HUB/site-packages.tar.xz" || test -d "$$HUB/site-packages" || \
 	$(PYTHON) -m tarfile -e "$$HUB/site-packages.tar.xz" "$$HUB"
 	@PYTHONPATH="$$(cd "$$HUB" 2>/dev/null && pwd)/site-packages:$$PYTHONPATH" \
-	$(PYTHON) -m alignkit report "$$PROFILE" --jobs $(JOBS) --hub "$$HUB" $${OUT:+--out "$$OUT"}
+	$(PYTHON) -m alignkit report "$$PROFILE" --jobs "$$JOBS" --hub "$$HUB" $${OUT:+--out "$$OUT"}
 
 ## all notebooks with tiny sizes, then again under nbval
 smoke: environment
 	@python -m alignkit check params/smoke
 	@DATA= $(SNAKEMAKE) --config profile=smoke
-	@pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$(or $(ALIGNKIT_BUILD),build)"/smoke/*.ipynb
+	@pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider "$${ALIGNKIT_BUILD:-build}"/smoke/*.ipynb
 
 ## everything that needs no training: parameters, style, notebook lint
 check: environment
@@ -98,6 +99,6 @@ $(READY):
 	@rm -f .venv/ready-*
 	@touch $@
 
-SNAKEMAKE = snakemake --cores $(JOBS) --keep-going --rerun-triggers params --rerun-incomplete --nolock --quiet host rules progress
+SNAKEMAKE = snakemake --cores "$$JOBS" --keep-going --rerun-triggers params --rerun-incomplete --nolock --quiet host rules progress
 # Files of tests side by side; each stays with one process, which makes what its tests share once.
-PYTEST = pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = pytest -n "$$JOBS" --dist loadfile --no-loadscope-reorder

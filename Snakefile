@@ -13,10 +13,10 @@ from alignkit.faults import UserFault
 from alignkit.workflow import batch, parameters
 
 PROFILE = config.get("profile", "pocket")
-PINNED = numerics.chosen() == "portable"
 # By the environment, so that no shell reads it as part of a command.
 DATA = os.environ["DATA"] = paths.absolute(os.environ.get("DATA", ""))
 try:
+    PINNED = numerics.chosen() == "portable"
     parameters.check_profile(PROFILE)
     NOTEBOOKS = batch.notebooks(PROFILE)
     VALUES = {name: batch.values(name, PROFILE, DATA) for name in NOTEBOOKS}
@@ -55,6 +55,12 @@ def start(notebook, seed):
 def own_runs(notebook):
     trainer = VALUES[notebook].trained_with
     return [trained(trainer if trainer in VALUES else notebook, s) for s in VALUES[notebook].training_seeds()]
+
+
+if LOCK:
+    jobs = {str(file) for name in NOTEBOOKS for file in (sealed(name), *own_runs(name))}
+    if left := sum(not os.path.exists(file) for file in jobs):
+        print(f"{PROFILE}: {left} of {len(jobs)} jobs are to be done", flush=True)
 
 
 rule all:

@@ -5,13 +5,18 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
-from alignkit import paths
+from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import parameters
+from alignkit.workflow.schema import NOTEBOOKS
 
 # What imports the libraries is imported by the command that needs it, so that a fault is told at once.
+
+LONGEST = 300
+"""Characters of a line about a file that cannot be read or written."""
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -31,6 +36,11 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise UserFault(
+                f"{name}: {os.environ[name]!r}; allowed: a number, as torchrun and accelerate launch set it"
+            )
     if os.environ.get("RANK", "0") != "0":  # the first of several processes says it for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     p = parameters.load(args.path, args.data)
@@ -51,9 +61,10 @@ def _without_bars() -> None:
 
 
 def _tune(args: argparse.Namespace) -> None:
-    parameters.check_profile(args.profile, "tune")
     from alignkit.report import tuning
 
+    if args.seed not in (None, *tuning.SEEDS):
+        raise UserFault(f"tune: seed {args.seed}; allowed: {', '.join(map(str, tuning.SEEDS))}, which no report uses")
     _without_bars()
     if args.seed is not None:
         tuning.tried(args.profile, args.seed)
@@ -106,6 +117,13 @@ def _runs(args: argparse.Namespace) -> None:
     _tell(listing.runs(args.profile, args.function, args.seed, args.limit))
 
 
+def _positive(text: str) -> int:
+    """A whole number from 1 on; argparse tells another one in one line."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def _verify(args: argparse.Namespace) -> int:
     from alignkit.report.verify import verify
 
@@ -147,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     add = command("execute", _execute, "execute one notebook into the build folder")
     add("profile")
-    add("notebook")
+    add("notebook", choices=NOTEBOOKS, metavar="notebook", help=", ".join(NOTEBOOKS))
     add("--data", type=paths.absolute, help="in place of the profile's own data")
     add("--key", help="only if what the notebook depends on has this key still")
 
@@ -171,13 +189,28 @@ def main(arguments: list[str] | None = None) -> int:
     add("profile", nargs="?", help="only runs that the notebooks of this profile name")
     add("--function", help="only runs of training functions whose name holds this")
     add("--seed", type=int)
-    add("--limit", type=int, default=20, help="how many are shown at most, newest first")
+    add("--limit", type=_positive, default=20, help="how many are shown at most, newest first")
 
     args = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without α prints a code in its place
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return args.run(args) or 0
+        numerics.chosen()
+        if getattr(args, "profile", None) is not None:
+            parameters.check_profile(args.profile, args.command)
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
     except UserFault as fault:
         print(fault, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # who reads the output has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        print(f"{error.filename or args.command}: {error.strerror or error}"[:LONGEST], file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: what has ended is kept, and the same command goes on from there", file=sys.stderr)

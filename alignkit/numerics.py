@@ -51,7 +51,7 @@ def pin() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "WORLD_SIZE" not in os.environ:  # a trainer alone takes all GPUs that it sees, and as many times its batch
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    if chosen() == "native":
+    if os.environ.get(SETTING) == "native":  # another value is told by whoever asks for `chosen`
         return
     if "torch" not in sys.modules:
         new_names = tuple(map(int, version("numpy").split(".")[:2])) >= (2, 4)

@@ -47,6 +47,8 @@ def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
 
 def committed(profile: str, revision: str) -> dict[str, str]:
     """The text of each table of a profile at a revision; raises UserFault if git has none."""
+    if not revision.isprintable() or revision.startswith("-"):  # to git it would be an option
+        raise UserFault(f"verify: --against {revision!r}; allowed: a commit, a branch or a tag")
     wanted = f"figures/{profile}/*.csv"
     try:
         command = ["git", "archive", revision, wanted]

@@ -24,15 +24,21 @@ RUNS = "runs.jsonl"
 
 
 def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
+    """`_report`, by one process at a time.  Raises UserFault without a repository or such a profile."""
+    if paths.CHECKOUT is None:
+        raise UserFault("report: alignkit was installed without its repository; run this in a clone of it")
+    parameters.check_profile(profile, "report")
+    with batch.only(profile, ".report-lock"):
+        return _report(profile, jobs, hub, out)
+
+
+def _report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
     """Train, execute and publish a profile's notebooks, `jobs` processes side by side; returns whether all were.
 
     Models and data may be folders in `hub`, under the names by which the profile calls them; nothing is fetched.  As it
     goes, `out` gets the record of each run, a line each, and an archive of what there is (`pack`).  What was trained
-    before is not trained again.  Raises UserFault without a repository or such a profile.
+    before is not trained again.
     """
-    if paths.CHECKOUT is None:
-        raise UserFault("report: alignkit was installed without its repository; run this in a clone of it")
-    parameters.check_profile(profile, "report")
     kernel = paths.build() / "jupyter" / "kernels" / "python3" / "kernel.json"  # of this Python, whatever else is there
     for folder in (out, kernel.parent, paths.build() / profile / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +50,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
     if not run("check", str(params), "--reach"):
         return False
     wanted = {name: batch.values(name, profile) for name in batch.notebooks(profile)}
+    print(f"{profile}: {len(order(wanted))} training jobs, {len(wanted)} notebooks", flush=True)
     seen, publishing = set(paths.store().glob("*/run.json")), Lock()
 
     def there(name: str) -> bool:
@@ -73,6 +80,8 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
                 time.sleep(2)
                 ended = all(job.done() for job in done.values())
                 if _tell(out, seen) or ended:
+                    jobs = [job for each in (*trained.values(), done.values()) for job in each]
+                    print(f"{sum(job.done() for job in jobs)} of {len(jobs)} jobs have ended", flush=True)
                     pack(profile, out)
         finally:
             workers.shutdown(cancel_futures=True)

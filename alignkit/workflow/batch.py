@@ -100,15 +100,18 @@ def of_notebook(folder: Path, notebook: str) -> list[Path]:
 # Executing
 
 
-def only(profile: str) -> FileLock:
-    """The lock on a profile's build folder, held until it is released or the process ends.
+def only(profile: str, name: str = ".lock") -> FileLock:
+    """The lock of this name on a profile's build folder, held until it is released or the process ends.
 
-    Raises UserFault if another batch has it, or if the folder cannot be written.
+    Raises UserFault if another batch has it, if the folder cannot be written, or if Snakemake would read its name as a
+    pattern.
     """
     folder = paths.build() / profile
+    if {*"{}"} & {*str(folder)}:
+        raise UserFault(f"profile {profile!r}: {folder}: braces mean something to Snakemake; allowed: a name without")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        lock = FileLock(folder / name)
         lock.acquire(timeout=0)
     except Timeout:
         raise UserFault(f"profile {profile!r}: another batch is running in {folder}; wait until it has ended") from None

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from errno import EDQUOT, ENOSPC
 from functools import lru_cache
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from IPython import get_ipython
 from IPython.display import clear_output
 
@@ -47,6 +48,8 @@ LIBRARIES = (
 )
 """What a training function may call: another version of one of them is another run."""
 RECORD, LOCKS, ASIDE = "run.json", "locks", "damaged"
+ABANDONED = 7
+"""Days after which nobody will go on with a run that was killed."""
 FULL = 100_000
 """Bytes; writers of weights and tables end in errors of many kinds where a disk has no more."""
 # A notebook asks for hundreds of runs: what takes longest in telling them apart is done once.
@@ -114,6 +117,7 @@ def get(train: Callable[..., dict[str, Any]], settings: Any = None, **inputs: An
             raise UserFault(f"{home}: cannot be written ({error.strerror}); set ALIGNKIT_BUILD to a folder") from None
         with held:
             if files := damaged(run):
+                _tidy(home)
                 if run.folder.exists():
                     _set_aside(run, files)
                 try:
@@ -229,8 +233,20 @@ def _called(train: Callable[..., dict[str, Any]], folder: Path, settings: Any, i
 
 def _clear(folder: Path) -> None:
     """Remove what an interrupted run left, unless it can go on from it."""
+    if folder.is_file():
+        folder.unlink()
     if not (folder / resume.FOLDER).exists():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tidy(home: Path) -> None:
+    """Remove what runs left that were killed and, for ABANDONED days, not asked for again."""
+    for folder in home.glob("tmp-*"):
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > ABANDONED * 86_400:
+            with suppress(Timeout, FileNotFoundError):
+                lock = FileLock(home / LOCKS / f"{folder.name.removeprefix('tmp-')}.lock")
+                with lock.acquire(timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def damaged(run: Run) -> list[str]:

@@ -8,7 +8,12 @@ from collections.abc import Iterator
 
 import peft
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from alignkit.faults import UserFault
 from alignkit.sampling import pad_right, sample, sequence_log_probs
@@ -16,6 +21,8 @@ from alignkit.world.models import load_encoder, load_policy, quiet_training
 from alignkit.world.reach import first_line
 
 TEXTS = ["a", "the film was good", "one two three four five six seven eight nine ten , and the end was bad ."]
+OF_HEADS = "; a reward model's head has one output"
+"""What loading says of weights that do not fit, and what is no matter of a policy."""
 CLOSE = 1e-4
 """How far a padded text may score from the same text alone, as a share of the score or of the spread of scores."""
 
@@ -26,7 +33,11 @@ def check_policy(name: str, *, sft_tokens: int, new_tokens: int, prefix: str, lo
     sft_tokens, new_tokens: as in the parameters.  prefix: put before a prompt.  lora: whether adapters are trained.
     """
     with quiet_training():
-        model, tokenizer = load_policy(name)
+        try:
+            model, tokenizer = load_policy(name)
+        except UserFault as fault:
+            raise UserFault(str(fault).replace(OF_HEADS, "")) from None
+        _first(f"policy: {name!r}", _lacking(name, AutoModelForCausalLM, type(model)))
         _first(f"policy: {name!r}", _of_policy(model, tokenizer, sft_tokens, new_tokens, prefix, lora))
 
 
@@ -34,6 +45,7 @@ def check_encoder(name: str, *, tokens: int, dropout: float) -> None:
     """Raise UserFault unless a text of so many tokens can be scored, and scores in a padded batch as it does alone."""
     with quiet_training(), torch.random.fork_rng():  # a fresh head is drawn
         model, tokenizer = load_encoder(name, dropout)
+        _first(f"reward_model: {name!r}", _lacking(name, AutoModelForSequenceClassification, type(model)))
         _first(f"reward_model: {name!r}", _of_encoder(model, tokenizer, tokens))
 
 
@@ -126,6 +138,15 @@ def _of_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, toke
     alone = torch.cat([model(torch.tensor([row], device=model.device)).logits for row in rows])
     if _far(together, alone, float(alone.std())):
         yield "scores a text otherwise with padding behind it than alone; allowed: one that padding does not move"
+
+
+def _lacking(name: str, auto: type, kind: type[PreTrainedModel]) -> Iterator[str]:
+    """Whether weights are missing that its config.json asks for, which transformers would draw at random."""
+    how = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    _, told = auto.from_pretrained(name, **how, output_loading_info=True)
+    body = f"{kind.base_model_prefix}." if auto is AutoModelForSequenceClassification else ""  # a head may be fresh
+    if missing := sorted(key for key in told["missing_keys"] if key.startswith(body) and "pooler" not in key):
+        yield f"lacks {len(missing)} weights that its config.json asks for, such as {missing[0]}; allowed: a whole one"
 
 
 def _vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

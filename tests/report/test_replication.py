@@ -172,7 +172,7 @@ def test_the_readme_tells_of_pockets_variants_in_one_table(figures: Path):
 
 
 def test_reports_beside_pocket_follow_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("pocket", "reviews", "other"):
+    for name in ("pocket", "reviews", "imdb"):
         (tmp_path / "figures" / name).mkdir(parents=True)
     (tmp_path / "figures" / "reviews" / "agreement.csv").touch()
     asked: list[str] = []
@@ -180,5 +180,5 @@ def test_reports_beside_pocket_follow_its_findings(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("alignkit.workflow.batch.publish", lambda _: [])
     monkeypatch.setattr(replication, "publish", lambda name: asked.append(name) or [])
     monkeypatch.setattr("alignkit.report.readme.update", lambda: [])
-    assert main(["publish", "pocket"]) == main(["publish", "other"]) == 0
-    assert asked == ["pocket", "reviews", "other"]
+    assert main(["publish", "pocket"]) == main(["publish", "imdb"]) == 0
+    assert asked == ["pocket", "reviews", "imdb"]

@@ -465,7 +465,7 @@ class Batch(NamedTuple):
     def snakemake(self, *more: str) -> subprocess.CompletedProcess:
         """The Makefile's own command, with two cores and the smoke profile."""
         line = re.search(r"^SNAKEMAKE\s*:?=\s*(.*)$", (self.root / "Makefile").read_text(), re.MULTILINE)[1]
-        return self.run(*line.replace("$(JOBS)", "2").split(), "--config", "profile=smoke", *more)
+        return self.run(*line.replace('"$$JOBS"', "2").split(), "--config", "profile=smoke", *more)
 
     def figures(self) -> dict[str, bytes]:
         """The figures of the smoke profile before they are published."""

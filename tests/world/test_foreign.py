@@ -204,3 +204,25 @@ def test_an_encoder_without_a_padding_token_is_refused(tmp_path: Path):
     name = encoder(tmp_path, "BERT")
     edit(name, "tokenizer_config.json", pad_token=None)
     assert "has no padding token" in fault(check_encoder, name, tokens=64, dropout=0.0)
+
+
+@pytest.mark.parametrize("make", [policy, encoder])
+def test_a_checkpoint_that_lacks_a_layer_is_refused(make: Callable[..., str], tmp_path: Path):
+    name = make(tmp_path, "GPT-2")
+    edit(name, "config.json", n_layer=3)
+    line = fault(check, name) if make is policy else fault(check_encoder, name, tokens=8, dropout=0.0)
+    assert "lacks 12 weights that its config.json asks for, such as transformer.h.2." in line
+
+
+def test_a_policy_of_other_shapes_is_told_without_a_word_about_heads(tmp_path: Path):
+    name = policy(tmp_path, "GPT-2")
+    edit(name, "config.json", n_embd=32)
+    line = fault(check, name)
+    assert "other shapes than the model asked for" in line
+    assert "head" not in line
+
+
+def test_an_encoder_without_a_head_passes(tmp_path: Path):
+    torch.manual_seed(0)
+    save(tmp_path, hf.AutoModel.from_config(ENCODERS["BERT"]()), PIECES)
+    check_encoder(str(tmp_path), tokens=8, dropout=0.0)

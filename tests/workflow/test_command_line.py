@@ -1,0 +1,106 @@
+"""What a user types: a mistake is one line and exit code 2, whatever the command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignkit import paths
+from alignkit.__main__ import main
+
+FILE = str(paths.PARAMS / "smoke" / "1_reward_model.yaml")
+
+
+def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "alignkit", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "profile", ["./pocket", "pocket/", "smoke/../pocket", "../figures/pocket", "..", "", "a" * 300]
+)
+@pytest.mark.parametrize("command", ["publish", "replicate", "verify", "runs", "tune", "report", "execute"])
+def test_only_the_name_of_a_profile_is_one(command: str, profile: str, capsys: pytest.CaptureFixture):
+    assert main([command, profile, *(["1_reward_model"] if command == "execute" else [])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{command}: profile: ")
+    assert "allowed: imdb, " in line
+
+
+@pytest.mark.parametrize("asked", [["execute", "smoke", "../1_reward_model"], ["runs", "--limit", "0"], ["nope"]])
+def test_an_argument_that_is_none_is_told_with_the_usage(asked: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        main(asked)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_revision_is_never_an_option_of_git(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "precious.txt"
+    file.write_text("precious")
+    assert main(["verify", "pocket", f"--against=--output={file}"]) == 2
+    assert "allowed: a commit, a branch or a tag" in capsys.readouterr().err
+    assert file.read_text() == "precious"
+
+
+def test_a_seed_for_tuning_is_one_that_no_report_uses(capsys: pytest.CaptureFixture):
+    assert main(["tune", "smoke", "--seed", "0"]) == 2
+    assert "allowed: 101, 102" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["execute", "smoke", "1_reward_model"], ["report", "smoke"]])
+def test_a_build_folder_that_is_a_file_is_one_line(command, tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ALIGNKIT_BUILD", str(tmp_path / "file"))
+    assert main(command) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("ALIGNKIT_NUMERICS", ["show", FILE]), ("WORLD_SIZE", ["train", FILE, "--seed", "0"]),
+     ("RANK", ["train", FILE, "--seed", "0"])],
+)  # fmt: skip
+def test_a_variable_with_a_value_that_is_none_is_one_line(name: str, arguments: list[str]):
+    told = typed(*arguments, **{name: "x"})
+    assert told.returncode == 2
+    (line,) = told.stderr.splitlines()
+    assert line.startswith(f"{name}: 'x'; allowed: ")
+
+
+def test_a_terminal_without_greek_letters_is_printed_to():
+    told = typed("show", str(paths.PARAMS / "smoke" / "2_dpo_losses.yaml"), PYTHONIOENCODING="ascii")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "\\u" in told.stdout
+
+
+def test_who_has_read_enough_ends_a_command_quietly():
+    command = f"{sys.executable} -m alignkit show {FILE} | true; exit ${{PIPESTATUS[0]}}"
+    told = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_output_that_cannot_be_written_is_one_line():
+    command = f"{sys.executable} -m alignkit show {FILE} > /dev/full"
+    told = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (told.returncode, len(told.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["ALIGNKIT_BUILD", "JOBS", "AGAINST"])
+@pytest.mark.parametrize("value", ["$(shell touch {})", '"; touch {}; "', "$(touch {})", "`touch {}`"])
+def test_what_a_variable_says_is_no_code_for_make(name: str, value: str, tmp_path: Path):
+    set_ = os.environ | {name: value.format(tmp_path / "PWNED")}
+    told = subprocess.run(
+        ["make", "-n", "smoke", "verify", "test"],
+        cwd=paths.CHECKOUT,
+        env=set_,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "snakemake" in told.stdout
+    assert "PWNED" not in told.stdout
+    assert not list(tmp_path.iterdir())
