@@ -74,8 +74,8 @@ def test_no_module_has_more_than_400_lines():
     assert [file.name for file in MODULES if lines([file]) > 400] == []
 
 
-def test_the_package_has_fewer_than_11700_lines():
-    assert lines(MODULES) < 11_700
+def test_the_package_has_fewer_than_11750_lines():
+    assert lines(MODULES) < 11_750
 
 
 def test_every_data_file_belongs_to_the_module_of_its_name():
