@@ -103,7 +103,7 @@ def test_the_score_of_total_variation_steps_from_minus_to_plus_one_half():
 
 
 @pytest.mark.parametrize("level", LEVEL.values())
-def test_the_glossary_has_every_level_below_which_findings_call_two_policies_level(level: float):
+def test_the_glossary_has_every_level_of_the_findings(level: float):
     page = nbformat.read(paths.CHECKOUT / "notebooks" / "0_primer.ipynb", as_version=4)
     (told,) = (cell.source for cell in page.cells if cell.id == "glossary")
     assert f"${level:g}$" in told.partition("**Level**")[2]
