@@ -91,6 +91,15 @@ def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> N
         say(f"{len(kept) - most} more rows{f' in {_saved[-1]}' if _saved else ''}.")
 
 
+def say_unreached(matched: pd.DataFrame) -> None:
+    """Name each family of a table of `tables.at_kl` that has no number in some seed, and the KLs where this is so."""
+    known = matched.reward.notna().groupby([matched.family, matched.at_kl], sort=False).sum()
+    short = known[known < matched.seed.nunique()].reset_index("at_kl").at_kl
+    for family, kls in short.groupby(level="family", sort=False):
+        places = ", ".join(f"{kl:g}" for kl in sorted(kls))
+        say(f"In some seed {family} has no policies on both sides of KL {places}, so no row there.")
+
+
 def _readable(column: pd.Series, digits: int) -> pd.Series:
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         return column.astype(object).where(column.notna(), "")
@@ -230,9 +239,8 @@ def forest(differences: pd.DataFrame, label: str, xlabel: str) -> Figure:
         axis.plot([row.low, row.high], [i, i], color=POSITIVE, linewidth=1.6)
         axis.plot(row.difference, i, "o", color=POSITIVE, fillstyle="full" if row.holm < 0.05 else "none")
     axis.axvline(0, color="black", linewidth=1, linestyle=":")
-    axis.set(xlabel=xlabel)
+    axis.set(xlabel=xlabel, ylim=(len(differences) - 0.5, -0.5))  # the first one on top, none on the frame
     axis.set_yticks(range(len(differences)), differences[label], fontsize="small")
-    axis.invert_yaxis()
     return figure
 
 

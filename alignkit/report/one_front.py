@@ -50,6 +50,7 @@ KINDS = {
     SWEPT: "one run for each drift, SFT as anchor",
     "anchored": "one run for all drifts, SFT as anchor",
     "distilled": "weighted draws distilled, and RLOO after it",
+    "RLOO in small steps": "one run in small steps, SFT as anchor",
 }
 """What a family is to its user, by how its name begins; one that begins otherwise is a kind of its own."""
 SEVERAL = "a trained policy, one of n draws kept by weight"
@@ -265,6 +266,17 @@ def spread(pool: Pool) -> float:
     """Standard deviation of the reward within a prompt, the largest among the pool's policies."""
     each = [pool.of(i).reward.var(axis=1, ddof=1).mean() for i in range(len(pool.log_probs))]
     return float(np.sqrt(max(each)))
+
+
+def elsewhere(profile: str) -> str:
+    """Where other reports stand beside pocket's findings; with links on pocket's page, of which the place is known."""
+    if profile != "pocket" or paths.CHECKOUT is None:
+        return "Pages of profiles with a report of their own answer this here, beside pocket's findings."
+    pages = [file.relative_to(paths.CHECKOUT) for file in sorted(paths.CHECKOUT.glob("figures/*/6_one_front.ipynb"))]
+    told = ", ".join(f"[{page.parent.name}](../{page.as_posix()})" for page in pages)
+    return f"The pages of other reviews answer this, beside these findings: {told or 'there is none yet'}. The " + (
+        "[README](../README.md#what-was-found) has the same as a table."
+    )
 
 
 # Several draws, one kept

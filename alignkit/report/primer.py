@@ -130,12 +130,16 @@ def formula_table(u: torch.Tensor) -> tuple[pd.DataFrame, float]:
 
 
 def divergence_curves(log_u: np.ndarray) -> pd.DataFrame:
-    """Each divergence at these log-ratios: columns family, divergence, log_u, u, f - f(1), score - score(0), slope."""
+    """Each divergence at these log-ratios: columns family, divergence, log_u, u, f - f(1), score - score(0), slope.
+
+    Where f' jumps at u = 1, as in total variation, the middle of the jump is taken for score(0).
+    """
 
     def curve(div: Divergence) -> pd.DataFrame:
         at = {"family": div.family, "divergence": div.label, "log_u": log_u, "u": np.exp(log_u)}
         f = div.f(at["u"]) - div.f(1.0)
-        return pd.DataFrame({**at, "f": f, "score": div.centred_score(log_u), "slope": div.slope(log_u)})
+        middle = div.centred_score([-1e-9, 1e-9]).mean().round(decimals=6)
+        return pd.DataFrame({**at, "f": f, "score": div.centred_score(log_u) - middle, "slope": div.slope(log_u)})
 
     return pd.concat(map(curve, examples()), ignore_index=True)
 

@@ -251,6 +251,17 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def shown_fits(found: pd.DataFrame) -> pd.DataFrame:
+    """`fits` as pages show them: α as "rise" and β as "bend" with intervals, R² and the largest KL with their range,
+    as a t interval over seeds would hold impossible values."""
+    out = intervals(found.rename(columns={"alpha": "rise", "beta": "bend"}), ["rise", "bend"], by="family")
+    for column, name in {"r2": "R² (range)", "most_kl": "largest KL (range)"}.items():
+        if column in found:
+            ends = found.groupby("family")[column].agg(["min", "max"]).loc[out.family].itertuples(index=False)
+            out[name] = ["" if np.isnan(a) else f"{a:.2f}" + f" to {b:.2f}" * (b > a) for a, b in ends]
+    return out
+
+
 # What runs wrote
 
 

@@ -120,6 +120,12 @@ def test_every_family_of_a_plane_is_in_the_legend_below_the_panels():
     assert below.y1 <= figure.axes[0].get_window_extent().y0
 
 
+def test_no_row_of_a_forest_lies_on_its_frame():
+    rows = pd.DataFrame({"label": ["a", "b"], "difference": 1.0, "low": 0.5, "high": 1.5, "holm": [0.01, 0.5]})
+    (axis,) = figures.forest(rows, "label", "difference").axes
+    assert axis.get_ylim() == (1.5, -0.5)
+
+
 def test_no_figure_is_wider_than_a_page_shows():
     log = pd.DataFrame({"method": "a", "seed": 0, "step": [0, 1], "reward": [0.0, 1], "kl_sft": [0.0, 1]})
     log = log.assign(entropy=1.0, length=3.0)
@@ -183,6 +189,16 @@ def test_text_stands_on_the_left_and_a_tiny_number_is_not_zero(shown: list[str])
     figures.show_table(pd.DataFrame({"method": ["a", "b"], "p": [0.00004, 0.5]}))
     assert cells(shown[0])[1:] == [["a", "4e-05"], ["b", "0.500"]]
     assert shown[0].count("text-align: left") >= 2
+
+
+def test_what_has_no_number_at_a_kl_in_some_seed_is_named(shown: list[str]):
+    rows = [(name, seed, kl) for name in "ab" for seed in (0, 1) for kl in (2.0, 0.5, 1.0)]
+    matched = pd.DataFrame(rows, columns=["family", "seed", "at_kl"]).assign(reward=1.0)
+    figures.say_unreached(matched)
+    assert shown == []
+    matched.loc[(matched.family == "b") & (matched.seed == 1) & (matched.at_kl != 1), "reward"] = np.nan
+    figures.say_unreached(matched)
+    assert shown == ["In some seed b has no policies on both sides of KL 0.5, 2, so no row there."]
 
 
 def test_the_same_table_is_shown_as_the_same_html(shown: list[str]):

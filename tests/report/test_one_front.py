@@ -1,9 +1,12 @@
 """Reading fronts: areas, ceilings, and what may not lie above the optimum."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from alignkit import paths
 from alignkit.divergences import divergence
 from alignkit.faults import UserFault
 from alignkit.frontier import efficiency, optimal_frontier, optimal_reward, resampled
@@ -84,6 +87,13 @@ def test_the_kl_of_keeping_one_of_few_draws_has_no_bias_left():
     found = [one_front.resampling_rows({0: pool}, {0: "a"}, [4], [0.5]).kl.item() for pool in pools]
     bare = [resampled(pool.reward, np.zeros_like(pool.reward), 4, [0.5]).kl.item() for pool in pools]
     assert abs(np.mean(found) - exact) < 0.5 * abs(np.mean(bare) - exact)
+
+
+def test_pockets_page_links_to_the_pages_of_other_reviews():
+    links = re.findall(r"\]\(([^)#]+)", one_front.elsewhere("pocket"))
+    assert links
+    assert [link for link in links if not (paths.CHECKOUT / "notebooks" / link).resolve().is_file()] == []
+    assert "](" not in one_front.elsewhere("smoke")
 
 
 def test_the_best_of_each_kind_has_all_seeds_and_is_named_once():

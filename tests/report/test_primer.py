@@ -3,16 +3,19 @@
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from alignkit import paths
 from alignkit.divergences import NAMES, divergence, examples
 from alignkit.losses import LOSSES
 from alignkit.report import primer
 from alignkit.report.looks import look
+from alignkit.report.statements import LEVEL
 from alignkit.training.dpo import sequence_logps
 from alignkit.world.models import new_policy, train_tokenizer
 
@@ -92,6 +95,18 @@ def test_every_divergence_has_its_formulas_and_one_family():
     table = primer.divergence_curves(np.array([-1.0, 0.0, 1.0]))
     assert set(table.divergence) == {div.label for div in examples()}
     assert (table.groupby("divergence").family.nunique() == 1).all()
+
+
+def test_the_score_of_total_variation_steps_from_minus_to_plus_one_half():
+    table = primer.divergence_curves(np.array([-1.0, 1.0])).query("divergence == 'total_variation'")
+    assert table.score.tolist() == [-0.5, 0.5]
+
+
+@pytest.mark.parametrize("level", LEVEL.values())
+def test_the_glossary_has_every_level_of_the_findings(level: float):
+    page = nbformat.read(paths.CHECKOUT / "notebooks" / "0_primer.ipynb", as_version=4)
+    (told,) = (cell.source for cell in page.cells if cell.id == "glossary")
+    assert f"${level:g}$" in told.partition("**Level**")[2]
 
 
 @pytest.mark.parametrize("div", examples(), ids=lambda div: div.label)

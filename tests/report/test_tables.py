@@ -22,6 +22,7 @@ from alignkit.report.tables import (
     matched_differences,
     quantiles,
     readable,
+    shown_fits,
     side_by_side,
     since_start,
     summary,
@@ -288,6 +289,14 @@ def test_a_front_is_level_beyond_its_last_policy() -> None:
     assert found.reward["a"] == pytest.approx(2 * 2 / 3 + 2 * 3, rel=0.01)
     assert np.isnan(found.reward["b"])
     assert found.status.to_dict() == {"a": "ok", "b": "diverged"}
+
+
+def test_shown_fits_have_ranges_of_what_has_bounds() -> None:
+    found = pd.DataFrame({"family": "a", "seed": [0, 1], "alpha": [1.0, 2.0], "beta": 0.5, "r2": [0.2, 0.9]})
+    shown = shown_fits(found.assign(most_kl=[8.0, 8.0], status="ok")).iloc[0]
+    assert shown["bend"] == "0.50 [0.50, 0.50]"
+    assert (shown["R² (range)"], shown["largest KL (range)"]) == ("0.20 to 0.90", "8.00")
+    assert "largest KL (range)" not in shown_fits(found.assign(status="ok"))
 
 
 def test_a_family_with_too_few_points_has_no_fit_and_others_have() -> None:
