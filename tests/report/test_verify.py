@@ -86,7 +86,7 @@ def test_rows_that_went_and_came_are_named(figures: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["none"], "verify: 'none' has no tables in figures; allowed: pocket"),
+        (["imdb"], "verify: 'imdb' has no tables in figures; allowed: pocket"),
         (
             ["pocket", "--against", "v9"],
             "verify: v9 has no tables in figures/pocket (fatal: not a valid object name: v9)",
