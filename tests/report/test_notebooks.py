@@ -147,6 +147,8 @@ def test_it_opens_on_colab_and_kaggle_and_installs_from_one_address(file: Path):
     assert (tags(first), first.outputs, first.execution_count) == (["install"], [], 1)
     assert f'"alignkit @ git+{ADDRESS}"' in first.source
     assert first.source == cells(ROOT / "notebooks" / "0_primer.ipynb", "code")[0].source
+    kept = "\n".join(cell.source for cell in cells(file, "markdown")[:3])
+    assert [place for place in ("ALIGNKIT_BUILD", "drive.mount", "/kaggle/working") if place not in kept] == []
 
 
 def test_what_papermill_injected_are_values_of_its_profile(file: Path):

@@ -33,6 +33,13 @@ addEventListener("error", e => far(e) || errors.push(e.message || e.target.src),
 const tell = () => parent.postMessage({
   page: location.href.split("/").pop(), errors, wide: document.documentElement.scrollWidth - innerWidth,
   formulas: document.querySelectorAll(".mjx-chtml").length,
+  wrong: document.querySelectorAll("merror, mtext[mathcolor=red]").length,
+  raw: [...document.querySelectorAll(".text_cell_render p, .text_cell_render li, .text_cell_render td")]
+    .map(e => e.cloneNode(true)).filter(e => {
+      e.querySelectorAll("script, code, pre, .MathJax_Preview, .mjx-chtml").forEach(x => x.remove());
+      return /\\$|\\\\[a-z]/.test(e.textContent);
+    }).map(e => e.textContent.slice(0, 80)),
+  light: (c => Math.max(...c.match(/\\d+/g).slice(0, 3)))(getComputedStyle(document.body).backgroundColor),
   broken: [...document.images].filter(i => !i.src.startsWith("http") && !i.naturalWidth).length}, "*");
 addEventListener("load", () => window.MathJax && MathJax.Hub ? MathJax.Hub.Queue(tell) : tell());
 </script>"""
@@ -142,27 +149,58 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert capsys.readouterr().err.startswith(f"html: {tmp_path / 'site'} cannot be")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_browser_shows_every_page_whole_on_a_phone(site: Path, tmp_path: Path):
-    """In frames as wide as a phone, without network; formulas only where MathJax lies on this machine."""
-    for file in site.glob("*.html"):
-        text = re.sub(r'<script async src="https:[^"]*"></script>', "MATHJAX", file.read_text("utf-8"))
-        script = f'<script src="{MATHJAX.as_uri()}?config=TeX-AMS_CHTML-full"></script>' if MATHJAX.exists() else ""
-        (tmp_path / file.name).write_text(text.replace("MATHJAX", script).replace("<head>", f"<head>{PROBE}"), "utf-8")
-    frames = [f'<iframe width="{SCREEN}" height="844" src="{file.name}"></iframe>' for file in site.glob("*.html")]
-    (tmp_path / "frames.htm").write_text(FRAMES + "".join(frames), "utf-8")
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+
+def shown(pages: dict[str, str], folder: Path, width: int, *flags: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What the probe tells of each page in a frame of this width, without network, and what the console says."""
+    for name, html in pages.items():
+        (folder / name).write_text(html.replace("<head>", f"<head>{PROBE}", 1), "utf-8")
+    frames = [f'<iframe width="{width}" height="844" src="{name}"></iframe>' for name in pages]
+    (folder / "frames.htm").write_text(FRAMES + "".join(frames), "utf-8")
     done = subprocess.run(
         [
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"),
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", *flags),
             "--host-resolver-rules=MAP * ~NOTFOUND",  # a badge that loads slowly would hold its page back
-            *("--virtual-time-budget=120000", f"--user-data-dir={tmp_path / 'user'}", f"{tmp_path}/frames.htm"),
+            *("--virtual-time-budget=120000", f"--user-data-dir={folder / 'user'}", f"{folder}/frames.htm"),
         ],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     told = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]
     found = {told["page"]: told for told in map(json.loads, unescape(told).splitlines())}
-    assert set(found) == {file.name for file in site.glob("*.html")}
-    assert {name: told for name, told in found.items() if told["errors"] or told["wide"] > 0 or told["broken"]} == {}
+    assert set(found) == set(pages)
+    return found, [line for line in done.stderr.splitlines() if "CONSOLE" in line and "http" not in line]
+
+
+@pytest.mark.slow
+@browser
+@pytest.mark.parametrize(("width", "dark"), [(SCREEN, False), (1280, True)], ids=["phone", "dark"])
+def test_a_browser_shows_every_page_whole(width: int, dark: bool, site: Path, tmp_path: Path):
+    """Formulas only where MathJax lies on this machine."""
+    script = f'<script src="{MATHJAX.as_uri()}?config=TeX-AMS_CHTML-full"></script>' if MATHJAX.exists() else ""
+    far = r'<script async src="https:[^"]*"></script>'
+    pages = {file.name: re.sub(far, lambda _: script, file.read_text("utf-8")) for file in site.glob("*.html")}
+    found, console = shown(pages, tmp_path, width, *["--blink-settings=preferredColorScheme=0"] * dark)
+    faults = {n: told for n, told in found.items() if told["errors"] or told["wide"] > 0 or told["broken"]}
+    assert faults == {}
+    assert {told["light"] < 100 for told in found.values()} == {dark}
     assert not MATHJAX.exists() or all(told["formulas"] for name, told in found.items() if name != "index.html")
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line and "http" not in line] == []
+    assert console == []
+
+
+@pytest.mark.slow
+@browser
+@pytest.mark.skipif(not MATHJAX.exists(), reason="no MathJax here")
+def test_nbviewers_template_shows_every_formula_whole(tmp_path: Path):
+    from nbconvert import HTMLExporter
+
+    place = f"{MATHJAX.as_uri()}?config=TeX-AMS_CHTML-full,Safe"
+    exporter = HTMLExporter(template_name="classic", mathjax_url=place)
+    pages = {f"{file.stem}.html": exporter.from_filename(str(file))[0] for file in ROOT.glob("notebooks/*.ipynb")}
+    cells = [nbformat.v4.new_markdown_cell(cell) for cell in ("$\\nosuch{1}$", "$\\frac{1$", "half $a formula")]
+    pages["faults.html"] = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0]
+    found, _ = shown(pages, tmp_path, 1100)
+    faults = found.pop("faults.html")
+    assert (faults["wrong"], len(faults["raw"])) == (2, 1)
+    assert {name: told for name, told in found.items() if told["wrong"] or told["raw"] or told["broken"]} == {}
+    assert all(told["formulas"] for told in found.values())
