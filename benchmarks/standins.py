@@ -69,7 +69,7 @@ def fill(home: Path, reviews: Path, gpt2: Path) -> None:
     """A home of the Hub's libraries with the models at full size; GPT-2's own tokenizer, another one for DistilBERT."""
     found = datasets.load_dataset(str(reviews))
     cache_reviews(home, REVIEWS, found)
-    words = AutoTokenizer.from_pretrained(gpt2)
+    words = AutoTokenizer.from_pretrained(gpt2, trust_remote_code=False)
     cache_model(home, POLICY, policy(words), words)
     cache_model(home, ENCODER, encoder(), train_tokenizer("wordpiece", found["train"]["text"][:], PIECES))
 

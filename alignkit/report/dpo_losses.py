@@ -132,7 +132,7 @@ def imitated(eta: float) -> str:
 
 def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     """What one would try before any training, with as many draws as main rows; and what side rows are compared with."""
-    tokenizer = AutoTokenizer.from_pretrained(runs["sft"].path)
+    tokenizer = AutoTokenizer.from_pretrained(runs["sft"].path, trust_remote_code=False)
     words = positive_words(p.reviews(), tokenizer, p.biased_words, p.word_bias)
     search = SearchSettings(n_prompts=p.prompts, max_new_tokens=p.new_tokens, reward_tokens=p.reward_tokens)
     models = {"policy": runs["sft"], "reward": runs["reward"]}

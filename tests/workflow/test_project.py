@@ -154,6 +154,8 @@ def test_a_module_loads_nothing_that_can_run_code(module: Path):
             assert not call.endswith((".read_pickle", ".to_pickle"))
             assert given.get("allow_pickle", "False") == "False"
             assert given.get("trust_remote_code", "False") == "False"
+            said = "trust_remote_code" in given or None in given  # **settings that hold it
+            assert said or not call.endswith(".from_pretrained")
 
 
 def test_no_file_names_a_place_on_somebodys_machine_or_a_registry(tracked: list[Path]):
