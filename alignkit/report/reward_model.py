@@ -190,7 +190,8 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
 
 def characters_a_token(sft: Run, texts: Sequence[str]) -> float:
     """Characters of the texts, as the policy was tested on them (cut, without the first token), by predicted token."""
-    tokenizer, tokens = AutoTokenizer.from_pretrained(sft.path, trust_remote_code=False), sft.record["settings"]["tokens"]
+    tokenizer = AutoTokenizer.from_pretrained(sft.path, trust_remote_code=False)
+    tokens = sft.record["settings"]["tokens"]
     places = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)["offset_mapping"]
     characters = sum(row[:tokens][-1][1] - row[0][1] for row in places)
     return characters / sum(min(len(row), tokens - 1) for row in places)
