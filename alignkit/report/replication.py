@@ -20,12 +20,16 @@ def is_report(profile: str) -> bool:
 
 
 def publish(profile: str) -> list[str]:
-    """Write a profile's findings.csv, and replication.csv where it has a replica; returns the files that changed."""
+    """Write a profile's findings.csv, and replication.csv where it has a replica; returns the files that changed.
+
+    Both say what today's claims say of the published tables, whenever the pages were made.
+    """
     folder, replica = (paths.CHECKOUT / "figures" / name for name in (profile, profile + REPLICA))
-    tables = [folder / f"{notebook.partition('_')[0]}_findings.csv" for notebook in findings.CLAIMS]
-    if not (own := [pd.read_csv(table) for table in tables if table.is_file()]):
+    there = [name for name in findings.CLAIMS if (folder / f"{name.partition('_')[0]}_findings.csv").is_file()]
+    if not there:
         return []
-    both = compare(pd.concat(own, ignore_index=True), asked_again(replica))
+    own = asked_again(folder)
+    both = compare(own[own.notebook.isin(there)], asked_again(replica))
     shown = [*findings.COLUMNS, "replicated", "replica_value", "replica_low", "replica_high"]
     changed = write_table(folder / "findings.csv", both[shown])
     if replica.is_dir():

@@ -128,12 +128,13 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
 
 @pytest.mark.parametrize("profile", [name for name in PROFILES if (FIGURES / name / "findings.csv").is_file()])
 def test_the_findings_are_what_the_tables_say(profile: str):
-    folder = FIGURES / profile
-    for notebook in findings.CLAIMS:
-        file = folder / f"{notebook.partition('_')[0]}_findings.csv"
-        if file.is_file():
-            found = findings.found(notebook, findings.of_folders(folder))
-            assert table(file).statement.tolist() == found.statement.tolist()
+    published, folder = table(FIGURES / profile / "findings.csv"), FIGURES / profile
+    said = {n: findings.found(n, findings.of_folders(folder)) for n in published.notebook.unique()}
+    assert published.statement.tolist() == [text for found in said.values() for text in found.statement]
+    if profile == "pocket":  # other pages say what was claimed on the day when they were made
+        for notebook, found in said.items():
+            page = table(folder / f"{notebook.partition('_')[0]}_findings.csv")
+            assert page.statement.tolist() == found.statement.tolist()
 
 
 @pytest.mark.skipif(not (FIGURES / "pocket" / "findings.csv").is_file(), reason="no findings are published yet")
