@@ -83,9 +83,9 @@ def _publish(args: argparse.Namespace) -> None:
     from alignkit.workflow import batch
 
     changed = batch.publish(args.profile)
-    # Other reports stand beside pocket's findings.
-    beside = sorted(paths.CHECKOUT.glob("figures/*/agreement.csv")) if args.profile == "pocket" else []
-    for name in (args.profile, *(file.parent.name for file in beside)):
+    # Other reports stand beside pocket's findings, and are asked as it is.
+    beside = sorted(paths.CHECKOUT.glob("figures/*/findings.csv")) if args.profile == "pocket" else []
+    for name in dict.fromkeys([args.profile, *(file.parent.name for file in beside)]):
         changed += replication.publish(name)
     _tell(changed + readme.update())
 

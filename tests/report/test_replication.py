@@ -174,7 +174,7 @@ def test_the_readme_tells_of_pockets_variants_in_one_table(figures: Path):
 def test_reports_beside_pocket_follow_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("pocket", "reviews", "imdb"):
         (tmp_path / "figures" / name).mkdir(parents=True)
-    (tmp_path / "figures" / "reviews" / "agreement.csv").touch()
+    (tmp_path / "figures" / "reviews" / "findings.csv").touch()
     asked: list[str] = []
     monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
     monkeypatch.setattr("alignkit.workflow.batch.publish", lambda _: [])
