@@ -172,7 +172,7 @@ def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
     far = {"baseline": "rloo", "k": p.main_samples, "anchor": "reference", "beta": p.weak_beta, "keep": kept}
     found = []
     for name, proxy in proxies(p, seed, reward).items():
-        common = {**policies.shared(p, seed), "reference": sft, "reward": proxy}
+        common = policies.scoring(p, seed, {"sft": sft, "reward": proxy})
         trained = get(train_policy_gradient, policies.loop_settings(p, **far), **common, policy=sft, stream=[0, 0])
         for steps in [*kept, p.warp_steps]:
             policy = trained if steps == p.warp_steps else trained.at(f"step-{steps}")
