@@ -13,6 +13,7 @@ from alignkit.frontier import efficiency, optimal_frontier, optimal_reward, resa
 from alignkit.metrics import seed_interval
 from alignkit.report import one_front
 from alignkit.training.pool import Pool
+from alignkit.workflow.schema import OneFront
 
 RNG = np.random.default_rng(0)
 REWARD, GOLD = RNG.normal(size=40), RNG.normal(size=40)
@@ -151,7 +152,7 @@ def test_a_table_of_another_notebook_that_is_not_there_is_one_line(build):
 
 
 def test_only_notebooks_of_the_profiles_report_are_followed():
-    assert one_front.followed("pocket") == list(one_front.FOLLOWED)
+    assert one_front.followed("pocket") == list(OneFront.reads)
     assert one_front.followed("pretrained_tiny") == ["2_dpo_losses", "4_warp"]
 
 
