@@ -43,6 +43,7 @@ KINDS = {
     f"{SFT}, one of": "no training, one of n draws kept by weight",
     "best of n": "no training, the best of n draws kept",
     "fine-tuning": "labelled reviews only",
+    "DPO, on-policy": "pairs drawn anew from the policy",
     "DPO": "pairs only",
     "REINFORCE": "one run, its anchor follows or none",
     "WARP": "several runs averaged",
@@ -215,7 +216,7 @@ def kind(family: str, draws: float) -> str:
     return SEVERAL if several else named or family
 
 
-def best_of_each(shares: pd.DataFrame, columns: Sequence[str], most: int = 10) -> pd.DataFrame:
+def best_of_each(shares: pd.DataFrame, columns: Sequence[str], most: int = 12) -> pd.DataFrame:
     """The best family of each kind (column kind) that has all seeds, by the first of `columns` that says anything."""
     full = shares[shares.seeds == shares.seeds.max()].dropna(subset=list(columns), how="all")
     return full.sort_values(list(columns), ascending=False).drop_duplicates("kind").head(most)
