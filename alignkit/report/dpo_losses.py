@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from alignkit.report import policies as common
 from alignkit.report.policies import EVALUATION, PAIRED, Method, Policy, Runs, dpo
-from alignkit.report.tables import differences, interval_text, turned
+from alignkit.report.tables import differences, turned
 from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, fewer_pairs, generate
@@ -90,7 +90,6 @@ def on_policy(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     As many completions and steps in all as its off-policy twin, with the same settings; the reference stays SFT.
     """
     drawing = GenerationSettings(p.pair_prompts, p.pair_samples, p.new_tokens, p.reward_tokens)
-    models = {"reference": runs["sft"], "reward": runs["reward"]}
     found: Runs = {}
     for name in over_beta(p):
         twin, policy = DpoSettings(**runs[name].record["settings"]), runs["sft"]
@@ -99,7 +98,7 @@ def on_policy(p: DpoLosses, seed: int, runs: Runs) -> Runs:
             if part and policy.metrics["status"] != "ok":
                 break  # nothing can be drawn from a diverged policy
             place = {"stream": part, "part": part, "parts": p.on_policy_rounds}
-            drawn = get(generate, drawing, **common.shared(p, seed), **models, policy=policy, **place)
+            drawn = get(generate, drawing, **common.scoring(p, seed, runs), policy=policy, **place)
             pairs = common.paired(p, seed, {"generations": drawn}, p.construction())
             settings = replace(twin, epochs=steps / pairs.metrics["train_pairs"])
             policy = get(train_dpo, settings, seed=seed, policy=policy, pairs=pairs)
@@ -206,13 +205,6 @@ def sizes(p: DpoLosses, runs: Mapping[int, Runs], table: pd.DataFrame) -> pd.Dat
     rows = pd.concat([table[table.method == method] for method in pairs])
     counted = [runs[row.seed][pairs[row.method]].metrics["train_pairs"] for row in rows.itertuples()]
     return rows.assign(train_pairs=counted, method=rows.method.replace("sigmoid", "all prompts"))
-
-
-def as_texts(gaps: pd.DataFrame, by: str, across: str) -> pd.DataFrame:
-    """Differences with their intervals as texts: a row for each value of `by`, a column for each one of `across`."""
-    told = gaps.assign(text=[interval_text(row.difference, row.low, row.high, 2) for row in gaps.itertuples()])
-    wide = told.pivot(index=by, columns=across, values="text").fillna("").rename_axis(columns=None)
-    return wide.rename(columns=lambda name: f"KL {name:g}" if across == "at_kl" else name).reset_index()
 
 
 def size_gains(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -149,21 +149,25 @@ def towards_optimum(p: Improvements, seed: int, sft: Run, reward: Run) -> list[P
 # Proxies, and what is trained on them
 
 
+def members(p: Improvements, seed: int) -> list[Run]:
+    """The reward models that are averaged: from one start, on the same few reviews, as `MEMBERS` says."""
+    few, inputs = RewardSettings(**p.reward_training(), min_steps=p.weak_steps), policies.shared(p, seed)
+    few = replace(few, n_train=p.weak_reviews[-1])
+    inputs["start"] = get(train_reward, few, **inputs)
+    each = [replace(few, lr=share * p.reward_lr, word_dropout=dropout) for share, dropout in MEMBERS]
+    return [get(train_reward, settings, **inputs) for settings in each]
+
+
 def proxies(p: Improvements, seed: int, reward: Run) -> Runs:
     """The reward model; ones trained on few reviews; and for the last of these sizes the mean of three reward models.
 
-    The three go on from one start with the same reviews.  The first of them is the single one they are compared with.
+    The first of the three is the single one that their mean is compared with.
     """
     few, inputs = RewardSettings(**p.reward_training(), min_steps=p.weak_steps), policies.shared(p, seed)
-    weak = {f"{n} reviews": get(train_reward, replace(few, n_train=n), **inputs) for n in p.weak_reviews}
-    name, start = list(weak.items())[-1]
-    more = replace(few, n_train=p.weak_reviews[-1])
-    members = [
-        get(train_reward, replace(more, lr=share * p.reward_lr, word_dropout=dropout), **inputs, start=start)
-        for share, dropout in MEMBERS
-    ]
-    averaged = get(average_rewards, data=p.reviews(), rewards=members, tokens=p.reward_tokens)
-    return {FULL: reward, **weak, name: members[0], f"{name}, averaged": averaged}
+    weak = {f"{n} reviews": get(train_reward, replace(few, n_train=n), **inputs) for n in p.weak_reviews[:-1]}
+    three, name = members(p, seed), f"{p.weak_reviews[-1]} reviews"
+    averaged = get(average_rewards, data=p.reviews(), rewards=three, tokens=p.reward_tokens)
+    return {FULL: reward, **weak, name: three[0], f"{name}, averaged": averaged}
 
 
 def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
@@ -172,7 +176,7 @@ def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
     far = {"baseline": "rloo", "k": p.main_samples, "anchor": "reference", "beta": p.weak_beta, "keep": kept}
     found = []
     for name, proxy in proxies(p, seed, reward).items():
-        common = {**policies.shared(p, seed), "reference": sft, "reward": proxy}
+        common = policies.scoring(p, seed, {"sft": sft, "reward": proxy})
         trained = get(train_policy_gradient, policies.loop_settings(p, **far), **common, policy=sft, stream=[0, 0])
         for steps in [*kept, p.warp_steps]:
             policy = trained if steps == p.warp_steps else trained.at(f"step-{steps}")

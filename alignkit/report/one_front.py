@@ -21,29 +21,29 @@ from alignkit.frontier import (
 from alignkit.metrics import holm, seed_interval
 from alignkit.report import policies
 from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
+from alignkit.report.findings import of_folders
+from alignkit.report.gold import Frontiers
 from alignkit.report.looks import NEUTRAL, looks
 from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs
+from alignkit.report.statements import Unanswered
 from alignkit.report.tables import at_kl, differences
-from alignkit.report.towards import APPROACHED, approach, steps_of
+from alignkit.report.towards import APPROACHED, anchored, approach, steps_of
 from alignkit.report.tuning import as_tuned
-from alignkit.training.evaluate import evaluate
 from alignkit.training.judge import judge_pool
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
-from alignkit.training.reinforce import train_policy_gradient
 from alignkit.workflow import parameters
 from alignkit.workflow.schema import OneFront
 from alignkit.workflow.store import get
 
 SFT = "SFT"  # what draws of the supervised policy are called
 SWEPT = "anchored RLOO, over β"  # the method that is notebook 6's own
-FOLLOWED = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")
-"""Notebooks whose policies are put on the front."""
 SETTING = ("beta", "eta", "steps", "n")
 """What tells the policies of one family apart."""
 KINDS = {
     f"{SFT}, one of": "no training, one of n draws kept by weight",
     "best of n": "no training, the best of n draws kept",
     "fine-tuning": "labelled reviews only",
+    "DPO, on-policy": "pairs drawn anew from the policy",
     "DPO": "pairs only",
     "REINFORCE": "one run, its anchor follows or none",
     "WARP": "several runs averaged",
@@ -59,7 +59,6 @@ DRAWN = (
     *("WARP + RLOO", SWEPT, "anchored, sentence credit", APPROACHED),
 )
 """What the front shows beside WARP and the draws of the last of `tilted`."""
-Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
 
 
 def recipe(p: OneFront, seed: int) -> Runs:
@@ -95,14 +94,11 @@ def one_of(name: str, n: int) -> str:
 
 def sweep(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
     """Anchored RLOO for each β, in the order of `front_betas`."""
-    anchored = {"steps": p.front_steps, "baseline": "rloo", "k": p.main_samples, "anchor": "reference", "decay": True}
-    common = {**policies.shared(p, seed), "reference": runs["sft"], "reward": runs["reward"]}
     found = []
     for beta in p.front_betas:
-        settings = policies.loop_settings(p, **anchored, lr=p.anchored_lr, beta=beta)
-        trained = get(train_policy_gradient, settings, **common, policy=runs["sft"], stream=[0, 0])
-        record = policies.assessed(p, evaluate, policies.measured(p, main=True), **common, policy=trained)
-        shown = {name: vars(settings)[name] for name in LOOPED}
+        trained = anchored(p, seed, runs, runs["sft"], beta=beta, steps=p.front_steps, lr=p.anchored_lr)
+        record = policies.evaluated(p, seed, runs | {SWEPT: trained}, SWEPT, main=True)[SWEPT + EVALUATION]
+        shown = {name: trained.record["settings"][name] for name in LOOPED}
         found.append(Policy(SWEPT, seed, record, True, SWEPT, (trained,), None, shown, {"steps": p.front_steps}))
     return found
 
@@ -159,23 +155,22 @@ def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
 
     Raises UserFault if one is missing, or has no families (an older version wrote it).
     """
-    found = []
-    places = [paths.figures(profile), paths.published(profile)]
+    read, found = of_folders(paths.figures(profile), paths.published(profile)), []
     for name in notebooks:
-        files = [place / f"{name}.csv" for place in places]
-        file = next((f for f in files if f.is_file()), None)
-        if file is None:
-            raise UserFault(f"{files[0]}: missing; notebook {name} writes it, execute that one first")
-        table = pd.read_csv(file)
+        file = paths.figures(profile) / f"{name}.csv"
+        try:
+            table = read(name)
+        except Unanswered:
+            raise UserFault(f"{file}: missing; notebook {name} writes it, execute that one first") from None
         if "family" not in table:
-            raise UserFault(f"{file}: has no column family; execute notebook {name} again")
+            raise UserFault(f"{file.name}: has no column family; execute notebook {name} again")
         found.append(table.assign(notebook=name))
     return pd.concat(found, ignore_index=True)
 
 
 def followed(profile: str) -> list[str]:
-    """Those of FOLLOWED that the profile's report has."""
-    return [name for name in FOLLOWED if name in parameters.reported(profile)]
+    """Those of the notebooks whose tables this one reads that the profile's report has."""
+    return [name for name in OneFront.reads if name in parameters.reported(profile)]
 
 
 def of_other_runs(table: pd.DataFrame, own: pd.DataFrame) -> list[str]:
@@ -221,7 +216,7 @@ def kind(family: str, draws: float) -> str:
     return SEVERAL if several else named or family
 
 
-def best_of_each(shares: pd.DataFrame, columns: Sequence[str], most: int = 10) -> pd.DataFrame:
+def best_of_each(shares: pd.DataFrame, columns: Sequence[str], most: int = 12) -> pd.DataFrame:
     """The best family of each kind (column kind) that has all seeds, by the first of `columns` that says anything."""
     full = shares[shares.seeds == shares.seeds.max()].dropna(subset=list(columns), how="all")
     return full.sort_values(list(columns), ascending=False).drop_duplicates("kind").head(most)

@@ -75,6 +75,11 @@ def shared(p: World, seed: int) -> dict[str, Any]:
     return {"seed": seed, "data": p.reviews()}
 
 
+def scoring(p: World, seed: int, runs: Runs) -> dict[str, Any]:
+    """Inputs of what draws from a policy: KL to SFT, and the reward model, beside `shared`."""
+    return {**shared(p, seed), "reference": runs["sft"], "reward": runs["reward"]}
+
+
 def supervised(p: World, seed: int) -> Run:
     """The supervised policy, SFT."""
     return whole("sft", get(train_sft, SftSettings(**p.sft()), **shared(p, p.model_seed(seed))))
@@ -123,14 +128,14 @@ def assessed(p: Evaluated, how: Callable[..., dict[str, Any]], settings: Any, **
 
 def evaluated(p: Evaluated, seed: int, runs: Runs, name: str, *, main: bool, policy: str = "", **settings: Any) -> Runs:
     """The evaluation of run `name`, or of run `policy` with other settings, under the name that tables read."""
-    models = {"policy": runs[policy or name], "reference": runs["sft"], "reward": runs["reward"]}
-    return {name + EVALUATION: assessed(p, evaluate, measured(p, main=main, **settings), **shared(p, seed), **models)}
+    inputs = {**scoring(p, seed, runs), "policy": runs[policy or name]}
+    return {name + EVALUATION: assessed(p, evaluate, measured(p, main=main, **settings), **inputs)}
 
 
 def interpolated(p: Evaluated, seed: int, runs: Runs, end: Run, eta: float, *, main: bool) -> Run:
     """The evaluation of a point on the way from SFT (η = 0) to another policy (η = 1)."""
-    models = {"init": runs["sft"], "merged": end, "reference": runs["sft"], "reward": runs["reward"]}
-    return assessed(p, evaluate_interpolation, measured(p, main=main), **shared(p, seed), **models, eta=eta)
+    inputs = {**scoring(p, seed, runs), "init": runs["sft"], "merged": end}
+    return assessed(p, evaluate_interpolation, measured(p, main=main), **inputs, eta=eta)
 
 
 def sft_policies(runs: Mapping[int, Runs]) -> list[Policy]:
@@ -176,9 +181,8 @@ def common_sweeps(p: Any) -> list[Method]:
 def prepared(p: Aligned, seed: int) -> Runs:
     """What learning from pairs needs beyond `started`: scored generations and pairs."""
     runs = started(p, seed)
-    models = {"policy": runs["sft"], "reference": runs["sft"], "reward": runs["reward"]}
     settings = GenerationSettings(p.pair_prompts, p.pair_samples, p.new_tokens, p.reward_tokens)
-    runs["generations"] = get(generate, settings, **shared(p, seed), **models)
+    runs["generations"] = get(generate, settings, **scoring(p, seed, runs), policy=runs["sft"])
     return runs | {"pairs": paired(p, seed, runs, p.construction())}
 
 

@@ -31,10 +31,12 @@ MAIN = (
 ).split()
 """The findings that the README tells; figures/<profile>/findings.csv has all."""
 FAMILIES = (
-    r"^(?:distilled|RLOO in |SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
+    r"^(?:distilled|fine-tuning|RLOO in |SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
     r"|DPO, (?:on-policy|sigmoid loss|reverse_kl|js|forward_kl)$)"
 )
 """The families that the README tells, without the variations of one; figures/<profile>/6_efficiency.csv has all."""
+TUNED = ("DPO, sigmoid", "DPO, reverse_kl", "WARP", "REINFORCE, EMA anchor", "anchored RLOO")
+"""The methods that the README also tells as tuned, on the fewer seeds that they have."""
 
 
 def results(figures: Path) -> str:
@@ -87,20 +89,23 @@ def _counts(table: pd.DataFrame) -> str:
 
 
 def efficiencies(figures: Path) -> str:
-    """The Markdown table of notebook 6: methods with all seeds, by their efficiency at the middle KL.
+    """The Markdown table of notebook 6: methods with all seeds, and tuned ones, by their efficiency at the middle KL.
 
-    WARP as notebook 4 runs it is told besides FAMILIES, since every finding compares with it.
+    WARP as notebook 4 runs it is told besides FAMILIES, since every finding compares with it.  What has no policy at
+    the middle KL stands last.
     """
     parts = []
     for file in _published(figures, "6_efficiency"):
         table = pd.read_csv(file)
-        columns = [c for c in ("KL 0.5", "KL 1", "KL 2") if c in table and table[c].notna().any()]
+        columns = [c for c in ("KL 0.25", "KL 0.5", "KL 1", "KL 2") if c in table and table[c].notna().any()]
         if "KL 1" not in columns or "draws" not in table:
             continue
-        kept = table[(table.seeds == table.seeds.max()) & table["KL 1"].notna()]
+        kept = table.dropna(subset=columns, how="all")
         warp = file.with_name("4_warp.csv")
         own = family_of_warp(pd.read_csv(warp)) if warp.is_file() else ""
-        kept = kept[kept.family.str.contains(FAMILIES) | (kept.family == own)].sort_values("KL 1", ascending=False)
+        whole = (kept.seeds == kept.seeds.max()) & (kept.family.str.contains(FAMILIES) | (kept.family == own))
+        kept = kept[whole | kept.family.isin([f"{name}, tuned" for name in TUNED])]
+        kept = kept.sort_values(["KL 1", columns[0]], ascending=False)
         # Of the numbers of draws the largest; notebook 6 has all.
         shown = tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
         names = {"family": f"{file.parent.name}: share of the optimal gain", "seeds": "seeds"}

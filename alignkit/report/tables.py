@@ -144,15 +144,12 @@ def matched_differences(matched: pd.DataFrame, against: str, columns: Sequence[s
     return found
 
 
-def side_by_side(differences: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """`matched_differences` with one row for each label and one column for each measure; * where Holm's p < 0.05."""
-    texts = [
-        interval_text(row.difference, row.low, row.high, digits) + " *" * (row.holm < 0.05)
-        for row in differences.itertuples()
-    ]
-    wide = differences.assign(text=texts).pivot(index="label", columns="measure", values="text")
-    order = [differences[name].drop_duplicates() for name in ("label", "measure")]
-    return wide.loc[order[0], order[1]].reset_index().rename_axis(columns=None)
+def side_by_side(found: pd.DataFrame, by: str = "label", across: str = "measure") -> pd.DataFrame:
+    """Differences as texts: a row for each value of `by`, a column for each of `across`; * where Holm's p < 0.05."""
+    texts = [interval_text(r.difference, r.low, r.high, 2) + " *" * (r.holm < 0.05) for r in found.itertuples()]
+    wide = found.assign(text=texts).pivot(index=by, columns=across, values="text").rename_axis(columns=None)
+    wide = wide.loc[found[by].unique(), found[across].unique()]
+    return wide.rename(columns=lambda name: f"KL {name:g}" if across == "at_kl" else name).reset_index()
 
 
 def front(table: pd.DataFrame, methods: Mapping[str, str] | Sequence[str], **at: Any) -> pd.DataFrame:

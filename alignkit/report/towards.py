@@ -5,7 +5,17 @@ from itertools import product
 from typing import Any
 
 from alignkit.report.algorithm import warp
-from alignkit.report.policies import EVALUATION, Policy, Runs, assessed, interpolated, loop_settings, measured, shared
+from alignkit.report.policies import (
+    EVALUATION,
+    Policy,
+    Runs,
+    assessed,
+    interpolated,
+    loop_settings,
+    measured,
+    scoring,
+    shared,
+)
 from alignkit.training.distil import DistilSettings, RegressionSettings, distil, regress
 from alignkit.training.merge import evaluate_interpolation
 from alignkit.training.pairs import GenerationSettings, generate
@@ -32,8 +42,8 @@ HALFWAY = (0.5, 1.0)
 def drawn(p: Towards, seed: int, runs: Runs, prompts: int, k: int, policy: Run | None = None) -> Run:
     """Scored completions of train prompts by the SFT policy, or by another one."""
     settings = GenerationSettings(prompts, k, p.new_tokens, p.reward_tokens)
-    models = {"policy": policy or runs["sft"], "reference": runs["sft"], "reward": runs["reward"]}
-    return get(generate, settings, **shared(p, seed), **models, stream=STREAM + (policy is not None))
+    stream = STREAM + (policy is not None)
+    return get(generate, settings, **scoring(p, seed, runs), policy=policy or runs["sft"], stream=stream)
 
 
 def fitted(p: Towards, seed: int, start: Run, draws: Run, beta: float, texts: int) -> Run:
@@ -51,8 +61,7 @@ def distilled(p: Towards, seed: int, runs: Runs) -> tuple[Run, Run]:
 def anchored(p: Towards, seed: int, runs: Runs, start: Run, **changes: Any) -> Run:
     """RLOO from `start` with the KL to SFT, at a rate that falls; changes: beta, steps, lr, batch."""
     settings = loop_settings(p, anchor="reference", decay=True, baseline="rloo", k=p.main_samples, keep=[], **changes)
-    models = {"policy": start, "reference": runs["sft"], "reward": runs["reward"]}
-    return get(train_policy_gradient, settings, **shared(p, seed), **models, stream=[0, 0])
+    return get(train_policy_gradient, settings, **scoring(p, seed, runs), policy=start, stream=[0, 0])
 
 
 def chain(p: Towards, seed: int, runs: Runs, start: Run) -> list[Run]:
@@ -134,8 +143,8 @@ def warp_from(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     behind = [draws, start, *(theta for iteration in done for theta in iteration.thetas)]
     found, shown = [], {"beta": p.warp_beta}
     for eta in p.etas:
-        models = {"init": start, "merged": done[-1].merged, "reference": runs["sft"], "reward": runs["reward"]}
-        record = assessed(p, evaluate_interpolation, measured(p, main=False), **shared(p, seed), **models, eta=eta)
+        models = {**scoring(p, seed, runs), "init": start, "merged": done[-1].merged}
+        record = assessed(p, evaluate_interpolation, measured(p, main=False), **models, eta=eta)
         where = {"iteration": p.warp_iterations, "eta": eta, "steps": p.warp_steps}
         found.append(Policy(WITH_WARP, seed, record, False, WITH_WARP, behind, done[-1].merged, shown, where))
     return found

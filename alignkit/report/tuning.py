@@ -62,21 +62,16 @@ class Tried(NamedTuple):
         return [policy.evaluation for policy in self.front] if sound else []
 
 
-Tries = Callable[[str], Iterable[tuple[float, float]]]
-"""The settings that are tried of a method by its name, each as two factors."""
+Chosen = Mapping[Any, Sequence[float]] | None
+"""Two factors for each method, by its name; None: nothing is chosen yet, so a grid is tried."""
 
 
-def on_grid(name: str) -> Iterable[tuple[float, float]]:
-    """Each factor with each: the grid of all methods on pairs."""
-    return product(FACTORS, FACTORS)
+# What is tried.  A method joins by a function (profile, seed, chosen) -> Tried ... in GRIDS.
 
 
-def by_strength(name: str) -> Iterable[tuple[float, float]]:
-    """The grid of all methods by policy gradient."""
-    return product(RATES, (1.0, STRONGER))
-
-
-# What is tried.  A method joins by a function (profile, seed) -> Tried ... in GRIDS.
+def tries(chosen: Chosen, name: str, *factors: Sequence[float]) -> Iterable[Sequence[float]]:
+    """The settings of a method that are trained: each factor with each, or those that were chosen, if any were."""
+    return product(*factors) if chosen is None else [pair for key, pair in chosen.items() if key == name]
 
 
 def values(of: World, notebook: str, seed: int) -> Any:
@@ -86,26 +81,26 @@ def values(of: World, notebook: str, seed: int) -> Any:
     return parameters.load(paths.PARAMS / of.profile / f"{notebook}.yaml", **given)
 
 
-def on_losses(of: World, seed: int, tries: Tries = on_grid, main: bool = False) -> Iterator[Tried]:
+def on_losses(of: World, seed: int, chosen: Chosen = None) -> Iterator[Tried]:
     """The losses of notebook 2 on its pairs."""
     p = values(of, "2_dpo_losses", seed)
-    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in dpo_losses.LOSSES], tries, main)
+    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in dpo_losses.LOSSES], chosen)
 
 
-def on_divergences(of: World, seed: int, tries: Tries = on_grid, main: bool = False) -> Iterator[Tried]:
+def on_divergences(of: World, seed: int, chosen: Chosen = None) -> Iterator[Tried]:
     """The divergences of notebook 3 on its pairs, each at the middle β of its sweep."""
     p = values(of, "3_f_divergences", seed)
     sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
     methods = [Method(name, f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()]
-    return on_pairs(p, seed, methods, tries, main)
+    return on_pairs(p, seed, methods, chosen)
 
 
-def on_pairs(p: Any, seed: int, methods: Iterable[Method], tries: Tries, main: bool) -> Iterator[Tried]:
-    """Learning rate × epochs, each setting a front over η."""
-    start = policies.prepared(p, seed)
+def on_pairs(p: Any, seed: int, methods: Iterable[Method], chosen: Chosen) -> Iterator[Tried]:
+    """Learning rate × epochs, each setting a front over η; what was chosen is drawn from as main rows are."""
+    start, main = policies.prepared(p, seed), chosen is not None
     drawn = {"completions": p.pair_prompts * p.pair_samples, "tokens": start["generations"].metrics["tokens_generated"]}
     usual = p.dpo()
-    each = [(method, factors) for method in methods for factors in tries(method.name)]
+    each = [(method, factors) for method in methods for factors in tries(chosen, method.name, FACTORS, FACTORS)]
     for method, (rate, longer) in each:
         changes = {"lr": rate * usual["lr"], "epochs": longer * usual["epochs"]}
         runs = policies.aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=main)], start)
@@ -113,15 +108,13 @@ def on_pairs(p: Any, seed: int, methods: Iterable[Method], tries: Tries, main: b
         shown = {**changes, "beta": method.settings["beta"], "tokens_generated": drawn["tokens"]}
         found = {1.0: runs[method.name + EVALUATION]}
         found |= {eta: policies.interpolated(p, seed, start, run, eta, main=main) for eta in BACK}
-        front = [
-            Policy(method.name, seed, record, main, trained=(run,), settings=shown, where={"eta": eta})
-            for eta, record in found.items()
-        ]
+        known = {"trained": (run,), "settings": shown}
+        front = [Policy(method.name, seed, record, main, **known, where={"eta": eta}) for eta, record in found.items()]
         setting = {"rate": changes["lr"], "epochs": changes["epochs"], "beta": method.settings["beta"]}
         yield Tried(method.name, setting, rate == longer == 1, drawn, front, run.metrics["eval_loss"])
 
 
-def by_policy_gradient(of: World, seed: int, tries: Tries = by_strength, main: bool = False) -> Iterator[Tried]:
+def by_policy_gradient(of: World, seed: int, chosen: Chosen = None) -> Iterator[Tried]:
     """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η."""
     p = values(of, "5_improvements", seed)
     known = {idea.name: idea for idea in improvements.ideas(p)}
@@ -130,11 +123,12 @@ def by_policy_gradient(of: World, seed: int, tries: Tries = by_strength, main: b
     sft, reward = policies.supervised(p, seed), policies.rewarding(p, seed)
     for idea in (reinforce, *(known[name] for name in names)):
         own = {"lr": p.warp_lr, "beta": p.warp_beta, "ema_rate": p.ema_rate, "anchor": "ema", **idea.changes}
-        for rate, strength in tries(idea.name):
+        for rate, strength in tries(chosen, idea.name, RATES, (1.0, STRONGER)):
             changes = {**own, "lr": rate * p.warp_lr, "beta": strength * own["beta"]}
             moves = own["anchor"] == "ema"
             changes |= {"ema_rate": SLOWER * own["ema_rate"]} if moves and strength > 1 else {}
-            found = policies.points(p, seed, sft, reward, idea._replace(changes=changes, main=main, every=False))
+            tried_idea = idea._replace(changes=changes, main=chosen is not None, every=False)
+            found = policies.points(p, seed, sft, reward, tried_idea)
             runs = found[0].trained
             drawn = {"completions": sum(changes["steps"] * run.record["settings"]["batch"] for run in runs)}
             drawn["tokens"] = sum(run.metrics["tokens_generated"] for run in runs)
@@ -229,8 +223,7 @@ def as_tuned(p: OneFront, seed: int) -> list[Policy]:
     """For one of `p.tuned_seeds`, all methods' fronts as tuned: side rows with as many completions as main ones."""
     if seed not in p.tuned_seeds or not p.tuned:
         return []
-    setting = lambda name: [p.tuned[name]] if name in p.tuned else []  # noqa: E731
-    every = [one for grid in GRIDS for one in grid(p, seed, setting, main=True)]
+    every = [one for grid in GRIDS for one in grid(p, seed, p.tuned)]
     found = []
     for one in every:
         name = f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned"

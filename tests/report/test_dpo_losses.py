@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from alignkit.report.dpo_losses import as_texts, chosen_texts, side_by_side, size_gains
+from alignkit.report.dpo_losses import chosen_texts, side_by_side, size_gains
 
 
 def test_chosen_texts_are_those_of_the_training_pairs_each_once(run) -> None:
@@ -41,13 +41,3 @@ def test_the_gain_of_all_prompts_is_that_of_all_minus_part() -> None:
     assert (found.difference, found.share) == (pytest.approx(1.75), 0.5)
     assert found.low < found.difference < found.high
     assert found.high - found.difference == pytest.approx(found.difference - found.low)
-
-
-def test_differences_at_several_kls_are_one_row_a_family() -> None:
-    gaps = pd.DataFrame({"family": ["a", "a", "b"], "at_kl": [0.5, 1.0, 0.5], "difference": [1.0, 2.0, -1.0]})
-    found = as_texts(gaps.assign(low=gaps.difference - 0.5, high=gaps.difference + 0.5), "family", "at_kl")
-    assert found.columns.tolist() == ["family", "KL 0.5", "KL 1"]
-    assert found.values.tolist() == [
-        ["a", "1.00 [0.50, 1.50]", "2.00 [1.50, 2.50]"],
-        ["b", "-1.00 [-1.50, -0.50]", ""],
-    ]

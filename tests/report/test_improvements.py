@@ -8,12 +8,16 @@ from alignkit import paths
 from alignkit.divergences import NAMES, divergence
 from alignkit.faults import UserFault
 from alignkit.metrics import holm
+from alignkit.report import improvements
 from alignkit.report.improvements import (
     COMPARED,
+    MEMBERS,
     NEW_DIVERGENCES,
     against,
     ideas,
+    members,
     methods,
+    proxies,
     strength_to_beta,
     unused_seeds,
 )
@@ -99,3 +103,15 @@ def test_holms_adjustment_is_over_all_measures_and_methods_of_one_claim():
 def test_the_short_way_draws_as_many_completions_as_warp(p):
     warps = p.warp_iterations * p.warp_runs * p.warp_steps * p.warp_batch
     assert p.few_steps * p.few_batch == warps
+
+
+def test_beside_the_averaged_proxy_stands_the_first_that_is_averaged(p, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(improvements, "get", lambda train, settings=None, **inputs: (train.__name__, settings, inputs))
+    monkeypatch.setattr(improvements.policies, "shared", lambda p, seed: {"seed": seed})
+    monkeypatch.setattr(schema.Improvements, "reviews", lambda p: "reviews")
+    three, found = members(p, 0), proxies(p, 0, "reward")
+    single = f"{p.weak_reviews[-1]} reviews"
+    assert found[f"{single}, averaged"][2]["rewards"] == three
+    assert found[single] == three[0]
+    assert [run[1].lr / p.reward_lr for run in three] == pytest.approx([share for share, _ in MEMBERS])
+    assert {run[1].n_train for run in three} == {p.weak_reviews[-1]}

@@ -13,6 +13,7 @@ from alignkit.frontier import efficiency, optimal_frontier, optimal_reward, resa
 from alignkit.metrics import seed_interval
 from alignkit.report import one_front
 from alignkit.training.pool import Pool
+from alignkit.workflow.schema import OneFront
 
 RNG = np.random.default_rng(0)
 REWARD, GOLD = RNG.normal(size=40), RNG.normal(size=40)
@@ -98,14 +99,14 @@ def test_pockets_page_links_to_the_pages_of_other_reviews():
 
 def test_the_best_of_each_kind_has_all_seeds_and_is_named_once():
     table = pd.DataFrame({
-        "family": ["anchored RLOO, β=2, one of 8", "DPO, js", "DPO, gan", "WARP, T=3", "something new"],
-        "seeds": [2, 2, 2, 1, 2], "draws": [8, *[np.nan] * 4],
-        "KL 1": [0.9, 0.3, 0.4, 0.8, np.nan], "KL 2": [0.9, 0.3, 0.2, 0.8, 0.1],
+        "family": ["anchored RLOO, β=2, one of 8", "DPO, js", "DPO, gan", "DPO, on-policy", "WARP, T=3", "another"],
+        "seeds": [2, 2, 2, 2, 1, 2], "draws": [8, *[np.nan] * 5],
+        "KL 1": [0.9, 0.3, 0.4, 0.3, 0.8, np.nan], "KL 2": [0.9, 0.3, 0.2, 0.3, 0.8, 0.1],
     })  # fmt: skip
     table["kind"] = [one_front.kind(r.family, r.draws) for r in table.itertuples()]
     found = one_front.best_of_each(table, ["KL 1", "KL 2"])
-    assert found.family.tolist() == ["anchored RLOO, β=2, one of 8", "DPO, gan", "something new"]
-    assert found.kind.tolist() == [one_front.SEVERAL, "pairs only", "something new"]
+    assert found.family.tolist() == ["anchored RLOO, β=2, one of 8", "DPO, gan", "DPO, on-policy", "another"]
+    assert found.kind.tolist() == [one_front.SEVERAL, "pairs only", "pairs drawn anew from the policy", "another"]
 
 
 def test_every_pair_of_methods_is_compared_once_and_holm_counts_all():
@@ -151,7 +152,7 @@ def test_a_table_of_another_notebook_that_is_not_there_is_one_line(build):
 
 
 def test_only_notebooks_of_the_profiles_report_are_followed():
-    assert one_front.followed("pocket") == list(one_front.FOLLOWED)
+    assert one_front.followed("pocket") == list(OneFront.reads)
     assert one_front.followed("pretrained_tiny") == ["2_dpo_losses", "4_warp"]
 
 

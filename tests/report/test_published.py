@@ -116,13 +116,19 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
         {"id": [readme.MAIN[0], "another"], "statement": ["It is so.", "It is not."], "value": [1.0, 2]}
     )
     told.to_csv(folder / "findings.csv", index=False)
-    shares = pd.DataFrame({"family": ["WARP, T=7", "DPO, js"], "KL 1": [0.9, 0.5]})
-    shares = shares.assign(seeds=3, draws=None, **{"KL 1_low": 0.1, "KL 1_high": 1.0})
+    names = ["WARP, T=7", "fine-tuning on positive reviews", "WARP, tuned", "DPO, js"]
+    shares = pd.DataFrame({"family": names, "KL 0.25": [0.9, 0.7, 0.6, 0.5], "KL 1": [0.9, None, 0.6, 0.5]})
+    ends = {f"KL {kl}_{end}": value for kl in ("0.25", "1") for end, value in (("low", 0.1), ("high", 1.0))}
+    shares = shares.assign(seeds=[3, 3, 2, 3], draws=None, **ends)
     shares.to_csv(folder / "6_efficiency.csv", index=False)
     found = readme.results(tmp_path)
     assert "- pocket: It is so." in found
     assert "It is not." not in found
-    assert "| DPO, js | 3 | 0.50 [0.10, 1.00] |" in found
+    lines = [line for line in found.splitlines() if "[0.10, 1.00]" in line]
+    assert [line.split(" | ")[:2] for line in lines] == [  # by KL 1, tuned ones with the seeds that they have
+        ["| WARP, tuned", "2"], ["| DPO, js", "3"], ["| fine-tuning on positive reviews", "3"],
+    ]  # fmt: skip
+    assert lines[1] == "| DPO, js | 3 | 0.50 [0.10, 1.00] | 0.50 [0.10, 1.00] |"
     assert "WARP, T=7" not in found  # a variation
 
 

@@ -159,6 +159,17 @@ def test_side_by_side_each_label_has_a_row_and_what_is_clear_a_star() -> None:
     assert pd.isna(wide.gold[1])
 
 
+def test_differences_at_several_kls_are_one_row_a_family() -> None:
+    gaps = pd.DataFrame({"family": ["b", "b", "a"], "at_kl": [0.5, 1.0, 0.5], "difference": [1.0, 2.0, -1.0]})
+    gaps = gaps.assign(low=gaps.difference - 0.5, high=gaps.difference + 0.5, holm=[0.2, 0.04, 0.2])
+    found = side_by_side(gaps, "family", "at_kl").fillna("")
+    assert found.columns.tolist() == ["family", "KL 0.5", "KL 1"]
+    assert found.values.tolist() == [
+        ["b", "1.00 [0.50, 1.50]", "2.00 [1.50, 2.50] *"],
+        ["a", "-1.00 [-1.50, -0.50]", ""],
+    ]
+
+
 def test_matched_differences_are_adjusted_over_all_kls() -> None:
     noise = [0.0, 0.3, -0.2]
     table = pd.concat([sweep(seed).assign(seed=seed) for seed in range(3)])

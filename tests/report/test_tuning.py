@@ -90,9 +90,11 @@ def test_a_setting_is_two_factors_on_the_profiles_own(monkeypatch: pytest.Monkey
     )
     p = parameters.load(paths.PARAMS / "pocket" / "2_dpo_losses.yaml")
     methods = [Method("hinge", dpo("hinge", 1.0))]
-    usual, other = tuning.on_pairs(p, 0, methods, lambda name: [(1, 1), (3, 2)], main=False)
-    assert [n for s in found[::2] for n in (s.lr, s.epochs)] == pytest.approx([3e-4, 0.4, 9e-4, 0.8])
-    assert (usual.usual, other.usual) == (True, False)
+    tried = [*tuning.on_pairs(p, 0, methods, None), *tuning.on_pairs(p, 0, methods, {"ipo": [1, 1], "hinge": [3, 2]})]
+    assert [s.lr for s in found[::2]] == pytest.approx([3e-4, 3e-4, 9e-4, 9e-4, 9e-4])
+    assert [s.epochs for s in found[::2]] == pytest.approx([0.4, 1.2, 0.4, 1.2, 0.8])
+    assert [one.usual for one in tried] == [True, False, False, False, False]
+    assert [one.front[0].main for one in tried] == [False, False, False, False, True]  # what was chosen
 
 
 def test_every_method_or_none_has_a_chosen_setting():
