@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import peft
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.faults import UserFault
 from alignkit.sampling import pad_right, sample, sequence_log_probs
 from alignkit.world.models import load_encoder, load_policy, quiet_training
+from alignkit.world.own import SPECIAL
 from alignkit.world.reach import first_line
 
 TEXTS = ["a", "the film was good", "one two three four five six seven eight nine ten , and the end was bad ."]
@@ -35,6 +36,17 @@ def check_encoder(name: str, *, tokens: int, dropout: float) -> None:
     with quiet_training(), torch.random.fork_rng():  # a fresh head is drawn
         model, tokenizer = load_encoder(name, dropout)
         _first(f"reward_model: {name!r}", _of_encoder(model, tokenizer, tokens))
+
+
+def spelt(name: str, texts: list[str]) -> str:
+    """A special token of the model's tokenizer that it reads in a text which spells it; "" if there is none."""
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for i, token in special.items():
+        near = () if SPECIAL.search(token) else texts  # of what that finds, `own.read` has left none
+        if any(i in tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in near if token in t):
+            return token
+    return ""
 
 
 def _first(name: str, faults: Iterator[str]) -> None:
