@@ -41,11 +41,11 @@ def check_encoder(name: str, *, tokens: int, dropout: float) -> None:
 def spelt(name: str, texts: list[str]) -> str:
     """A special token of the model's tokenizer that it reads in a text which spells it; "" if there is none."""
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    for i, token in special.items():
-        near = () if SPECIAL.search(token) else texts  # of what that finds, `own.read` has left none
-        if any(i in tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in near if token in t):
-            return token
+    for i, token in tokenizer.added_tokens_decoder.items():
+        # Of what SPECIAL finds, `own.read` has left none.
+        near = [t for t in texts if str(token) in t] if token.special and not SPECIAL.search(str(token)) else []
+        if any(i in tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in near):
+            return str(token)
     return ""
 
 
