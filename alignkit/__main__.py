@@ -20,9 +20,12 @@ LONGEST = 300
 
 
 def _check(args: argparse.Namespace) -> None:
-    if lines := parameters.check(args.path, args.data):
+    if "" in args.path:  # which a Path takes for the working folder
+        raise UserFault("check: path: ''; allowed: a parameter file or a folder of them")
+    where = list(map(Path, args.path))
+    if lines := parameters.check(where, args.data):
         raise UserFault("\n".join(lines))
-    each = [parameters.load(file, args.data) for file in parameters.files(args.path) if args.reach or args.data]
+    each = [parameters.load(file, args.data) for file in parameters.files(where) if args.reach or args.data]
     notes = [note for p in each for note in p.check_reach(models=args.reach)]
     _tell(dict.fromkeys(notes))
 
@@ -147,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         return added.add_argument
 
     add = command("check", _check, "check parameter files; one line for each fault")
-    add("path", nargs="+", type=Path, help="a parameter file or a folder of them")
+    add("path", nargs="+", help="a parameter file or a folder of them")
     add("--data", type=paths.absolute, help="in place of the files' own data")
     add("--reach", action="store_true", help="also try whether data and models can be reached and used")
 

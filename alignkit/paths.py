@@ -13,7 +13,7 @@ PARAMS = PACKAGE / "params" if CHECKOUT is None else CHECKOUT / "params"
 def build() -> Path:
     """The folder of everything computed: ALIGNKIT_BUILD, else build/ in the checkout or the working folder."""
     named = os.environ.get("ALIGNKIT_BUILD")
-    return Path(named).expanduser().resolve() if named else (CHECKOUT or Path.cwd()) / "build"
+    return Path(expanded(named)).resolve() if named else (CHECKOUT or Path.cwd()) / "build"
 
 
 def store() -> Path:
@@ -32,21 +32,15 @@ def published(profile: str) -> Path:
 
 
 def expanded(source: str) -> str:
-    """The name of data or of a model; of a path that begins with ~, the whole path."""
-    return str(Path(source).expanduser()) if source.startswith("~") else source
+    """The name of data or of a model; of a path that begins with ~, the whole path, where there is such a home."""
+    return os.path.expanduser(source)  # noqa: PTH111  Path's raises where there is none
 
 
 def absolute(source: str) -> str:
     """A local path in full; the names of the pocket world and of Hub data as they are."""
-    path = Path(source).expanduser()
+    path = Path(expanded(source))
     return str(path.resolve()) if source not in ("", "pocket") and path.exists() else source
 
 
 Stamp = tuple[tuple[str, int, int], ...]
-
-
-def stamp(source: str) -> Stamp:
-    """Name, time (ns) and size (bytes) of each file at a local path; () where nothing lies."""
-    path = Path(source).expanduser()
-    files = [path, *sorted(path.rglob("*"))] if path.exists() else []
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
+"""Name, time (ns) and size (bytes) of each file at a local path."""

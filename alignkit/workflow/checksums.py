@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import paths
+from alignkit.world.reach import stamp
 
 
 def content(source: str) -> str:
     """SHA-256 of the file or all files of the folder at a local path (first 16 hex digits); "" where nothing lies."""
-    return _content(source, paths.stamp(source))
+    return _content(source, stamp(source))
 
 
 @lru_cache(maxsize=32)
 def _content(source: str, files: paths.Stamp) -> str:
-    digest, root = hashlib.sha256(), Path(source).expanduser()
+    digest, root = hashlib.sha256(), Path(paths.expanded(source))
     for name, *_ in files:
         digest.update(os.path.relpath(name, root).encode() + bytes.fromhex(_checksum(name)))
     return digest.hexdigest()[:16] if files else ""

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.workflow import checksums, schema
 from alignkit.world import foreign, own
+from alignkit.world.known import GENERATORS
 from alignkit.world.models import SCRATCH, load_policy, train_tokenizer
 from alignkit.world.reviews import prompts
 
@@ -116,9 +118,10 @@ def _too_short(p: schema.Rewarded, train: list[str], test: list[str]) -> Iterato
     tokenizer = train_tokenizer(*made) if p.policy == SCRATCH else load_policy(p.policy)[1]
     for key, n, texts, longest, seed in short:
         if (found := _usable(tokenizer, n, texts, longest, seed)) < n:
-            fewer = f"at most {found}, or " if key != "data" else ""
+            fewer = f"at most {found}, or " if found and key != "data" else ""
             longer = f"must be longer than a prompt of 5 to {longest} tokens"
             more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == SCRATCH else ""
+            more = f" with blanks between the words{more}" if more and not found else more
             yield f"{key}: of {len(texts)} reviews {n} {longer}, and {found} are; allowed: {fewer}longer reviews{more}"
 
 
@@ -139,12 +142,20 @@ def _models(_: Path, p: schema.Rewarded) -> None:
         foreign.check_encoder(p.reward_model, tokens=p.reward_tokens, dropout=p.reward_dropout)
 
 
+def _spelt(_: Path, p: schema.Rewarded) -> None:
+    """Raise UserFault where a review spells what a model from elsewhere reads as a token of its own."""
+    texts = [text for split in p.reviews().load(0).values() for text in split["text"][:]]
+    for key, name in (("policy", p.policy), ("reward_model", p.reward_model)):
+        if name != SCRATCH and (token := foreign.spelt(name, texts)):
+            raise UserFault(f"{key}: {name!r} has {token!r}, which reviews spell, for a token; take it out of them")
+
+
 def checked(p: schema.Rewarded, models: bool) -> list[str]:
     """What was taken for what in one's own reviews; raises UserFault for what cannot be used."""
-    depends = [p.model_dump(), *(checksums.content(name) for name in (p.data, p.policy, p.reward_model))]
-    if models and {p.policy, p.reward_model} != {SCRATCH}:
-        once(_models, p, depends)
-    if not p.own_reviews():
-        return []
-    _, notes = taken_in(p)
-    return notes + once(_enough, p, depends)[1]
+    named = [(name, checksums.content(name)) for name in (p.data, p.policy, p.reward_model)]
+    if tried := models and {p.policy, p.reward_model} != {SCRATCH}:
+        once(_models, p, [p.model_dump(), *named])
+    notes = taken_in(p)[1] + once(_enough, p, [p.model_dump(), *named])[1] if p.own_reviews() else []
+    if tried and p.data not in GENERATORS:
+        once(_spelt, p, [asdict(p.reviews()), *named])
+    return notes

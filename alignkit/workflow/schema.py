@@ -19,6 +19,11 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) else value
 
 
+def _texts(value: Any) -> Any:
+    """One value or several as texts; YAML takes some for numbers."""
+    return [v if isinstance(v, list | dict) else str(v) for v in (value if isinstance(value, list) else [value])]
+
+
 Number = Annotated[float, BeforeValidator(_number)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 Inside = Annotated[Number, Field(gt=0, lt=1)]
@@ -42,11 +47,11 @@ Width = Annotated[int, Field(ge=8, le=4096)]
 Layers = Annotated[int, Field(ge=1, le=48)]
 Heads = Annotated[int, Field(ge=1, le=64)]
 Vocabulary = Annotated[int, Field(ge=100, le=100_000)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=20)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=20)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(paths.expanded)]
-Values = Annotated[
-    list[str], BeforeValidator(lambda v: v if v is None else [*map(str, v if isinstance(v, list) else [v])])
-]
+Name = Annotated[str, Field(min_length=1)]
+Values = Annotated[list[str], Field(min_length=1), BeforeValidator(_texts)]
 Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
 Tunable = Literal[
     "sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust", "reverse_kl", "forward_kl", "js",
@@ -67,10 +72,10 @@ class World(BaseModel):
     notebook: str = Field(min_length=1, description="which notebook these values are for")
     profile: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="a folder of params/ and of figures/")
     seeds: Seeds = Field(description="one policy and reward model each; intervals are over seeds")
-    base_seed: int | None = Field(ge=0, description="seed whose SFT policy and reward model serve all; null: own")
+    base_seed: Seed | None = Field(description="seed whose SFT policy and reward model serve all; null: own")
     data: Place = Field(description="pocket, a file or folder of reviews, or a Hub id")
-    text_column: str | None = Field(description="column of own reviews that holds the text; null: a common name")
-    label_column: str | None = Field(description="column that holds the label; null: a common name")
+    text_column: Name | None = Field(description="column of own reviews that holds the text; null: a common name")
+    label_column: Name | None = Field(description="column that holds the label; null: a common name")
     positive: Values | None = Field(description="labels that are positive, all others negative; null: the common ones")
     train_reviews: Even | None = Field(description="labelled reviews to learn from; null (None): all")
     test_reviews: Even | None = Field(description="labelled reviews for every test figure; null (None): all")

@@ -39,7 +39,7 @@ from alignkit.workflow import checksums, identity, progress
 from alignkit.world import resume
 from alignkit.world.known import READ, TRUTHS
 from alignkit.world.models import precision, processes
-from alignkit.world.reach import first_line
+from alignkit.world.reach import first_line, stamp
 from alignkit.world.reviews import Reviews
 
 LIBRARIES = (
@@ -251,7 +251,7 @@ def _tidy(home: Path) -> None:
 
 def damaged(run: Run) -> list[str]:
     """The files of a run that are not as they were kept; only its record if that is unsound, or nothing lies there."""
-    return _damaged(run, paths.stamp(str(run.folder)))
+    return _damaged(run, stamp(str(run.folder)))
 
 
 @lru_cache(maxsize=4096)  # for each state of its files, a run is read through once a process

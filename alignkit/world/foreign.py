@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -18,6 +19,7 @@ from transformers import (
 from alignkit.faults import UserFault
 from alignkit.sampling import pad_right, sample, sequence_log_probs
 from alignkit.world.models import load_encoder, load_policy, quiet_training
+from alignkit.world.own import SPECIAL
 from alignkit.world.reach import first_line
 
 TEXTS = ["a", "the film was good", "one two three four five six seven eight nine ten , and the end was bad ."]
@@ -47,6 +49,17 @@ def check_encoder(name: str, *, tokens: int, dropout: float) -> None:
         model, tokenizer = load_encoder(name, dropout)
         _first(f"reward_model: {name!r}", _lacking(name, AutoModelForSequenceClassification, type(model)))
         _first(f"reward_model: {name!r}", _of_encoder(model, tokenizer, tokens))
+
+
+def spelt(name: str, texts: list[str]) -> str:
+    """A special token of the model's tokenizer that it reads in a text which spells it; "" if there is none."""
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    for i, token in tokenizer.added_tokens_decoder.items():
+        # Of what SPECIAL finds, `own.read` has left none.
+        near = [t for t in texts if str(token) in t] if token.special and not SPECIAL.search(str(token)) else []
+        if any(i in tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in near):
+            return str(token)
+    return ""
 
 
 def _first(name: str, faults: Iterator[str]) -> None:

@@ -8,15 +8,21 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import pandas as pd
+from pyarrow import parquet
 
+from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.world.reach import first_line
+from alignkit.world.reach import files, first_line
+
+datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a fault is told here, in one line
 
 SPLITS = ("train", "test", "unsupervised")
 TEXT = "text review review_text reviewtext review_body sentence content comment body tweet".split()
@@ -28,7 +34,9 @@ KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 FEW = 12
 """A column of at most so many different values can tell whether a line is a row of its own."""
 SPECIAL = re.compile(
-    r"<(?=\|[^|<>\s]*\||/?(?:s|pad|unk|mask|bos|eos|cls|sep|\w+_of_\w+)>)|\[(?=(?:PAD|UNK|CLS|SEP|MASK|BOS|EOS|/?INST)\])"
+    r"<(?=[|\uff5c][^|\uff5c<>]{1,40}[|\uff5c]|</?SYS>>"
+    r"|/?(?i:s|pad|unk|mask|[be]o[dmst]|cls|sep|end|think|unused\d+|\w+_\w+)>)"
+    r"|\[(?=(?:PAD|UNK|CLS|SEP|[gs]?MASK|[BE]O[DST]|/?INST|unused\d+)\])"
 )
 """The beginning of what models read as the end of a text, padding and the like, where a text spells it."""
 
@@ -54,11 +62,11 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
     values = Counter(word for name, table in labelled.items() for word in table[labels[name]].map(_word))
     meaning = _meaning(source, values, asked.positive)
     frames = {n: _frame(place[n], table, texts[n], labels.get(n), meaning) for n, table in tables.items()}
-    notes = [f"{name!r} is the text" for name in set(texts.values()) - {"text"}]
+    notes = [f"{_shown(name)} is the text" for name in set(texts.values()) - {"text"}]
     for name in sorted(set(labels.values()) - ({"label"} if set(values) <= {"0", "1"} else set())):
-        as_ = [", ".join(sorted((w for w in values if meaning.get(w) == at), key=len)) for at in (1, 0, NEITHER)]
+        as_ = [_listed(sorted((w for w in values if meaning.get(w) == at), key=len)) for at in (1, 0, NEITHER)]
         left_out = f"; left out: {as_[2]}" if as_[2] else ""
-        notes.append(f"{name!r} is the label ({as_[0]}: positive; {as_[1]}: negative{left_out})")
+        notes.append(f"{_shown(name)} is the label ({as_[0]}: positive; {as_[1]}: negative{left_out})")
     if "" in frames:
         whole = frames.pop("")
         tested = whole.index % 5 == 4
@@ -80,19 +88,20 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
 
 def _tables(source: str) -> dict[str, pd.DataFrame]:
     """The rows of each split, or all under "" where nothing names splits; the index says where a row stands."""
-    path = Path(source).expanduser()
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    files = [f for f in files if _kind(f) in KINDS and not f.name.startswith((".", "dataset_info"))]
-    kinds = sorted({_kind(file) for file in files})
+    path = Path(paths.expanded(source))
+    found = [f for f in files(source) if _kind(f) in KINDS and not f.name.startswith((".", "dataset_info"))]
+    if len({_kind(file) for file in found}) > 1:
+        found = [file for file in found if not _is_one_thing(file)]
+    kinds = sorted({_kind(file) for file in found})
     if path.exists() and len(kinds) != 1:
         what = f"holds files of several kinds ({', '.join(kinds)})" if kinds else "is not a file or folder of reviews"
         raise UserFault(f"data: {source!r} {what}; allowed: one kind of {', '.join(KINDS)}, or these with .gz")
     if not path.exists() or (path.is_dir() and kinds == [".parquet"]):
         tables = _loaded(str(path) if path.exists() else source, source)  # in the Hub's layout
-        unnamed = set(tables) == {"train"} and not any("train" in str(f.relative_to(path)).lower() for f in files)
+        unnamed = set(tables) == {"train"} and not any("train" in str(f.relative_to(path)).lower() for f in found)
         return {"": tables["train"]} if path.exists() and unnamed else tables
     parts: dict[str, list[pd.DataFrame]] = {}
-    for file in files:
+    for file in found:
         table = _of_file(file, source if path.is_file() else str(file))
         parts.setdefault("" if path.is_file() else _split_of(file.relative_to(path)), []).append(table)
     if "" in parts and len(parts) > 1:
@@ -100,13 +109,22 @@ def _tables(source: str) -> dict[str, pd.DataFrame]:
         raise UserFault(f"data: {place}: its file names no split, others do; allowed: {', '.join(SPLITS)}")
     tables = {name: pd.concat(some) for name, some in parts.items()}
     if "" in tables and "split" in tables[""]:
-        whole = tables[""]
-        unknown = whole.split[~whole.split.isin(SPLITS)]
-        if len(unknown):
-            found = ", ".join(map(repr, unknown.unique()[:5]))
-            raise UserFault(f"data: {unknown.index[0]}: unknown split; found {found}; allowed: {', '.join(SPLITS)}")
-        return dict(list(whole.groupby("split")))
+        whole, name = tables[""], _column(repr(source), tables[""], "split", None, ["split"])
+        splits = whole[name].map(str)
+        if len(unknown := splits[~splits.isin(SPLITS)]):
+            told = f"unknown split; found {_listed(map(repr, unknown.unique()))}; allowed: {', '.join(SPLITS)}"
+            raise UserFault(f"data: {unknown.index[0]}: {told}")
+        return dict(list(whole.groupby(splits)))
     return tables
+
+
+def _is_one_thing(file: Path) -> bool:
+    """Whether a JSON file beside others holds no rows, but such as the labels' names."""
+    try:
+        held = json.loads(file.read_bytes()) if _kind(file) == ".json" else [{}]
+    except (ValueError, RecursionError):
+        return False
+    return not (isinstance(held, list) and any(isinstance(row, dict) for row in held))
 
 
 def _kind(file: Path) -> str:
@@ -123,7 +141,7 @@ def _loaded(name: str, source: str, **files: str) -> dict[str, pd.DataFrame]:
     try:
         loaded = datasets.load_dataset(name, **files)
     except Exception as error:  # whatever a broken or empty folder makes the library raise
-        raise UserFault(f"data: {source!r} cannot be read as a data set: {first_line(error)}") from None
+        raise UserFault(f"data: {source!r} cannot be read as a data set: {_why(error, source)}") from None
     out = {}
     for split, rows in loaded.items():
         table = rows.to_pandas()
@@ -135,14 +153,26 @@ def _loaded(name: str, source: str, **files: str) -> dict[str, pd.DataFrame]:
     return out
 
 
+def _why(error: Exception, source: str) -> str:
+    """What the library said in one line; which file has other columns than the first, where that is it."""
+    if not isinstance(cast := error.__cause__, datasets.table.CastError):
+        return first_line(error)
+    other, held = cast.table_column_names, [f for f in files(source) if _kind(f) == ".parquet"]
+    place = next((str(f) for f in held if set(parquet.read_schema(f).names) == set(other)), "one file")
+    return f"{place} has columns {_listed(other)}, others have {_listed(cast.requested_column_names)}"
+
+
 def _of_file(file: Path, name: str) -> pd.DataFrame:
     if _kind(file) == ".parquet":
         return _loaded("parquet", name, data_files=str(file))["train"]
     opened = gzip.open if file.name.lower().endswith(".gz") else open
     try:
         with opened(file, "rt", encoding="utf-8-sig", newline="") as stream:
+            if "\0" in stream.read(100):
+                raise ValueError("it holds NUL characters, as UTF-16 does")
+            stream.seek(0)
             return (_cells if _kind(file) in (".csv", ".tsv") else _objects)(stream, name)
-    except (OSError, EOFError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         if isinstance(error, UserFault):
             raise
         raise UserFault(f"data: {name!r} cannot be read as {_kind(file)[1:].upper()} in UTF-8: {error}") from None
@@ -150,7 +180,9 @@ def _of_file(file: Path, name: str) -> pd.DataFrame:
 
 def _cells(stream: Any, name: str) -> pd.DataFrame:
     """Cells between commas, semicolons or tabs, as texts; what stands behind the header's last one must be empty."""
-    head, first = next(((n, line) for n, line in enumerate(stream, start=1) if line.strip()), (1, ""))
+    csv.field_size_limit(2**31 - 1)
+    lines = ((n, line) for n, line in enumerate(stream, start=1) if not re.fullmatch(r'\s*"?(sep=.?)?"?\s*', line))
+    head, first = next(lines, (1, ""))  # behind what spreadsheets put first
     if not first:
         raise UserFault(f"data: {name!r} is empty; a header and reviews are needed")
     separator = max(",;\t", key=first.count)
@@ -191,6 +223,8 @@ def _objects(stream: Any, name: str) -> pd.DataFrame:
             place = f"{name!r}, row {len(rows)}" + ("" if listed else f" (line {number})")
             if not isinstance(value, dict):
                 raise UserFault(f"data: {place}: {str(value)[:40]!r}; a JSON object with text and label is needed")
+            if found := re.search(r"[\ud800-\udfff]", "".join(map(str, [*value, *value.values()]))):
+                raise UserFault(f"data: {place}: holds {found[0]!r}, half of a character; take it away")
             rows[place] = value
     return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
 
@@ -201,12 +235,28 @@ def _objects(stream: Any, name: str) -> pd.DataFrame:
 def _column(place: str, table: pd.DataFrame, key: str, asked: str | None, common: list[str]) -> str:
     """The column that is asked for, or has the loader's own name, or else the only one with a common name."""
     columns = list(map(str, table))
-    found = [asked or common[0]] if asked or common[0] in columns else []
+    name = asked or common[0]
+    found = [name] if asked or name in columns else []
     found = found or [column for column in columns if column.strip().lower() in common]
     if len(found) == 1 and columns.count(found[0]) == 1:
         return found[0]
-    what = f"{' and '.join(map(repr, found))} are both there" if len(found) > 1 else f"no column {asked or common[0]!r}"
-    raise UserFault(f"data: {place}: {what}; its columns are {', '.join(columns)}; set {key} to one of them")
+    if not columns:
+        raise UserFault(f"data: {place}: holds no reviews; rows with a text and a label are needed")
+    what = f"{' and '.join(map(_shown, found))} are both there" if len(found) > 1 else f"no column {_shown(name)}"
+    if len(found) == 1 and (count := columns.count(found[0])):
+        raise UserFault(f"data: {place}: {count} columns are called {_shown(found[0])}; allowed: one")
+    raise UserFault(f"data: {place}: {what}; its columns are {_listed(columns)}; set {key} to one of them")
+
+
+def _shown(value: Any) -> str:
+    """A name, label or text on one line, of about 40 characters at most."""
+    said = repr(value.item() if hasattr(value, "item") else value)
+    return said if len(said) <= 42 else f"{said[:38]}...{said[-1]}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    said = ", ".join(_shown(name)[1:-1] for name in names)
+    return said if len(said) <= 240 else f"{said[:240]} ..."
 
 
 def _word(value: Any) -> str:
@@ -221,11 +271,11 @@ def _word(value: Any) -> str:
 def _meaning(source: str, values: Counter, positive: tuple[str, ...] | None) -> dict[str, int]:
     """What each label stands for: 1 positive, 0 negative, -1 neither."""
     known = sorted(set(values) - {""})
-    shown = ", ".join(map(repr, known[:8])) + (", ..." if known[8:] else "")
+    shown = _listed(map(repr, known))
     if positive:
         chosen = set(map(_word, positive))
         if wrong := sorted(chosen - set(known)):
-            raise UserFault(f"positive: {wrong[0]!r} is no label in {source!r}; found {shown}")
+            raise UserFault(f"positive: {_shown(wrong[0])} is no label in {source!r}; found {shown}")
         return {word: int(word in chosen) for word in known}
     points = {word: float(word) for word in known if re.fullmatch(r"\d+(\.\d+)?", word) and 1 <= float(word) <= 10}
     top, half = max(points.values(), default=0), sum(values.values()) / 2
@@ -246,13 +296,13 @@ def _frame(place: str, table: pd.DataFrame, text: str, label: str | None, meanin
     words = table[label].map(_word) if label else pd.Series("", table.index)
     blank = said.str.fullmatch(r"(?:<br\s*/?>|\s)*")
     if not len(table) or said.str.fullmatch(r"[-+\d.,\s]+").all():
-        raise UserFault(f"data: {place}, column {text!r}: holds no text; set text_column to one that does")
+        raise UserFault(f"data: {place}, column {_shown(text)}: holds no text; set text_column to one that does")
     wrong = blank if label is None else blank | ~words.isin(list(meaning))
     if wrong.any():
         at = table[wrong.to_numpy()].iloc[0]
-        found = f"{text} {str(at[text])[:30]!r}" + (f" with {label} {at[label]!r}" if label else "")
+        found = " with ".join(f"{_listed([name])} {_shown(at[name])}" for name in (text, label) if name)
         there = sorted(set(words) & set(meaning))
-        labels = ", ".join(there if len(there) > 1 else ["0", "1"])
+        labels = _listed(there if len(there) > 1 else ["0", "1"])
         allowed = f"labels allowed here: {labels}; text must not be empty, blank or a number"
         raise UserFault(f"data: {at.name}: {found}; {allowed}")
     frame = pd.DataFrame({"text": said.array, "label": words.map(meaning).array if label else NEITHER})

@@ -16,7 +16,7 @@ from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.world.known import GENERATORS
 from alignkit.world.own import SPLITS, Columns, read
-from alignkit.world.reach import check_data
+from alignkit.world.reach import check_data, stamp
 
 datasets.disable_progress_bars()
 
@@ -73,7 +73,7 @@ def fingerprint(source: str, **sizes: int | None) -> str:
 
 def _stamp(source: str) -> paths.Stamp:
     """With it in a cache's key, an edited file is read again."""
-    return () if source in GENERATORS else paths.stamp(source)
+    return () if source in GENERATORS else stamp(source)
 
 
 @lru_cache(maxsize=8)
@@ -90,7 +90,7 @@ def _load(source: str, _: paths.Stamp, sizes: tuple[int | None, ...]) -> dict[st
     """Cleaned reviews by split, in the order of their texts, so that where they lie and in which order says nothing."""
     if source in GENERATORS:
         return _load_generated(source, sizes)
-    if not Path(source).expanduser().exists():
+    if not Path(paths.expanded(source)).exists():
         check_data(source)
     frames = {name: _sorted(_clean(frame)) for name, frame in read(source, Columns())[0].items()}
     seen: set[str] = set()

@@ -181,6 +181,13 @@ def test_what_the_reviews_are_too_few_for_is_one_line(
     assert said.startswith(line)
 
 
+def test_texts_without_blanks_are_told_that_words_need_them(place: Path):
+    texts = [f"\u8fd9\u90e8\u7535\u5f71{i}\u5f88\u597d\u770b" for i in range(400)]
+    pd.DataFrame({"text": texts, "label": [0, 1] * 200}).to_csv("r.csv", index=False)
+    for line in told(given("r.csv", "4_warp")):
+        assert ", and 0 are; allowed: longer reviews with blanks between the words, or policy_tokenizer: bpe" in line
+
+
 def test_tweets_are_told_what_makes_them_long_enough_and_then_are(place: Path):
     words = [f"film {i} was very good today said john" for i in range(400)]
     pd.DataFrame({"text": words, "label": [0, 1] * 200}).to_csv("r.csv", index=False)
@@ -222,3 +229,19 @@ def test_a_model_is_tried_once_and_again_when_it_has_changed(place: Path, monkey
     save(place / "policy", new_policy(tokenizer, width=8, layers=2, heads=1, positions=128), tokenizer)
     given("pocket", "4_warp", train_reviews=200, policy="policy").check_reach()
     assert tried == ["policy"] * 2
+
+
+@pytest.mark.parametrize("key", ["policy", "reward_model"])
+def test_a_token_of_a_foreign_model_that_reviews_spell_is_told(
+    key: str, place: Path, reviews: pd.DataFrame, monkeypatch
+):
+    tokenizer = train_tokenizer("word", ["a good film ."], 100)
+    tokenizer.add_special_tokens({"eos_token": "~END~"})
+    save(place / "model", new_policy(tokenizer, width=8, layers=1, heads=1, positions=128), tokenizer)
+    for name in ("check_policy", "check_encoder"):
+        monkeypatch.setattr(intake.foreign, name, lambda *_, **__: None)
+    reviews.to_csv("r.csv", index=False)
+    assert len(given("r.csv", **{key: "model"}).check_reach()) == 1
+    reviews.assign(text=[*reviews.text[:-1], "good ~END~ bad"]).to_csv("r.csv", index=False)
+    (line,) = told(given("r.csv", **{key: "model"}))
+    assert line == f"{key}: 'model' has '~END~', which reviews spell, for a token; take it out of them"

@@ -84,6 +84,28 @@ def test_show_prints_every_key_with_its_words(capsys: pytest.CaptureFixture):
     assert "reward_batch = 32  # reviews a step, half of them positive" in lines
 
 
+def test_an_empty_path_is_not_the_working_folder(capsys: pytest.CaptureFixture):
+    assert main(["check", ""]) == 2
+    assert capsys.readouterr().err == "check: path: ''; allowed: a parameter file or a folder of them\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("base_seed: 99999999999999", "allowed: less than or equal to 2147483647"),
+        ("seeds: [99999999999999]", "allowed: less than or equal to 2147483647"),
+        ("positive: []", "positive: []; allowed: at least 1 item"),
+        ("positive: {a: 1}", "positive[0]: {'a': 1}; allowed: a valid string"),
+        ("text_column: ''", "text_column: '' (text); allowed: at least 1 character"),
+        ("label_column: ''", "label_column: '' (text); allowed: at least 1 character"),
+    ],
+)
+def test_values_that_would_fail_later_or_be_ignored_are_told(said: str, told: str, file: Path, capsys):
+    file.write_text(f"profile: smoke\n{said}\n")
+    (line,) = check(file, capsys)
+    assert told in line
+
+
 # Layers
 
 

@@ -1,6 +1,7 @@
 """One's own reviews: what people's files hold is read as it is meant, or one line says which row and column is not."""
 
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from alignkit.faults import UserFault
+from alignkit.world import reach
 from alignkit.world.own import Columns, read
 
 LABELS = [i % 2 for i in range(30)]
@@ -27,6 +29,16 @@ def renamed(label: str = "label", text: str = "text", **words: Any) -> str:
     """The file with other names and, by `v0` and `v1`, other labels."""
     labels = [words.get(f"v{x}", x) for x in LABELS]
     return pd.DataFrame({text: REVIEWS.text, label: labels}).to_csv(index=False)
+
+
+def damaged() -> bytes:
+    """An archive with other bytes in it."""
+    whole = gzip.compress(csv().encode())
+    return whole[:40] + b"\xff" * 20 + whole[60:]
+
+
+def objects(*rows: Any) -> str:
+    return "\n".join(map(json.dumps, rows))
 
 
 def of_lines(*lines: str, header: str = "text,label") -> str:
@@ -70,7 +82,9 @@ FORMS: dict[str, str | bytes] = {
     "blank_lines.csv": csv().replace("\n", "\n\n"),
     "index.csv": REVIEWS.to_csv(),
     "trailing_commas.csv": csv().replace("\n", ",,\n"),
+    "long.csv": csv(more="w" * 200_000),
     "trailing_commas_below.csv": csv().replace("\n", ",,\n").replace("label,,", "label"),
+    "spreadsheet.csv": "sep=,\n" + csv(),
     "reviews.jsonl": REVIEWS.to_json(orient="records", lines=True),
     "reviews.json": REVIEWS.to_json(orient="records"),
     "reviews.parquet": REVIEWS.to_parquet(),
@@ -163,6 +177,25 @@ def test_a_text_of_several_lines_stays_one(tmp_path: Path):
     assert read(source, Columns())[0]["train"].text[0] == "a film,\nas they say\n10/10"
 
 
+def test_files_beside_the_reviews_are_passed_over(tmp_path: Path):
+    put(tmp_path, "README.md", "# Reviews\n")
+    put(tmp_path, "labels.json", '{\n"0": "neg", "1": "pos"}')
+    put(tmp_path, "reviews.csv", csv())
+    assert len(read(str(tmp_path), Columns())[0]["train"]) == 24
+
+
+SPELT = (
+    "<END> <EOT> <eot> <eod> <EOS> <S> </S> [EOD] [gMASK] <<SYS>> <extra_id_0> <fim_prefix> <unused0> <think> </think> "
+    "<start_of_turn> <\uff5cend\u2581of\u2581sentence\uff5c> <|end\u00a0of\u00a0text|>"
+)
+
+
+@pytest.mark.parametrize("token", SPELT.split(" "))
+def test_each_form_of_special_tokens_is_seen(token: str, tmp_path: Path):
+    spelt = [f"a {token} b", *REVIEWS.text[1:]]
+    assert read(put(tmp_path, "r.csv", csv(text=spelt)), Columns())[0]["train"].text[0] == f"a {token[0]} {token[1:]} b"
+
+
 def test_special_tokens_in_a_text_are_text(tmp_path: Path):
     spelt = ["<|endoftext|> </s> [SEP] <s> <pad> a < b, <b> [sic]", *REVIEWS.text[1:]]
     frames, notes = read(put(tmp_path, "r.csv", csv(text=spelt)), Columns())
@@ -213,6 +246,23 @@ FAULTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "numbers": ("r.csv", csv(text=range(30)), ["column 'text': holds no text"]),
     "another encoding": ("r.csv", csv(text="caf\u00e9").encode("latin-1"), ["cannot be read as CSV in UTF-8"]),
     "a broken archive": ("r.csv.gz", b"text,label\n", ["cannot be read as CSV"]),
+    "damaged bytes": ("r.csv.gz", damaged(), ["cannot be read as CSV"]),
+    "UTF-16": ("r.csv", csv().encode("utf-16-le"), ["in UTF-8: it holds NUL characters"]),
+    "two columns of splits": (
+        "r.csv",
+        csv(a=1, b=2).replace("a,b", "split,split"),
+        ["2 columns are called 'split'; allowed: one"],
+    ),
+    "two columns of one name": ("r.csv", "text,text,label\na,b,1\n", ["2 columns are called 'text'"]),
+    "a split that is a list": ("r.jsonl", objects({"text": "a", "label": 1, "split": [0]}), ["row 0", "found '[0]'"]),
+    "half a character": (
+        "r.jsonl",
+        objects({"text": "a", "label": 1}, {"text": "b\ud800", "label": 0}),
+        ["row 1 (line 2): holds '\\ud800'"],
+    ),
+    "an empty list": ("r.json", "[]", ["holds no reviews"]),
+    "an empty object": ("r.jsonl", "{}", ["holds no reviews"]),
+    "no lines": ("r.jsonl", "", ["holds no reviews"]),
     "an unknown split": (
         "r.csv",
         csv(split=["train"] * 29 + ["dev"]),
@@ -235,6 +285,40 @@ def test_what_cannot_be_read_is_one_line_with_the_files_own_row(name: str, tmp_p
     source = put(tmp_path, file, content)
     line = fault(source)
     assert [word for word in [repr(source), *told] if word not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "asked", "told"),
+    [
+        (csv().replace("text", "t" * 100_000), {}, f"its columns are {'t' * 37}..., label;"),
+        (csv().replace("text", "\x1b[31mred"), {}, "its columns are \\x1b[31mred, label;"),
+        (csv(text=[f"{i} {'w' * 900}" for i in range(30)]), {"label": "text"}, "labels '0 wwww"),
+        (csv(), {"label": "l" * 900}, "no column 'llll"),
+        (csv(text=""), {"text": "label", "label": "text"}, "column 'label': holds no text"),
+    ],
+)
+def test_names_and_labels_are_printed_short_and_plain(content: str, asked: dict, told: str, tmp_path: Path):
+    source = put(tmp_path, "r.csv", content)
+    line = fault(source, **asked)
+    assert told in line
+    assert len(line) < 400 + len(source)
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(("labels", "told"), [([float("nan"), 1.0] * 15, "nan;"), ([7] + [0, 1] * 14 + [0], "7;")])
+def test_numbers_of_parquet_files_are_shown_plainly(labels: list, told: str, tmp_path: Path):
+    assert f"with label {told}" in fault(put(tmp_path, "r.parquet", REVIEWS.assign(label=labels).to_parquet()))
+
+
+def other_columns(folder: Path) -> None:
+    put(folder, "train.parquet", REVIEWS.to_parquet())
+    put(folder, "test.parquet", REVIEWS.assign(more=1).to_parquet())
+
+
+def too_many(folder: Path) -> None:
+    only_train(folder)
+    for i in range(10):
+        put(folder, f"{i}.txt", "")
 
 
 def only_train(folder: Path) -> None:
@@ -263,10 +347,14 @@ def a_stray_file(folder: Path) -> None:
         (only_train, "has no split 'test'; found train"),
         (no_labels_in_test, "split test: no column 'label'; its columns are text"),
         (two_kinds, "several kinds (.csv, .tsv)"),
+        (other_columns, "test.parquet has columns text, label, more, others have text, label"),
+        (too_many, "holds over 10 files"),
         (a_stray_file, "more.csv', row 0 (line 2): its file names no split, others do"),
         (lambda folder: hub_folder(folder, ["rotten", "fresh"]), "labels 'fresh', 'rotten'; set positive"),
     ],
 )
-def test_a_folder_that_cannot_be_read_is_one_line(make: Make, told: str, tmp_path: Path):
+def test_a_folder_that_cannot_be_read_is_one_line(make: Make, told: str, tmp_path: Path, monkeypatch, capfd):
+    monkeypatch.setattr(reach, "MOST_FILES", 10)
     make(tmp_path / "folder")
     assert told in fault(str(tmp_path / "folder"))
+    assert "Couldn't cast" not in capfd.readouterr().err

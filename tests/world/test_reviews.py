@@ -1,5 +1,6 @@
 """Reviews from every source: sizes, seeds, cleaning, overlaps, fingerprints and faults in one line."""
 
+import os
 import socketserver
 import threading
 import time
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
+from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
 from alignkit.world import reviews as loader
@@ -296,7 +298,7 @@ def no_test_split(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (missing_path, ["does not exist", "'pocket', a folder", "CSV", "Hub id"]),
+        (missing_path, ["does not exist", "'pocket', 'letters', a folder", "CSV", "Hub id"]),
         (empty_folder, ["is not a file or folder of reviews", ".parquet"]),
         (text_file, ["is not a file or folder of reviews", ".csv"]),
         (bytes_named_csv, ["cannot be read as CSV"]),
@@ -463,11 +465,17 @@ def test_offline_is_what_the_variable_says_in_words_or_numbers(
         reach("data", "some-one/some.thing")
 
 
-def test_a_folder_is_read_where_the_home_cannot_be_written(tmp_path: Path, alone, monkeypatch) -> None:
+CACHES = [("HOME", "home"), ("XDG_CACHE_HOME", "home"), ("HF_HOME", "home/x"), ("HF_DATASETS_CACHE", "home")]
+
+
+@pytest.mark.parametrize(("variable", "place"), CACHES)
+def test_a_folder_is_read_where_the_cache_cannot_be_written(
+    variable: str, place: str, tmp_path: Path, alone, monkeypatch
+) -> None:
     (tmp_path / "home").write_text("a file, so that nothing can be written below it")
     for name in ("HF_DATASETS_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(variable, str(tmp_path / place))
     monkeypatch.setenv("ALIGNKIT_BUILD", str(tmp_path / "build"))
     (tmp_path / "reviews").mkdir()
     for name in ("train", "test"):
@@ -476,6 +484,35 @@ def test_a_folder_is_read_where_the_home_cannot_be_written(tmp_path: Path, alone
     done = alone("-c", code)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "build" / "cache").is_dir()
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE"])
+def test_an_empty_cache_is_not_the_working_folder(variable: str, tmp_path: Path, monkeypatch) -> None:
+    for name in ("HF_DATASETS_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(variable, "")
+    monkeypatch.chdir(tmp_path)
+    settle()
+    assert variable not in os.environ
+    assert [file.name for file in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize("place", ["~nosuchuser/x", "here"])
+def test_a_relative_cache_is_named_in_full(place: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("HF_DATASETS_CACHE")
+    monkeypatch.setenv("HF_HOME", place)
+    monkeypatch.chdir(tmp_path)
+    settle()
+    assert os.environ["HF_DATASETS_CACHE"] == str(tmp_path / place / "datasets")
+
+
+@KEYS
+def test_the_home_of_nobody_is_a_path_that_does_not_exist(key: str) -> None:
+    with pytest.raises(UserFault) as fault:
+        reach(key, "~nosuchuser/x")
+    assert one_line(fault).startswith(f"{key}: '~nosuchuser/x' does not exist")
+    assert paths.absolute("~nosuchuser/x") == paths.expanded("~nosuchuser/x") == "~nosuchuser/x"
 
 
 @KEYS
