@@ -15,9 +15,6 @@ from alignkit.workflow.schema import NOTEBOOKS
 
 # What imports the libraries is imported by the command that needs it, so that a fault is told at once.
 
-LONGEST = 300
-"""Characters of a line about a file that cannot be read or written."""
-
 
 def _check(args: argparse.Namespace) -> None:
     if "" in args.path:  # which a Path takes for the working folder
@@ -41,9 +38,7 @@ def _show(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         if not os.environ.get(name, "0").isdecimal():
-            raise UserFault(
-                f"{name}: {os.environ[name]!r}; allowed: a number, as torchrun and accelerate launch set it"
-            )
+            raise UserFault(f"{name}: {os.environ[name]!r}; allowed: a number, as torchrun sets it")
     if os.environ.get("RANK", "0") != "0":  # the first of several processes says it for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     p = parameters.load(args.path, args.data)
@@ -208,12 +203,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserFault as fault:
         print(fault, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # who reads the output has read enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return 0
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        print(f"{error.filename or args.command}: {error.strerror or error}"[:LONGEST], file=sys.stderr)
+        if isinstance(error, BrokenPipeError):  # who reads the output has read enough
+            return 0
+        print(f"{error.filename or args.command}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: what has ended is kept, and the same command goes on from there", file=sys.stderr)

@@ -128,9 +128,7 @@ def reward_models(figures: Path) -> str:
 def policies(figures: Path) -> str:
     """The Markdown table of notebook 2's main rows and of WARP after its last iteration; nothing if not published."""
     found = []
-    for file in _published(figures, "2_dpo_losses"):
-        if is_variant(file.parent.name):
-            continue
+    for file in (file for file in _published(figures, "2_dpo_losses") if not is_variant(file.parent.name)):
         table = pd.read_csv(file)
         table = pd.concat([table, *(_warp(pd.read_csv(f)) for f in [file.with_name("4_warp.csv")] if f.is_file())])
         swept = r"^(?!WARP).*(?: β=| of the prompts|, η=(?!1$))"  # of a sweep its usual setting is shown

@@ -24,21 +24,17 @@ RUNS = "runs.jsonl"
 
 
 def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
-    """`_report`, by one process at a time.  Raises UserFault without a repository or such a profile."""
-    if paths.CHECKOUT is None:
-        raise UserFault("report: alignkit was installed without its repository; run this in a clone of it")
-    parameters.check_profile(profile, "report")
-    with batch.only(profile, ".report-lock"):
-        return _report(profile, jobs, hub, out)
-
-
-def _report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
     """Train, execute and publish a profile's notebooks, `jobs` processes side by side; returns whether all were.
 
     Models and data may be folders in `hub`, under the names by which the profile calls them; nothing is fetched.  As it
     goes, `out` gets the record of each run, a line each, and an archive of what there is (`pack`).  What was trained
-    before is not trained again.
+    before is not trained again.  Raises UserFault without a repository or such a profile, or while another process does
+    the same.
     """
+    if paths.CHECKOUT is None:
+        raise UserFault("report: alignkit was installed without its repository; run this in a clone of it")
+    parameters.check_profile(profile, "report")
+    _held = batch.only(profile, ".report-lock")  # released as this function ends
     kernel = paths.build() / "jupyter" / "kernels" / "python3" / "kernel.json"  # of this Python, whatever else is there
     for folder in (out, kernel.parent, paths.build() / profile / "logs"):
         folder.mkdir(parents=True, exist_ok=True)

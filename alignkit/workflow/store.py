@@ -243,10 +243,9 @@ def _tidy(home: Path) -> None:
     """Remove what runs left that were killed and, for ABANDONED days, not asked for again."""
     for folder in home.glob("tmp-*"):
         if folder.is_dir() and time.time() - folder.stat().st_mtime > ABANDONED * 86_400:
-            with suppress(Timeout, FileNotFoundError):
-                lock = FileLock(home / LOCKS / f"{folder.name.removeprefix('tmp-')}.lock")
-                with lock.acquire(timeout=0):
-                    shutil.rmtree(folder, ignore_errors=True)
+            lock = home / LOCKS / f"{folder.name.removeprefix('tmp-')}.lock"
+            with suppress(Timeout, FileNotFoundError), FileLock(lock, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def damaged(run: Run) -> list[str]:

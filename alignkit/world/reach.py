@@ -33,19 +33,18 @@ def stamp(source: str) -> paths.Stamp:
 
 
 def check_data(source: str) -> None:
-    """Raise UserFault if `source` is neither a world of `known` nor a folder, CSV file or Hub data set within reach."""
+    """Raise UserFault if `source` is neither a world of `known`, nor a folder, file or Hub data set within reach."""
     path = Path(paths.expanded(source))
-    if source in GENERATORS or path.is_dir() or (path.is_file() and path.suffix == ".csv"):
+    if source in GENERATORS or path.exists():  # what lies in files is told by their reader
         return
-    if path.exists() or not HUB_ID.fullmatch(source) or _looks_local(path):
-        what = "is not a data set" if path.exists() else "does not exist"
+    if not HUB_ID.fullmatch(source) or _looks_local(path):
         worlds = ", ".join(map(repr, GENERATORS))
         raise UserFault(
-            f"data: {source!r} {what}; allowed: {worlds}, a folder or a file of reviews (CSV, TSV, JSON, parquet), "
-            "or a Hub id such as 'stanfordnlp/imdb'"
+            f"data: {source!r} does not exist; allowed: {worlds}, a folder or a file of reviews (CSV, TSV, JSON, "
+            "parquet), or a Hub id such as 'stanfordnlp/imdb'"
         )
     cached = Path(os.environ.get("HF_DATASETS_CACHE", hub_home() / "datasets")) / source.replace("/", "___")
-    _check_hub("data", source, cached, "a local folder or CSV file that holds the reviews, or to 'pocket'")
+    _check_hub("data", source, cached, "a local folder or file that holds the reviews, or to 'pocket'")
 
 
 def check_model(key: str, name: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import paths
+from alignkit.faults import UserFault
 from alignkit.workflow import alone, batch
 
 NAMES = ["1_reward_model", "2_dpo_losses", "6_one_front"]
@@ -63,6 +64,14 @@ def test_nothing_is_started_where_something_is_out_of_reach(commands: list, tmp_
     monkeypatch.setattr(alone, "_run", lambda *command: commands.append(command))
     assert not alone.report("smoke", 2, tmp_path, tmp_path / "out")
     assert len(commands) == 1
+
+
+def test_a_second_report_is_one_line_and_starts_nothing(commands: list, tmp_path: Path):
+    with batch.only("smoke", ".report-lock"), pytest.raises(UserFault, match="another batch is running"):
+        alone.report("smoke", 2, tmp_path, tmp_path / "out")
+    assert commands == []
+    alone.report("smoke", 2, tmp_path, tmp_path / "out")
+    batch.only("smoke", ".report-lock").release()  # the report has ended
 
 
 def test_an_archive_unfolds_where_the_published_report_lies(build: Path, tmp_path: Path):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 from helpers import sources
 
 from alignkit import numerics, paths
@@ -465,6 +466,26 @@ def test_metrics_that_were_edited_in_the_record_are_not_served():
 
 
 # Killed in the middle
+
+
+def test_what_a_killed_run_left_goes_after_a_week_unless_it_is_held(build: Path):
+    (build / "store" / store.LOCKS).mkdir(parents=True)
+    left = {name: build / "store" / f"tmp-{name}" for name in ("old", "new", "held", "old-aside")}
+    for name, folder in left.items():
+        (folder / "resume").mkdir(parents=True)
+        if name != "new":
+            os.utime(folder, (time.time() - 8 * 86_400,) * 2)
+    with FileLock(build / "store" / store.LOCKS / "held.lock"):
+        store.get(train, seed=0, data=POCKET)
+    assert {name for name, folder in left.items() if folder.exists()} == {"new", "held"}
+
+
+def test_a_file_in_the_place_of_a_run_does_not_stand_in_the_way(build: Path):
+    run = store.get(train, seed=0, data=POCKET)
+    shutil.rmtree(run.folder)
+    run.folder.with_name(f"tmp-{run.id}").touch()
+    assert store.get(train, seed=0, data=POCKET) == run
+
 
 SFT = """
 import json, os, signal, sys
