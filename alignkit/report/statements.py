@@ -89,6 +89,8 @@ def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHAN
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:
     """A number for each seed as a row of differences."""
+    if values.isna().all():
+        raise Unanswered("no seed has it")
     mean, low, high = seed_interval(values)
     return pd.DataFrame([{"difference": mean, "low": low, "high": high, "seeds": len(values)}])
 
@@ -98,7 +100,7 @@ def bounded(
 ) -> Finding:
     """A finding that a number, one for each seed, lies between two bounds; words: what is said if its mean does, and if
     not; rest follows them, with {} where mean and interval go."""
-    mean, low, high = seed_interval(values)
+    mean, low, high = over_seeds(values)[["difference", "low", "high"]].iloc[0]
     holds = settled(low, high, least, most)
     told = f"{words[not least <= mean <= most]} {rest.format(interval_text(mean, low, high, digits))}"
     if holds is None:
@@ -117,16 +119,14 @@ def counted(table: pd.DataFrame, none: str, some: str, measure: str) -> Finding:
     further, it is open."""
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
-    level, unit = LEVEL[measure], UNITS[measure]
-    name = "label" if "label" in table else "method"
+    level, unit, name = LEVEL[measure], UNITS[measure], "label" if "label" in table else "method"
     clear = table[table.holm < DIFFERENT]
     told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in clear.iterrows()]
-    text = f"{some}: {', '.join(told)}" if told else none
-    text += f" ({len(clear)} of {len(table)} after Holm)"
+    text = f"{f'{some}: ' + ', '.join(told) if told else none} ({len(clear)} of {len(table)} after Holm)"
     holds = settled(table.low.min(), table.high.max(), -level, level)
     if holds:
         return Finding(f"{text}, and none by more than {level:g} {unit}.", True, len(clear))
     if told:
         return Finding(f"{text}.", False, len(clear))
-    furthest = max(-table.low.min(), table.high.max())
-    return Finding(f"{text}; but up to {furthest:.2f} {unit} is not excluded.", None, len(clear))
+    furthest = f"{max(-table.low.min(), table.high.max()):.2f} {unit}"
+    return Finding(f"{text}; but up to {furthest} is not excluded.", None, len(clear))
