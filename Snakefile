@@ -11,10 +11,11 @@ import sys
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import batch, parameters
+from alignkit.world.reach import absolute
 
 PROFILE = config.get("profile", "pocket")
 # By the environment, so that no shell reads it as part of a command.
-DATA = os.environ["DATA"] = paths.absolute(os.environ.get("DATA", ""))
+DATA = os.environ["DATA"] = absolute(os.environ.get("DATA", ""))
 try:
     PINNED = numerics.chosen() == "portable"
     parameters.check_profile(PROFILE)

@@ -12,6 +12,7 @@ from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS
+from alignkit.world.reach import absolute
 
 # What imports the libraries is imported by the command that needs it, so that a fault is told at once.
 
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     add = command("check", _check, "check parameter files; one line for each fault")
     add("path", nargs="+", help="a parameter file or a folder of them")
-    add("--data", type=paths.absolute, help="in place of the files' own data")
+    add("--data", type=absolute, help="in place of the files' own data")
     add("--reach", action="store_true", help="also try whether data and models can be reached and used")
 
     add = command("show", _show, "a notebook's parameters with their words")
@@ -155,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = command("train", _train, "train the runs of one notebook for one seed into the store")
     add("path", type=Path, help="a parameter file")
     add("--seed", type=int, required=True, help="one seed; any, whatever the file's own seeds are")
-    add("--data", type=paths.absolute, help="in place of the file's own data")
+    add("--data", type=absolute, help="in place of the file's own data")
 
     add = command("tune", _tune, "try every method's settings on tuning seeds, write tuning.csv")
     add("profile")
@@ -164,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = command("execute", _execute, "execute one notebook into the build folder")
     add("profile")
     add("notebook", choices=NOTEBOOKS, metavar="notebook", help=", ".join(NOTEBOOKS))
-    add("--data", type=paths.absolute, help="in place of the profile's own data")
+    add("--data", type=absolute, help="in place of the profile's own data")
     add("--key", help="only if what the notebook depends on has this key still")
 
     command("publish", _publish, "copy executed notebooks, figures and tables out of the build folder")("profile")

@@ -36,11 +36,5 @@ def expanded(source: str) -> str:
     return os.path.expanduser(source)  # noqa: PTH111  Path's raises where there is none
 
 
-def absolute(source: str) -> str:
-    """A local path in full; the names of the pocket world and of Hub data as they are."""
-    path = Path(expanded(source))
-    return str(path.resolve()) if source not in ("", "pocket") and path.exists() else source
-
-
 Stamp = tuple[tuple[str, int, int], ...]
 """Name, time (ns) and size (bytes) of each file at a local path."""

@@ -133,9 +133,8 @@ def twice_the_pairs_raise_reward(tables: Tables) -> Finding:
     """Do twice the pairs raise the reward, at as many steps?"""
     gains = rows_of(tables("2_size_gain"), measure="reward").nlargest(1, "share")
     kl = rows_of(tables("2_size_gain"), measure="kl").nlargest(1, "share").difference.iloc[0]
-    share = f"{gains.share.iloc[0]:.0%} of them, at as many steps,"
-    rest = f"the reward (and moves the KL by {kl:+.2f} nats)"
-    return difference(gains, "DPO on all pairs instead of " + share, rest)
+    subject = f"DPO on all pairs instead of {gains.share.iloc[0]:.0%} of them, at as many steps,"
+    return difference(gains, subject, f"the reward (and moves the KL by {kl:+.2f} nats)")
 
 
 def on_policy_gains_more(tables: Tables) -> Finding:

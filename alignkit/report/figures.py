@@ -35,9 +35,10 @@ _saved: list[str] = []
 def house_style() -> None:
     """Set fonts, grid and palette; makes PNG and SVG repeat byte for byte."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    style = {"figure.figsize": (7.2, 4.2), "figure.constrained_layout.use": True, "axes.titlesize": "medium"}
-    repeated = {"svg.hashsalt": "alignkit", "svg.fonttype": "none"}
-    plt.rcParams.update({**style, "legend.frameon": False, **repeated})
+    plt.rcParams.update({
+        "figure.figsize": (7.2, 4.2), "figure.constrained_layout.use": True, "axes.titlesize": "medium",
+        "legend.frameon": False, "svg.hashsalt": "alignkit", "svg.fonttype": "none",
+    })  # fmt: skip
 
 
 def save_figure(figure: Figure, name: str, *, alt: str, profile: str) -> None:

@@ -119,10 +119,12 @@ def counted(table: pd.DataFrame, none: str, some: str, measure: str) -> Finding:
     further, it is open."""
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
-    level, unit, name = LEVEL[measure], UNITS[measure], "label" if "label" in table else "method"
+    level, unit = LEVEL[measure], UNITS[measure]
+    name = "label" if "label" in table else "method"
     clear = table[table.holm < DIFFERENT]
     told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in clear.iterrows()]
-    text = f"{f'{some}: ' + ', '.join(told) if told else none} ({len(clear)} of {len(table)} after Holm)"
+    text = f"{some}: {', '.join(told)}" if told else none
+    text += f" ({len(clear)} of {len(table)} after Holm)"
     holds = settled(table.low.min(), table.high.max(), -level, level)
     if holds:
         return Finding(f"{text}, and none by more than {level:g} {unit}.", True, len(clear))

@@ -15,7 +15,7 @@ from threading import Lock
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow import batch, parameters
+from alignkit.workflow import batch
 from alignkit.workflow.schema import Rewarded
 
 TOLD = "pairwise_accuracy test_cross_entropy accuracy reward gold kl".split()
@@ -28,12 +28,10 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
 
     Models and data may be folders in `hub`, under the names by which the profile calls them; nothing is fetched.  As it
     goes, `out` gets the record of each run, a line each, and an archive of what there is (`pack`).  What was trained
-    before is not trained again.  Raises UserFault without a repository or such a profile, or while another process does
-    the same.
+    before is not trained again.  Raises UserFault without a repository, or while another process does the same.
     """
     if paths.CHECKOUT is None:
         raise UserFault("report: alignkit was installed without its repository; run this in a clone of it")
-    parameters.check_profile(profile, "report")
     _held = batch.only(profile, ".report-lock")  # released as this function ends
     kernel = paths.build() / "jupyter" / "kernels" / "python3" / "kernel.json"  # of this Python, whatever else is there
     for folder in (out, kernel.parent, paths.build() / profile / "logs"):
@@ -76,8 +74,8 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
                 time.sleep(2)
                 ended = all(job.done() for job in done.values())
                 if _tell(out, seen) or ended:
-                    jobs = [job for each in (*trained.values(), done.values()) for job in each]
-                    print(f"{sum(job.done() for job in jobs)} of {len(jobs)} jobs have ended", flush=True)
+                    over = [job.done() for each in (*trained.values(), done.values()) for job in each]
+                    print(f"{sum(over)} of {len(over)} jobs have ended", flush=True)
                     pack(profile, out)
         finally:
             workers.shutdown(cancel_futures=True)

@@ -15,6 +15,7 @@ from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.workflow import checksums, identity, parameters
 from alignkit.workflow.schema import NOTEBOOKS, World
+from alignkit.world.known import GENERATORS
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INJECTED = "injected-parameters"
@@ -76,7 +77,7 @@ def training_key(notebook: str, profile: str, data: str = "") -> str:
 def _given(p: World) -> bytes:
     """Parameters, what lies at a local path among them, and the lock."""
     told = json.dumps(p.model_dump(), sort_keys=True)
-    for source in sorted({p.data, p.policy, p.reward_model} - {"pocket", "scratch"}):
+    for source in sorted({p.data, p.policy, p.reward_model} - {*GENERATORS, "scratch"}):
         told += f"{source} {checksums.content(source)}"
     return told.encode() + (paths.CHECKOUT / "requirements.lock").read_bytes()
 

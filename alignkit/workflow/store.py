@@ -132,8 +132,7 @@ def identify(train: Callable[..., Any], settings: Any = None, **inputs: Any) -> 
     """Everything that the result depends on, as JSON values: a run by its files, reviews by what they say."""
     counted = {k: v.fingerprint() if isinstance(v, Reviews) else v for k, v in inputs.items()}
     given = {} if settings is None else _as_dict(settings)
-    data = [value.source for value in inputs.values() if isinstance(value, Reviews)]
-    worlds = [source if source in TRUTHS else READ for source in data]
+    worlds = [v.source if v.source in TRUTHS else READ for v in inputs.values() if isinstance(v, Reviews)]
     words = frozenset(value for value in (*given.values(), *inputs.values(), *worlds) if isinstance(value, str))
     return {
         "function": train.__name__,

@@ -34,7 +34,7 @@ READ = "reviews that are read"
 TRUTHS: dict[str, Truth | None] = {
     "pocket": Truth(pocket.gold_reward, pocket.well_formed, pocket.log_probability),
     "letters": Truth(letters.gold_reward, letters.well_formed, letters.log_probability),
-    "reviews that are read": None,
+    "reviews that are read": None,  # READ, spelt out: the entries that a run counts are told apart by their text
 }
 """Kept apart from GENERATORS: what the truth is decides about evaluations in that world, and retrains nothing."""
 

@@ -18,6 +18,12 @@ MOST_FILES = 10_000
 """So that a home folder, named by mistake, is told at once."""
 
 
+def absolute(source: str) -> str:
+    """A local path in full; the names of a world of `known` and of Hub data as they are."""
+    path = Path(paths.expanded(source))
+    return str(path.resolve()) if source and source not in GENERATORS and path.exists() else source
+
+
 def files(source: str) -> list[Path]:
     """The files at a local path, in order; none where nothing lies.  Raises UserFault for a folder of too many."""
     path = Path(paths.expanded(source))

@@ -13,11 +13,6 @@ from alignkit.__main__ import main
 FILE = str(paths.PARAMS / "smoke" / "1_reward_model.yaml")
 
 
-def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "alignkit", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(
     "profile", ["./pocket", "pocket/", "smoke/../pocket", "../figures/pocket", "..", "", "a" * 300]
 )
@@ -63,15 +58,17 @@ def test_a_build_folder_that_is_a_file_is_one_line(command, tmp_path: Path, monk
     [("ALIGNKIT_NUMERICS", ["show", FILE]), ("WORLD_SIZE", ["train", FILE, "--seed", "0"]),
      ("RANK", ["train", FILE, "--seed", "0"])],
 )  # fmt: skip
-def test_a_variable_with_a_value_that_is_none_is_one_line(name: str, arguments: list[str]):
-    told = typed(*arguments, **{name: "x"})
+def test_a_variable_with_a_value_that_is_none_is_one_line(name: str, arguments: list[str], alone, monkeypatch):
+    monkeypatch.setenv(name, "x")
+    told = alone("-m", "alignkit", *arguments)
     assert told.returncode == 2
     (line,) = told.stderr.splitlines()
     assert line.startswith(f"{name}: 'x'; allowed: ")
 
 
-def test_a_terminal_without_greek_letters_is_printed_to():
-    told = typed("show", str(paths.PARAMS / "smoke" / "2_dpo_losses.yaml"), PYTHONIOENCODING="ascii")
+def test_a_terminal_without_greek_letters_is_printed_to(alone, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    told = alone("-m", "alignkit", "show", str(paths.PARAMS / "smoke" / "2_dpo_losses.yaml"))
     assert (told.returncode, told.stderr) == (0, "")
     assert "\\u" in told.stdout
 

@@ -18,8 +18,9 @@ from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
 from alignkit.world import reviews as loader
 from alignkit.world import settle
+from alignkit.world.known import GENERATORS
 from alignkit.world.models import train_tokenizer
-from alignkit.world.reach import check_data, check_model
+from alignkit.world.reach import absolute, check_data, check_model
 from alignkit.world.reviews import SPLITS, fingerprint, load_reviews, prompts
 
 POCKET = {"train_reviews": 400, "test_reviews": 200, "unsupervised_reviews": 100}
@@ -512,7 +513,15 @@ def test_the_home_of_nobody_is_a_path_that_does_not_exist(key: str) -> None:
     with pytest.raises(UserFault) as fault:
         reach(key, "~nosuchuser/x")
     assert one_line(fault).startswith(f"{key}: '~nosuchuser/x' does not exist")
-    assert paths.absolute("~nosuchuser/x") == paths.expanded("~nosuchuser/x") == "~nosuchuser/x"
+    assert absolute("~nosuchuser/x") == paths.expanded("~nosuchuser/x") == "~nosuchuser/x"
+
+
+@pytest.mark.parametrize("world", list(GENERATORS))
+def test_a_folder_of_a_worlds_name_is_not_taken_for_it(world: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / world).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert absolute(world) == world
+    assert absolute(f"./{world}") == str(tmp_path / world)
 
 
 @KEYS
