@@ -67,7 +67,7 @@ test-fast: environment
 
 ## faults at random, many of each: files damaged, processes killed, any value at any key; up to half an hour
 torture: environment
-	@ALIGNKIT_TORTURE=1 pytest tests/workflow/test_torture.py tests/workflow/test_parameters.py
+	@ALIGNKIT_TORTURE=1 pytest tests/workflow/test_torture.py tests/workflow/test_parameters.py tests/workflow/test_hosted.py
 
 ## the report in figures/$(PROFILE) against the committed one, and which findings no longer hold
 verify: environment
@@ -99,6 +99,6 @@ $(READY):
 	@rm -f .venv/ready-*
 	@touch $@
 
-SNAKEMAKE = snakemake --cores "$$JOBS" --keep-going --rerun-triggers params --rerun-incomplete --nolock --quiet host rules progress
+SNAKEMAKE = snakemake --cores "$$JOBS" --keep-going --rerun-triggers params --rerun-incomplete --nolock --quiet host rules
 # Files of tests side by side; each stays with one process, which makes what its tests share once.
 PYTEST = pytest -n "$$JOBS" --dist loadfile --no-loadscope-reorder

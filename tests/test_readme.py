@@ -43,6 +43,11 @@ def test_each_is_at_most_five_lines():
     assert [len(block.splitlines()) for block in BLOCKS if len(block.splitlines()) > 5] == []
 
 
+def test_no_line_of_code_scrolls_sideways():
+    code = re.findall(r"(?s)```\w*\n(.*?)```", TEXT)
+    assert [line for block in code for line in block.splitlines() if len(line) > 80] == []
+
+
 def test_own_reviews(monkeypatch: pytest.MonkeyPatch):
     p = told(monkeypatch, REVIEWS)
     assert {name: len(split) for name, split in p.reviews().load(seed=0).items()} == {"train": 7_200, "test": 1_800}

@@ -107,11 +107,13 @@ def _number(x: float, digits: int) -> str:
 
 
 def save_table(table: pd.DataFrame, name: str, *, profile: str) -> None:
-    """Save <name>.csv among the profile's figures, with as many digits as a reader can use."""
+    """Save <name>.csv among the profile's figures, with as many digits as a reader can use; say what diverged in it."""
     file = _folder(profile) / f"{name}.csv"
     table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
     beside = "../figures/pocket/" if profile == "pocket" else ""  # pages of other profiles lie beside their tables
     _saved[:] = [f"[{file.name}]({beside}{file.name})"]
+    if lost := np.sum(table.get("status") == "diverged"):
+        say(f"{lost} of the {len(table)} rows of {_saved[-1]} diverged: no numbers, and no place in a figure.")
 
 
 def _folder(profile: str) -> Path:
@@ -206,7 +208,8 @@ def fronts(
             means = joined.groupby(along)[sorted({x, y} - {along})].mean().reset_index()
             line = {"linestyle": "none" if name in apart else "-", "linewidth": 1.2}
             axis.plot(means[x], means[y], marker=marker, color=colour, markersize=5, label=name, **line)
-            _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
+            if (rows[along] == marked).any():
+                _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
         if len(start):
             axis.plot(start[x].mean(), start[y].mean(), "k*", markersize=9, label="sft")
         axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
@@ -215,8 +218,6 @@ def fronts(
 
 
 def _mark(axis: Axes, rows: pd.DataFrame, x: str, y: str, colour: Any, marker: str) -> None:
-    if rows.empty:
-        return
     (mx, *low_high_x), (my, *low_high_y) = seed_interval(rows[x]), seed_interval(rows[y])
     axis.plot(low_high_x, [my, my], color=colour, linewidth=1.4)
     axis.plot([mx, mx], low_high_y, color=colour, linewidth=1.4)

@@ -18,13 +18,16 @@ from sklearn.pipeline import Pipeline
 from transformers import AutoTokenizer
 
 from alignkit.metrics import expected_calibration_error, pairwise_accuracy, sign_accuracy
-from alignkit.report.looks import COLOURS, NEGATIVE, POSITIVE
+from alignkit.report.looks import NEGATIVE, POSITIVE
 from alignkit.report.policies import Runs, shared, supervised, whole
 from alignkit.training.evaluate import SamplingSettings, sample_completions
 from alignkit.training.reward import RewardSettings, pair_count, score_with, sign_boundary, train_reward, zero_of
 from alignkit.workflow.schema import RewardModel
 from alignkit.workflow.store import Run, get
 from alignkit.world.known import Truth
+
+TRAINED = ("reviews", "epochs", "forwards_per_epoch", "pairs_per_epoch", "status")
+"""What tables tell of how a reward model was trained."""
 
 
 def recipe(p: RewardModel, seed: int) -> Runs:
@@ -96,11 +99,8 @@ def run_rows(runs: Mapping[int, Runs], rewards: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (seed, name), test in rewards.groupby(["seed", "method"], sort=False):
         metrics = runs[seed][name].metrics
-        trained = {
-            key: metrics[key] for key in ("reviews", "epochs", "forwards_per_epoch", "pairs_per_epoch", "status")
-        }
-        sound = metrics["status"] == "ok"
-        measured = quality(test.reward.to_numpy(), test.label.to_numpy()) if sound else {}
+        trained = {key: metrics[key] for key in TRAINED}
+        measured = quality(test.reward.to_numpy(), test.label.to_numpy()) if metrics["status"] == "ok" else {}
         rows.append({"method": name, "seed": seed, **trained, **measured})
     return pd.DataFrame(rows)
 
@@ -178,9 +178,8 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
     table = pd.DataFrame([{"seed": first[run], **run.metrics} for run in each])
     read = list(texts[: int(table.texts.iloc[0])])
     table["nats_a_character"] = table.test_cross_entropy / [characters_a_token(run, read) for run in each]
-    table = table.drop(columns=["status", "diverged_at"], errors="ignore").rename(
-        columns={"tokens_trained": "tokens_seen"}
-    )
+    table = table.drop(columns=["status", "diverged_at"], errors="ignore")
+    table = table.rename(columns={"tokens_trained": "tokens_seen"})
     if truth:
         nats = truth.log_probability([text.split()[0] for text in read], prefix=True) - truth.log_probability(read)
         table["entropy"] = nats.sum() / sum(len(text.split()) for text in read)
@@ -251,10 +250,9 @@ def reliability_diagram(bins: pd.DataFrame) -> Figure:
     """Reliability diagram; columns seed, predicted, observed, low, high."""
     figure, axis = plt.subplots(figsize=(4.8, 4.6))
     axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle=":", label="calibrated")
-    for i, (seed, one) in enumerate(bins.groupby("seed")):
-        colour = COLOURS[i % len(COLOURS)]
+    for seed, one in bins.groupby("seed"):
         bars = [one.observed - one.low, one.high - one.observed]
-        axis.errorbar(one.predicted, one.observed, yerr=bars, fmt="o-", color=colour, label=f"seed {seed}")
+        axis.errorbar(one.predicted, one.observed, yerr=bars, fmt="o-", label=f"seed {seed}")
     axis.set(xlabel="predicted P(positive) = σ(reward)", ylabel="observed share of positives", xlim=(0, 1), ylim=(0, 1))
     axis.legend()
     return figure

@@ -159,9 +159,8 @@ def padding_table(policy: Path, text: str, prompt_tokens: int, pads: Sequence[in
     out = []
     for n in pads:
         # Beside a prompt that is n tokens longer, the text gets n tokens of padding.
-        both = pd.DataFrame(
-            {"prompt_ids": [prompt, [*prompt, *prompt * n][: len(prompt) + n]], "completion_ids": [completion] * 2}
-        )
+        longer = (prompt * (n + 1))[: len(prompt) + n]
+        both = pd.DataFrame({"prompt_ids": [prompt, longer], "completion_ids": [completion] * 2})
         with torch.no_grad():
             ours = completion_sums(model, model, both)[0][0].item()
             row, mask = pad_left([prompt + completion, [0] * (n + len(ids))], tokenizer.pad_token_id)

@@ -10,14 +10,15 @@ LEAST_BPE = 259
 
 def found(p: schema.Rewarded) -> Iterator[str]:
     """One line for each pair of values that do not go together."""
-    if p.policy_width % p.policy_heads:
-        yield f"policy_width: {p.policy_width} is not a multiple of policy_heads ({p.policy_heads})"
+    for model, width, heads in (("policy", p.policy_width, p.policy_heads), ("reward", p.reward_width, p.reward_heads)):
+        if width % heads:
+            yield f"{model}_width: {width} is not a multiple of {model}_heads ({heads})"
     if p.policy == "scratch" and p.policy_tokenizer == "bpe" and p.policy_vocab < LEAST_BPE:
         yield f"policy_vocab: {p.policy_vocab}; with bpe {LEAST_BPE} or more (256 bytes, 3 special tokens)"
-    if len(set(p.seeds)) < len(p.seeds):
-        yield f"seeds: {p.seeds} names a seed twice"
-    if p.reward_width % p.reward_heads:
-        yield f"reward_width: {p.reward_width} is not a multiple of reward_heads ({p.reward_heads})"
+    for name, values in ((name, values) for name, values in p if isinstance(values, list)):
+        # Methods are named by six digits of their numbers.
+        if len({f"{x:g}" if isinstance(x, float) else x for x in values}) < len(values):
+            yield f"{name}: {values} has a value twice"
     room = max(128, p.sft_tokens) - 20
     if p.policy == "scratch" and p.new_tokens > room:
         yield f"new_tokens: {p.new_tokens}; beside a prompt of 20 tokens there is room for {room}"

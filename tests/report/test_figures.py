@@ -168,6 +168,15 @@ def test_of_a_long_table_ten_rows_are_shown_and_the_rest_is_linked(shown: list[s
     assert len(cells(shown[-1])) == 14
 
 
+def test_what_diverged_is_told_where_its_table_is_saved(shown: list[str], tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.paths, "figures", lambda profile: tmp_path)
+    table = pd.DataFrame({"method": ["a", "b", "c"], "status": ["ok", "diverged", "ok"]})
+    figures.save_table(table[::2], "9_a", profile="smoke")
+    assert shown == []
+    figures.save_table(table, "9_a", profile="smoke")
+    assert shown == ["1 of the 3 rows of [9_a.csv](9_a.csv) diverged: no numbers, and no place in a figure."]
+
+
 def test_a_column_has_as_many_digits_as_it_needs_and_no_more_than_asked(shown: list[str]):
     figures.show_table(pd.DataFrame({"beta": [0.5, 2.0], "epsilon": [0.05, 0.1], "kl": [1 / 3, 0.5], "n": [1e4, 2]}))
     assert cells(shown[0])[1:] == [["0.5", "0.05", "0.333", "10,000"], ["2.0", "0.10", "0.500", "2"]]

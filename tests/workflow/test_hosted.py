@@ -8,12 +8,14 @@ import sys
 import sysconfig
 import tomllib
 import venv
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 import yaml
+from helpers import times
 from nbformat.v4 import new_code_cell
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -21,6 +23,7 @@ from packaging.specifiers import SpecifierSet
 from alignkit import ADDRESS
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "1_reward_model.ipynb", as_version=4)
 INSTALL = next(cell.source for cell in NOTEBOOK.cells if cell.id == "install")
 HOSTS = {"COLAB_RELEASE_TAG": "release-colab_20260101", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
@@ -105,6 +108,17 @@ def test_a_notebook_starts_from_a_wheel_without_a_clone(host: str, elsewhere: Pa
     )
     page.cells.append(new_code_cell(told))
     execute(elsewhere, page, folder, host, build_wheel(tmp_path))
+
+
+@pytest.mark.batch
+def test_whole_notebooks_run_from_a_wheel_without_a_clone(elsewhere: Path, tmp_path: Path, monkeypatch):
+    """One of them; all seven, one after the other in one folder, under `make torture`."""
+    monkeypatch.delenv("ALIGNKIT_BUILD", raising=False)
+    folder, wheel = tmp_path / "here", build_wheel(tmp_path)
+    folder.mkdir()
+    for file, host in zip(PAGES[: times(1, 7)], cycle(HOSTS), strict=False):
+        execute(elsewhere, nbformat.read(file, as_version=4), folder, host, wheel)
+        assert list((folder / "build" / "smoke" / "figures").glob(f"{file.stem[0]}_findings.csv"))
 
 
 # What is there

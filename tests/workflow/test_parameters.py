@@ -231,6 +231,7 @@ FAULTS = {
     "a value of many letters": (f"sft_batch: {'x' * 5000}", ["sft_batch: 'xxxx", "..."]),
     "a wrong item of a list": ("seeds: [0, one]", ["seeds[1]: 'one' (text)", "integer"]),
     "a seed given twice": ("seeds: [1, 0, 1]", ["seeds: [1, 0, 1]", "twice"]),
+    "a value given twice": ("curve_reviews: [400, 1000, 400]", ["curve_reviews: [400, 1000, 400]", "twice"]),
     "a key given twice": ("sft_batch: 64\nsft_lr: 0.1\nsft_batch: 32", ["sft_batch: given twice"]),
     "a policy width that its heads do not divide": ("policy_width: 130", ["policy_width: 130", "policy_heads (4)"]),
     "more held-out reviews than there are": ("held_out: 30000", ["held_out: 30000", "train_reviews (25000)"]),
