@@ -14,6 +14,9 @@ from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS
 from alignkit.world.reach import absolute
 
+IN_A_CLONE = ("execute", "publish", "report", "replicate", "verify", "tune", "html")
+"""The commands that read or write files of the repository beside the package."""
+
 # What imports the libraries is imported by the command that needs it, so that a fault is told at once.
 
 
@@ -103,8 +106,6 @@ def _replicate(args: argparse.Namespace) -> None:
 
 
 def _html(_: argparse.Namespace) -> None:
-    if paths.CHECKOUT is None:
-        raise UserFault("html: there is no repository around alignkit; clone it, and run make html there")
     from alignkit.report import page
 
     _tell(page.publish())
@@ -198,6 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
         numerics.chosen()
         if getattr(args, "profile", None) is not None:
             parameters.check_profile(args.profile, args.command)
+        if args.command in IN_A_CLONE and paths.CHECKOUT is None:
+            raise UserFault(f"{args.command}: alignkit was installed without its repository; run this in a clone of it")
         code = args.run(args) or 0
         sys.stdout.flush()
         return code

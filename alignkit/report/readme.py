@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from alignkit import paths
-from alignkit.report import replication, tables
-from alignkit.report.statements import family_of_warp
+from alignkit.report import findings, replication, tables
+from alignkit.report.statements import Unanswered, family_of_warp
 from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
@@ -101,8 +101,10 @@ def efficiencies(figures: Path) -> str:
         if "KL 1" not in columns or "draws" not in table:
             continue
         kept = table.dropna(subset=columns, how="all")
-        warp = file.with_name("4_warp.csv")
-        own = family_of_warp(pd.read_csv(warp)) if warp.is_file() else ""
+        try:
+            own = family_of_warp(findings.of_folders(file.parent)("4_warp"))
+        except Unanswered:
+            own = ""
         whole = (kept.seeds == kept.seeds.max()) & (kept.family.str.contains(FAMILIES) | (kept.family == own))
         kept = kept[whole | kept.family.isin([f"{name}, tuned" for name in TUNED])]
         kept = kept.sort_values(["KL 1", columns[0]], ascending=False)

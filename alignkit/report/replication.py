@@ -85,10 +85,8 @@ def told(found: pd.DataFrame) -> str:
 def replicate(profile: str) -> list[str]:
     """Compare a published profile with its published replica; returns the files that changed, and what to say.
 
-    Raises UserFault without a repository, or where one of both has no findings.
+    Raises UserFault where one of both has no findings.
     """
-    if paths.CHECKOUT is None:
-        raise UserFault("replicate: alignkit was installed without its repository; run this in a clone of it")
     for name in (profile, profile + REPLICA):
         if not list((paths.CHECKOUT / "figures" / name).glob("?_findings.csv")):
             raise UserFault(f"replicate: {name!r} has no findings in figures; run make report PROFILE={name} first")

@@ -14,7 +14,6 @@ from pathlib import Path
 from threading import Lock
 
 from alignkit import paths
-from alignkit.faults import UserFault
 from alignkit.workflow import batch
 from alignkit.workflow.schema import Rewarded
 
@@ -28,10 +27,8 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
 
     Models and data may be folders in `hub`, under the names by which the profile calls them; nothing is fetched.  As it
     goes, `out` gets the record of each run, a line each, and an archive of what there is (`pack`).  What was trained
-    before is not trained again.  Raises UserFault without a repository, or while another process does the same.
+    before is not trained again.  Raises UserFault while another process does the same.
     """
-    if paths.CHECKOUT is None:
-        raise UserFault("report: alignkit was installed without its repository; run this in a clone of it")
     _held = batch.only(profile, ".report-lock")  # released as this function ends
     kernel = paths.build() / "jupyter" / "kernels" / "python3" / "kernel.json"  # of this Python, whatever else is there
     for folder in (out, kernel.parent, paths.build() / profile / "logs"):

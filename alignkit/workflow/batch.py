@@ -222,10 +222,8 @@ def publish(profile: str) -> list[str]:
 
     The pocket notebooks go into notebooks/, so that what is read is what ran; those of other profiles lie beside
     their figures; of a replica, tables alone are kept.  Raises UserFault if nothing of the profile was executed, if
-    what was executed is damaged or out of date, while another batch runs, or without a repository.
+    what was executed is damaged or out of date, or while another batch runs.
     """
-    if paths.CHECKOUT is None:
-        raise UserFault("publish: alignkit was installed without its repository; run this in a clone of it")
     target = paths.CHECKOUT / "figures" / profile
     done = [n for n in NOTEBOOKS if executed(profile, n).is_file()]
     if not done:

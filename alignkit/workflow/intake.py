@@ -1,4 +1,4 @@
-"""What is checked once before anything is trained: one's own reviews, and models from elsewhere.
+"""What is checked once before anything is trained: whether the reviews are enough, and models from elsewhere.
 
 No training function reaches this.  What was found lies under `build()/cache`, by all that it depends on.
 """
@@ -65,6 +65,9 @@ def taken_in(p: schema.World) -> tuple[str, list[str]]:
 def _reviews(folder: Path, given: tuple[str, own.Columns]) -> list[str]:
     """Write reviews/ in the Hub's layout where columns are named: the loader knows the common names alone."""
     source, columns = given
+    if kept := [name for name in ("dataset_dict.json", "state.json") if Path(source, name).is_file()]:
+        allowed = "parquet, CSV or JSON files, such as dataset.to_parquet writes"
+        raise UserFault(f"data: {source!r} has a {kept[0]}, so save_to_disk wrote it; allowed: {allowed}")
     frames, notes = own.read(source, columns)
     if any(columns):
         place = folder / "reviews" / "data"
@@ -155,7 +158,8 @@ def checked(p: schema.Rewarded, models: bool) -> list[str]:
     named = [(name, checksums.content(name)) for name in (p.data, p.policy, p.reward_model)]
     if tried := models and {p.policy, p.reward_model} != {SCRATCH}:
         once(_models, p, [p.model_dump(), *named])
-    notes = taken_in(p)[1] + once(_enough, p, [p.model_dump(), *named])[1] if p.own_reviews() else []
+    notes = taken_in(p)[1] if p.own_reviews() else []
+    once(_enough, p, [p.model_dump(), *named])
     if tried and p.data not in GENERATORS:
         once(_spelt, p, [asdict(p.reviews()), *named])
     return notes

@@ -160,8 +160,6 @@ class Rewarded(World):
         if models:
             check_model("policy", self.policy)
             check_model("reward_model", self.reward_model)
-        if not self.own_reviews() and {self.policy, self.reward_model} == {"scratch"}:
-            return []
         from alignkit.workflow import intake
 
         return intake.checked(self, models)

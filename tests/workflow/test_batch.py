@@ -371,12 +371,6 @@ def test_publishing_twice_changes_nothing(profile: str, checkout: Path, build: P
     assert {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in checkout.rglob("*") if f.is_file()} == before
 
 
-def test_publishing_without_a_repository_is_one_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(paths, "CHECKOUT", None)
-    with pytest.raises(UserFault, match=r"^publish: .*without its repository"):
-        batch.publish("pocket")
-
-
 def test_a_pocket_notebook_that_ran_on_other_data_is_not_published(checkout: Path, build: Path):
     finish(build, "pocket", executed("profile = 'pocket'\ndata = 'mine.csv'"), ["1_words.png"], data="mine.csv")
     before = source().read_bytes()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import paths
-from alignkit.__main__ import main
+from alignkit.__main__ import IN_A_CLONE, main
 
 FILE = str(paths.PARAMS / "smoke" / "1_reward_model.yaml")
 
@@ -101,3 +101,12 @@ def test_what_a_variable_says_is_no_code_for_make(name: str, value: str, tmp_pat
     assert "snakemake" in told.stdout
     assert "PWNED" not in told.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", IN_A_CLONE)
+def test_what_needs_the_repository_says_so_without_one(command: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(paths, "CHECKOUT", None)
+    given = {"html": [], "execute": ["smoke", "1_reward_model"]}.get(command, ["smoke"])
+    assert main([command, *given]) == 2
+    told = f"{command}: alignkit was installed without its repository; run this in a clone of it\n"
+    assert capsys.readouterr() == ("", told)

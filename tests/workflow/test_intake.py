@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from datasets import Dataset, DatasetDict
 
 from alignkit.__main__ import main
 from alignkit.faults import UserFault
@@ -245,3 +246,39 @@ def test_a_token_of_a_foreign_model_that_reviews_spell_is_told(
     reviews.assign(text=[*reviews.text[:-1], "good ~END~ bad"]).to_csv("r.csv", index=False)
     (line,) = told(given("r.csv", **{key: "model"}))
     assert line == f"{key}: 'model' has '~END~', which reviews spell, for a token; take it out of them"
+
+
+# What a world or a data set cannot serve
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "said"),
+    [
+        ("2_dpo_losses", {"train_reviews": 1000, "sft_held_out": 500}, "sft_held_out: 500 of 500 positive"),
+        ("2_dpo_losses", {"pair_prompts": 5000}, "pair_prompts: of 2000 reviews 5000 must be longer"),
+        ("4_warp", {"prompts": 10_000, "test_reviews": 100}, "prompts: of 100 reviews 10000 must be longer"),
+        ("4_warp", {"train_reviews": 100, "unsupervised_reviews": 10, "sft_held_out": 200}, "sft_held_out: 200 of 110"),
+        ("4_warp", {"test_reviews": 4}, "data: 'pocket' has 4 test reviews; at least 20"),
+    ],
+)
+def test_a_generated_world_is_asked_for_enough_before_training(notebook: str, values: dict[str, Any], said: str):
+    p = parameters.load(parameters.paths.PARAMS / "smoke" / f"{notebook}.yaml", "", **values)
+    assert [line for line in told(p) if line.startswith(said)]
+
+
+def test_what_save_to_disk_wrote_is_told_what_to_write(place: Path, reviews: pd.DataFrame):
+    DatasetDict(train=Dataset.from_pandas(reviews[:400]), test=Dataset.from_pandas(reviews[400:])).save_to_disk("disk")
+    for folder, file in (("disk", "dataset_dict.json"), ("disk/test", "state.json")):
+        (line,) = told(given(place / folder))
+        assert f"has a {file}, so save_to_disk wrote it; allowed: parquet, CSV or JSON files" in line
+
+
+def test_reviews_and_a_policy_below_the_home_are_found(place: Path, reviews: pd.DataFrame, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    reviews.to_csv(place / "own.csv", index=False)
+    tokenizer = train_tokenizer("word", list(reviews.text), 500)
+    save(place / "policy", new_policy(tokenizer, width=8, layers=1, heads=1, positions=128), tokenizer)
+    p = given("~/own.csv", policy="~/policy")
+    p.check_reach()
+    assert (p.data, p.policy) == (str(place / "own.csv"), str(place / "policy"))
+    assert len(p.reviews().load(0)["train"]) == 400

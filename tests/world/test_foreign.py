@@ -170,11 +170,17 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
 
 
 def test_a_policy_that_ends_at_once_passes(tmp_path: Path):
-    name = policy(tmp_path, "OPT")
+    name = policy(tmp_path, "GPT-2")
     model, tokenizer = load_policy(name)
+    with torch.no_grad():  # whatever it reads, its last layer says the end
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(3000 * model.transformer.wte.weight[tokenizer.eos_token_id])
+    save(tmp_path, model, tokenizer)
     drawn = sample(model, tokenizer, TEXTS[:2], k=1, max_new_tokens=4, seed=0)
-    assert sequence_log_probs(model, drawn.prompt_ids.tolist(), [[tokenizer.eos_token_id]] * 2).shape == (2,)
-    check(name, new_tokens=1)
+    assert drawn.completion.tolist() == ["", ""]
+    ended = sequence_log_probs(model, drawn.prompt_ids.tolist(), [[tokenizer.eos_token_id]] * 2)
+    assert ended.tolist() == pytest.approx([0, 0], abs=1e-4)
+    check(name, new_tokens=8)
 
 
 # Encoders
