@@ -64,7 +64,7 @@ DRAWN = (
 def recipe(p: OneFront, seed: int) -> Runs:
     """The tilted policies and the pool; the other policies come from the tables of the other notebooks."""
     runs = policies.started(p, seed)
-    for policy in sweep(p, seed, runs):
+    for policy in over_beta(p, seed, runs):
         name = f"β={policy.settings['beta']:g}"
         runs |= {name: policy.trained[0], name + EVALUATION: policy.evaluation}
     others = [*approach(p, seed, runs), *as_tuned(p, seed)]
@@ -93,6 +93,11 @@ def one_of(name: str, n: int) -> str:
 
 
 def sweep(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
+    """The notebook's own policies: anchored RLOO over β; and those of `approach`, where no notebook 5 tells them."""
+    return over_beta(p, seed, runs) + ([] if "5_improvements" in followed(p.profile) else approach(p, seed, runs))
+
+
+def over_beta(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
     """Anchored RLOO for each β, in the order of `front_betas`."""
     found = []
     for beta in p.front_betas:

@@ -68,6 +68,7 @@ def elsewhere(figures: Path) -> str:
     parts = []
     if variants := [profile for profile in held if is_variant(profile)]:
         wide = pd.concat({profile: held[profile].set_index("statement").there for profile in variants}, axis=1)
+        wide = wide.fillna("not asked")  # by a report of fewer notebooks
         names = {"statement": "finding that holds in pocket: does it hold there?"}
         names |= {profile: f"{profile}: {_counts(held[profile])}" for profile in variants}
         parts.append(markdown([wide.reset_index()], names))

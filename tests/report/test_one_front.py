@@ -1,6 +1,7 @@
 """Reading fronts: areas, ceilings, and what may not lie above the optimum."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -182,3 +183,11 @@ def test_a_setting_has_its_mean_over_seeds_and_their_t_interval():
         seed_interval(np.array([1.0, 2, 3]))[1:]
     )
     assert found.loc[found.eta == 1, ["reward_low", "reward_high"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(("followed", "own"), [(["4_warp"], ["over β", "towards"]), (["5_improvements"], ["over β"])])
+def test_the_way_to_the_optimum_is_on_the_front_whoever_tells_it(followed, own, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(one_front, "over_beta", lambda *_: ["over β"])
+    monkeypatch.setattr(one_front, "approach", lambda *_: ["towards"])
+    monkeypatch.setattr(one_front, "followed", lambda profile: followed)
+    assert one_front.sweep(SimpleNamespace(profile="x"), 0, {}) == own
