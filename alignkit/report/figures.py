@@ -208,8 +208,7 @@ def fronts(
             means = joined.groupby(along)[sorted({x, y} - {along})].mean().reset_index()
             line = {"linestyle": "none" if name in apart else "-", "linewidth": 1.2}
             axis.plot(means[x], means[y], marker=marker, color=colour, markersize=5, label=name, **line)
-            if (rows[along] == marked).any():
-                _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
+            _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
         if len(start):
             axis.plot(start[x].mean(), start[y].mean(), "k*", markersize=9, label="sft")
         axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
@@ -218,6 +217,8 @@ def fronts(
 
 
 def _mark(axis: Axes, rows: pd.DataFrame, x: str, y: str, colour: Any, marker: str) -> None:
+    if rows.empty:
+        return
     (mx, *low_high_x), (my, *low_high_y) = seed_interval(rows[x]), seed_interval(rows[y])
     axis.plot(low_high_x, [my, my], color=colour, linewidth=1.4)
     axis.plot([mx, mx], low_high_y, color=colour, linewidth=1.4)

@@ -22,10 +22,10 @@ def found(notebook: str, tables: Tables) -> pd.DataFrame:
         row = {"id": claim.__name__, "notebook": notebook}
         try:
             rows.append(row | claim(tables)._asdict())
-        except (Unanswered, KeyError, IndexError, AttributeError) as fault:
-            # The others: no such column or row, as at sizes that reach no KL of 1.
-            reason = fault if isinstance(fault, Unanswered) else "its tables do not reach so far"
+        except Unanswered as reason:
             rows.append(row | {"statement": f"Open: {claim.__doc__} ({reason})"})
+        except (KeyError, IndexError, AttributeError):  # no such column or row, as at sizes that reach no KL of 1
+            rows.append(row | {"statement": f"Open: {claim.__doc__} (its tables do not reach so far)"})
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object})
 
 

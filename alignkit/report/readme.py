@@ -182,7 +182,10 @@ def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> str:
 
 def speeds(figures: Path) -> str:
     """Medians and quartiles of the ratios that `make bench` measured; benchmarks/ lies beside `figures`."""
-    rows = pd.read_csv(figures.with_name("benchmarks") / "peers.csv")
+    file = figures.with_name("benchmarks") / "peers.csv"
+    if not file.is_file():
+        return ""
+    rows = pd.read_csv(file)
     cells = rows.assign(cell=[tables.interval_text(r.ratio, r.low, r.high, 2) for r in rows.itertuples()])
     wide = cells.pivot(index="benchmark", columns="column", values="cell").loc[rows.benchmark.unique()]
     wide = wide[rows.column.unique()].fillna("").reset_index()
@@ -191,7 +194,10 @@ def speeds(figures: Path) -> str:
 
 def estimates(figures: Path) -> str:
     """What each notebook of imdb is estimated to take, with one seed and with all (`benchmarks/estimates.py`)."""
-    table = pd.read_csv(figures.with_name("benchmarks") / "estimates.csv")
+    file = figures.with_name("benchmarks") / "estimates.csv"
+    if not file.is_file():
+        return ""
+    table = pd.read_csv(file)
     total = table.groupby("seeds", as_index=False).sum().assign(notebook="all", peak_gb=table.peak_gb.max())
     rows = pd.concat([table, total]).set_index(["notebook", "seeds"])
     rows = rows.map(lambda number: f"{number:,.0f}" if number >= 10 else f"{number:.2g}")

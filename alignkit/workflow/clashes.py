@@ -15,9 +15,10 @@ def found(p: schema.Rewarded) -> Iterator[str]:
             yield f"{model}_width: {width} is not a multiple of {model}_heads ({heads})"
     if p.policy == "scratch" and p.policy_tokenizer == "bpe" and p.policy_vocab < LEAST_BPE:
         yield f"policy_vocab: {p.policy_vocab}; with bpe {LEAST_BPE} or more (256 bytes, 3 special tokens)"
-    for name, values in ((name, values) for name, values in p if isinstance(values, list)):
+    for name, values in p:
         # Methods are named by six digits of their numbers.
-        if len({f"{x:g}" if isinstance(x, float) else x for x in values}) < len(values):
+        named = [f"{x:g}" if isinstance(x, float) else x for x in values] if isinstance(values, list) else []
+        if len(set(named)) < len(named):
             yield f"{name}: {values} has a value twice"
     room = max(128, p.sft_tokens) - 20
     if p.policy == "scratch" and p.new_tokens > room:

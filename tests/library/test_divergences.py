@@ -279,7 +279,7 @@ def test_pearsons_optimum_is_found_where_every_response_has_mass():
 @pytest.mark.parametrize(
     ("name", "alpha", "told"),
     [
-        ("kl", None, "allowed: .*reverse_kl, forward_kl"),
+        ("kl", None, "allowed: reverse_kl, forward_kl"),
         ("alpha", None, "alpha > 0"),
         ("alpha", -0.5, "alpha > 0"),
         ("alpha", float("nan"), "alpha > 0"),
