@@ -35,6 +35,14 @@ if LOCK:
 (paths.build() / PROFILE / "logs").mkdir(exist_ok=True)
 
 
+# The last line of a job's log says what failed; one that was killed could say nothing.
+LOGGED = (
+    " > {params.log:q} 2>&1 || {{ code=$?; [ $code -le 128 ] || [ $code = 130 ] || echo 'killed by signal '"
+    "$((code - 128))'; if memory ran short, fewer JOBS need less; what has ended is kept' >> {params.log:q}; "
+    "tail -n 1 {params.log:q} >&2; exit 1; }}"
+)
+
+
 wildcard_constraints:
     key="[0-9a-f]{16}",
     seed=r"\d+",
@@ -84,8 +92,7 @@ rule train:
     threads: lambda w: 1 if PINNED else max(1, workflow.cores // len(VALUES[w.notebook].training_seeds()))
     shell:
         "echo 'train {wildcards.notebook}, seed {wildcards.seed}'; "
-        'python -m alignkit train {params.file:q} --seed {wildcards.seed} ${{DATA:+--data "$DATA"}}'
-        " > {params.log:q} 2>&1 || {{ tail -n 1 {params.log:q} >&2; exit 1; }}"
+        'python -m alignkit train {params.file:q} --seed {wildcards.seed} ${{DATA:+--data "$DATA"}}' + LOGGED
 
 
 rule notebook:
@@ -101,4 +108,4 @@ rule notebook:
     shell:
         "echo 'execute {wildcards.notebook}'; "
         "python -m alignkit execute {PROFILE} {wildcards.notebook} --key {wildcards.key}"
-        ' ${{DATA:+--data "$DATA"}} > {params.log:q} 2>&1 || {{ tail -n 1 {params.log:q} >&2; exit 1; }}'
+        ' ${{DATA:+--data "$DATA"}}' + LOGGED

@@ -96,7 +96,7 @@ def _run(profile: str, *command: str) -> bool:
     with log.open("wb") as stream:
         how = {"env": os.environ | own, "stdout": stream, "stderr": subprocess.STDOUT, "check": False}
         code = subprocess.run([sys.executable, "-m", "alignkit", *command], **how).returncode
-    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+    last = [f"killed by signal {-code}"] if code < 0 else log.read_text("utf-8", "replace").strip().splitlines()[-3:]
     print(time.strftime("%X"), f"{name}: {f'failed, {last}' if code else 'done'}", flush=True)
     return code == 0
 

@@ -714,6 +714,20 @@ def test_a_failing_notebook_stays_with_the_failing_cell_named(smoke: Batch, tmp_
 
 
 @pytest.mark.batch
+def test_a_job_that_was_killed_is_told(copy_checkout: Callable[[Path], Path], tmp_path: Path):
+    broken = start(copy_checkout(tmp_path / "checkout"), tmp_path / "build")
+    for notebook in set((broken.root / "notebooks").glob("*.ipynb")) - {
+        broken.root / "notebooks" / f"{NOTEBOOK}.ipynb"
+    }:
+        notebook.unlink()
+    recipes = broken.root / "alignkit" / "report" / "reward_model.py"
+    recipes.write_text("import os\n\nos.kill(os.getpid(), 9)\n\n\ndef recipe():\n    pass\n")
+    done = broken.snakemake()
+    assert done.returncode != 0
+    assert "killed by signal 9; if memory ran short, fewer JOBS need less; what has ended is kept" in done.stderr
+
+
+@pytest.mark.batch
 def test_publishing_puts_notebook_figures_and_tables_side_by_side(smoke: Batch):
     publish = ("python", "-m", "alignkit", "publish", "smoke")
     done = smoke.run(*publish)

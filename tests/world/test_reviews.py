@@ -466,6 +466,16 @@ def test_offline_is_what_the_variable_says_in_words_or_numbers(
         reach("data", "some-one/some.thing")
 
 
+def test_training_reports_nothing_to_the_hub(alone, monkeypatch) -> None:
+    """Its thread and libraries that empty the environment for a moment end a process now and then."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    code = "import threading, alignkit.training.dpo; from huggingface_hub.utils import send_telemetry"
+    done = alone("-c", f"{code}; before = threading.active_count(); send_telemetry('trainer'); "
+                 "assert threading.active_count() == before")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 CACHES = [("HOME", "home"), ("XDG_CACHE_HOME", "home"), ("HF_HOME", "home/x"), ("HF_DATASETS_CACHE", "home")]
 
 
