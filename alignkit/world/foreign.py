@@ -127,7 +127,7 @@ def _of_policy(
         if not alone[i].isfinite().all():
             yield "gives log-probs that are not finite"
         if _far(padded[i, : len(row)], alone[i]) or _far(scored[i], own.double().sum().cpu()):
-            yield "scores a text otherwise in a padded batch than alone"
+            yield "scores a text otherwise in a padded batch than alone; allowed: one that padding does not move"
         if _far(own[:, 0], told.max(dim=1).values):
             yield "draws tokens by other probabilities than it scores them with"
     if lora:

@@ -28,8 +28,9 @@ SPLITS = ("train", "test", "unsupervised")
 TEXT = "text review review_text reviewtext review_body sentence content comment body tweet".split()
 LABEL = "label sentiment stars star_rating rating polarity score".split()
 """Names of columns that are taken by themselves, in any case."""
-WORDS = {"0": 0, "1": 1, "false": 0, "true": 1, "neg": 0, "pos": 1, "negative": 0, "positive": 1, "bad": 0, "good": 1}
 NEITHER = -1
+WORDS = {"0": 0, "1": 1, "false": 0, "true": 1, "neg": 0, "pos": 1, "negative": 0, "positive": 1, "bad": 0, "good": 1}
+WORDS |= {"neutral": NEITHER, "mixed": NEITHER}
 KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 FEW = 12
 """A column of at most so many different values can tell whether a line is a row of its own."""
@@ -250,7 +251,8 @@ def _column(place: str, table: pd.DataFrame, key: str, asked: str | None, common
 
 def _shown(value: Any) -> str:
     """A name, label or text on one line, of about 40 characters at most."""
-    said = repr(value.item() if hasattr(value, "item") else value)
+    plain = repr(value.tolist() if hasattr(value, "tolist") else value)
+    said = "missing" if plain in ("None", "nan", "<NA>") else plain
     return said if len(said) <= 42 else f"{said[:38]}...{said[-1]}"
 
 
@@ -284,7 +286,7 @@ def _meaning(source: str, values: Counter, positive: tuple[str, ...] | None) -> 
         ends = 6 if top <= 5 else 11
         return {word: NEITHER if abs(2 * x - ends) < 2 else int(2 * x > ends) for word, x in points.items()}
     understood = [word for word in known if word in WORDS]
-    both = {WORDS[word] for word in understood} == {0, 1}
+    both = {WORDS[word] for word in understood} >= {0, 1}
     if understood != known and (not both or sum(map(values.get, understood)) < half):
         raise UserFault(f"data: {source!r}: labels {shown}; set positive to those that stand for a positive review")
     return WORDS

@@ -133,6 +133,14 @@ def test_the_middle_of_stars_and_points_is_left_out_and_told(top: int, out: set[
     assert f"left out: {', '.join(map(str, sorted(out)))})" in notes[0]
 
 
+def test_neutral_reviews_are_left_out_and_told(tmp_path: Path):
+    labels = ["negative", "Neutral", "positive"] * 10
+    frames, notes = read(put(tmp_path, "r.csv", csv(label=labels)), Columns())
+    rows = {**dict(frames["train"].to_numpy()), **dict(frames["test"].to_numpy())}
+    assert rows == {text: int(x == "positive") for text, x in zip(REVIEWS.text, labels, strict=True) if x != "Neutral"}
+    assert "(positive: positive; negative: negative; left out: neutral)" in notes[0]
+
+
 def test_columns_and_labels_are_named_by_parameters(tmp_path: Path):
     source = put(tmp_path, "r.csv", renamed("mood", "words", v0="rotten", v1="Fresh"))
     assert "no column 'text'; its columns are words, mood; set text_column" in fault(source)
@@ -305,9 +313,16 @@ def test_names_and_labels_are_printed_short_and_plain(content: str, asked: dict,
     assert line.isprintable()
 
 
-@pytest.mark.parametrize(("labels", "told"), [([float("nan"), 1.0] * 15, "nan;"), ([7] + [0, 1] * 14 + [0], "7;")])
+@pytest.mark.parametrize(("labels", "told"), [([float("nan"), 1.0] * 15, "missing;"), ([7] + [0, 1] * 14 + [0], "7;")])
 def test_numbers_of_parquet_files_are_shown_plainly(labels: list, told: str, tmp_path: Path):
     assert f"with label {told}" in fault(put(tmp_path, "r.parquet", REVIEWS.assign(label=labels).to_parquet()))
+
+
+@pytest.mark.parametrize(("text", "told"), [(None, "missing"), (["one", "two"], "['one', 'two']")])
+def test_a_text_of_a_parquet_file_that_is_none_is_shown(text: object, told: str, tmp_path: Path):
+    texts = [text, *REVIEWS.text[1:]] if text is None else [text] * len(REVIEWS)
+    source = put(tmp_path, "r.parquet", REVIEWS.assign(text=texts).to_parquet())
+    assert f"row 0: text {told} with label" in fault(source)
 
 
 def other_columns(folder: Path) -> None:
