@@ -152,18 +152,21 @@ def imitation_reaches_more_gold(tables: Tables) -> Finding:
     return difference(row, "Fine-tuning on positive reviews", f"DPO, at {at}", words)
 
 
+def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:
+    """That no divergence has more reward than reverse KL at equal KL, by its differences; names those with less."""
+    rows = rows_of(table, measure="reward")
+    above = rows.assign(holm=rows.holm.where(rows.difference > 0, 1.0), low=rows.low.clip(lower=0))
+    less = rows[(rows.difference < 0) & (rows.holm < DIFFERENT)]
+    none = f"No divergence gains measurably more reward than reverse KL at the same KL{under}"
+    some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
+    found = counted(above, none, some, "reward")
+    told = ", ".join(f"{row.label} ({row.difference:+.2f})" for row in less.itertuples())
+    return found._replace(statement=found.statement + (f" Less: {told}." if told else ""))
+
+
 def divergences_gain_no_more(tables: Tables) -> Finding:
     """Which divergence gains more reward than reverse KL, at the same KL?"""
-    table = rows_of(tables("3_matched"), measure="reward")
-    above = table.assign(holm=table.holm.where(table.difference > 0, 1.0), low=table.low.clip(lower=0))
-    none = "No divergence gains measurably more reward than reverse KL at the same KL"
-    found = counted(above, none, "Divergences that gain more reward than reverse KL at the same KL", "reward")
-    less = [
-        f"{row.label} ({row.difference:+.2f})"
-        for row in table[table.difference < 0].itertuples()
-        if row.holm < DIFFERENT
-    ]
-    return found._replace(statement=found.statement + (f" Less: {', '.join(less)}." if less else ""))
+    return _gains_no_more(tables("3_matched"))
 
 
 def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
@@ -249,6 +252,11 @@ def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
     return plain(ratio, ratio <= 1.15, words, f"the most that a method saw are {ratio:.2f} times the fewest")
 
 
+def ipo_and_kto_gain_no_more(tables: Tables) -> Finding:
+    """Under which divergence do IPO and KTO gain more reward than under reverse KL, at the same KL?"""
+    return _gains_no_more(tables("5_losses_against"), " with the losses of IPO and KTO")
+
+
 CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     "0_primer": (implicit_reward_follows_the_reward,),
     "1_reward_model": (
@@ -266,6 +274,7 @@ CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     ),
     "5_improvements": (
         anchored_beats_warp, anchored_beats_warp_in_gold, confirmation_is_at_equal_tokens, no_single_change_moves_warp,
+        ipo_and_kto_gain_no_more,
     ),
     "6_one_front": claims_of_front.CLAIMS,
 }  # fmt: skip

@@ -73,9 +73,8 @@ def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     rows = tables("6_tuned_order")
     where = f"the possible gain from WARP at KL {rows.at_kl.iloc[0]:g} with {rows.seeds.max():.0f} seeds"
     none = f"Tuned alike (four settings each), no method differs measurably in its share of {where}"
-    return counted(
-        rows, none, f"Tuned alike (four settings each), methods that differ in their share of {where}", "share"
-    )
+    some = f"Tuned alike (four settings each), methods that differ in their share of {where}"
+    return counted(rows, none, some, "share")
 
 
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
@@ -125,9 +124,8 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     own, size = f"the best policy used with one draw ({family})", interval_text(part, low, high, 2)
     text = f"Of the gold that {own} misses at a KL of {kl:g}, the proxy loses {size}, optimisation the rest."
     if part > 1:
-        text = (
-            f"At a KL of {kl:g}, {own} keeps more gold than the proxy's own optimum, which misses {size} times as much."
-        )
+        missed = f"the proxy's own optimum, which misses {size} times as much"
+        text = f"At a KL of {kl:g}, {own} keeps more gold than {missed}."
     return Finding(text, settled(low, high, least=0.5), part, low, high, len(parts))
 
 

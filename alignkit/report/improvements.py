@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 
@@ -48,7 +49,7 @@ def strength_to_beta(name: str, strength: float) -> float:
 
 
 def methods(p: Improvements) -> list[Method]:
-    """The common sweeps, new divergences over β, and two other losses under several divergences."""
+    """The common sweeps, new divergences over β, and two other losses under several divergences, over β as well."""
     found = policies.common_sweeps(p)
     for name in NEW_DIVERGENCES:
         alpha = {"alpha": p.chi_alpha} if name == "chi_alpha" else {}
@@ -56,10 +57,10 @@ def methods(p: Improvements) -> list[Method]:
         for b in (strength_to_beta(name, s) for s in strengths):
             usual = {"main": name in PROMISING, "family": f"DPO, {name}"}
             found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha), **usual))
-    for loss in OTHER_LOSSES:
-        for name in ("reverse_kl", "js", "chi_po"):
-            b = strength_to_beta(name, p.main_beta)
-            found.append(Method(f"{loss}, {name}", f_dpo(name, b, loss=loss), family=f"DPO, {loss}, {name}"))
+    for loss, strengths in zip(OTHER_LOSSES, (p.ipo_strengths, p.strengths), strict=True):
+        for name, s in product(("reverse_kl", "js", "chi_po"), strengths):
+            b, usual = strength_to_beta(name, s), {"main": len(strengths) > 1, "family": f"DPO, {loss}, {name}"}
+            found.append(Method(f"{loss}, {name} β={b:g}", f_dpo(name, b, loss=loss), **usual))
     return found
 
 
@@ -100,6 +101,13 @@ def ideas(p: Improvements) -> list[Variation]:
           for k in p.rloo_samples if k != p.main_samples),
     ]  # fmt: skip
     return [idea._replace(family=idea.family or idea.name) for idea in found]
+
+
+def lengths(p: Improvements) -> list[Variation]:
+    """WARP + RLOO with other T, each for the first seed; unlike `ideas` not at equal tokens."""
+    rloo = next(idea for idea in ideas(p) if idea.name == WITH_RLOO)._replace(main=False)
+    named = {f"{WITH_RLOO}, T={steps}": {**rloo.changes, "steps": steps} for steps in p.rloo_steps}
+    return [rloo._replace(name=name, changes=changes, family=name) for name, changes in named.items()]
 
 
 def unused_seeds(p: Improvements) -> list[int]:
@@ -204,7 +212,7 @@ def recipe(p: Improvements, seed: int) -> Runs:
 
 def beyond_pairs(p: Improvements, seed: int, sft: Run, reward: Run) -> list[tuple[str, Run]]:
     """Variations of WARP, the arc through its iterates, weak proxies and what is trained on them."""
-    found = policies.on_fronts(p, seed, sft, reward, ideas(p))
+    found = policies.on_fronts(p, seed, sft, reward, [*ideas(p), *lengths(p)])
     named = [pair for policy in found for pair in policies.parts(policy)]
     named += [pair for policy in towards_optimum(p, seed, sft, reward) for pair in steps_of(policy)]
     if seed == p.seeds[0]:

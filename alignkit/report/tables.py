@@ -209,14 +209,12 @@ class Fit(NamedTuple):
 def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> Fit:
     """Fit d (α - β log d) ("rl") or d (α - β d) ("bon") to gains over SFT at given KLs, both (points,).
 
-    Raises ValueError for another form or fewer than three points.
+    All is NaN where fewer than three points have a KL of LEAST_KL or more.
     """
-    if form not in BENDS:
-        raise ValueError(f"form: {form!r}; allowed: {', '.join(BENDS)}")
     kl, gain = np.asarray(kl, dtype=float), np.asarray(gain, dtype=float)
     used = kl >= LEAST_KL
     if used.sum() < 3:
-        raise ValueError(f"a fit needs 3 points with a KL of {LEAST_KL} or more, got {used.sum()}")
+        return Fit(*[np.nan] * 4)
     d, gain = np.sqrt(kl[used]), gain[used]
     (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d * BENDS[form](d)], axis=1), gain, rcond=None)
     beta = -minus_beta
@@ -235,15 +233,13 @@ def curve(kl: np.ndarray, alpha: float, beta: float, form: str = "rl") -> np.nda
 
 
 def fits(table: pd.DataFrame) -> pd.DataFrame:
-    """Gao et al.'s d (α - β log d) fitted to the gain in gold for each family and seed; columns of `Fit` (NaN with
-    fewer than three points), and most_kl.
+    """Gao et al.'s d (α - β log d) fitted to the gain in gold for each family and seed; columns of `Fit`, and most_kl.
 
     `table` has columns family, seed, kl, gold, SFT's rows ("sft") among them.
     """
     out = []
     for name, seed, start, rows in _lines(table[table.status == "ok"], "family"):
-        few = (rows.kl >= LEAST_KL).sum() < 3
-        found = Fit(*[np.nan] * 4) if few else fit(rows.kl, rows.gold - start.gold.iloc[0])
+        found = fit(rows.kl, rows.gold - start.gold.iloc[0])
         out.append({"family": name, "seed": seed, **found._asdict(), "most_kl": rows.kl.max(), "status": "ok"})
     return pd.DataFrame(out)
 

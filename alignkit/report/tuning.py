@@ -36,8 +36,6 @@ LEAST_REACH = 0.25
 TIE = 0.01
 """Share of the optimal gain by which the best setting has to beat the profile's own."""
 FILE = "tuning"
-POOL = 256
-"""Completions of a test prompt by SFT for the optimal frontier."""
 SETTING = ("rate", "epochs", "beta", "mu", "steps")
 
 
@@ -145,10 +143,9 @@ GRIDS: tuple[Grid, ...] = (on_divergences, on_losses, by_policy_gradient)
 
 
 def frontier(of: World, seed: int) -> pd.DataFrame:
-    """The optimal frontier of one seed from draws of its supervised policy alone."""
+    """The optimal frontier of one seed from draws of its supervised policy alone, twice as many as the report has."""
     p = values(of, "6_one_front", seed)
-    size = POOL if of.profile != "smoke" else p.pool_reference
-    settings = PoolSettings((size,), p.prompts, p.new_tokens, p.reward_tokens)
+    settings = PoolSettings((2 * p.pool_reference,), p.prompts, p.new_tokens, p.reward_tokens)
     models = {"policies": [policies.supervised(p, seed)], "reward": policies.rewarding(p, seed)}
     pool = load_pool(get(draw_pool, settings, **policies.shared(p, seed), **models).path)
     return optimal_frontier(pool.reward, p.frontier_betas)

@@ -227,9 +227,8 @@ def publish(profile: str) -> list[str]:
     target = paths.CHECKOUT / "figures" / profile
     done = [n for n in NOTEBOOKS if executed(profile, n).is_file()]
     if not done:
-        raise UserFault(
-            f"publish: no executed notebook of profile {profile!r} in {paths.build()}; run make report first"
-        )
+        where = f"of profile {profile!r} in {paths.build()}"
+        raise UserFault(f"publish: no executed notebook {where}; run make report first")
     with only(profile):
         for name in done:
             check_executed(profile, name)

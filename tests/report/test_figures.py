@@ -50,6 +50,7 @@ def drawn_together(profile: str) -> dict[str, list[str]]:
         "4_iterations": ["REINFORCE, EMA anchor", *(f"WARP, iteration {i + 1}" for i in range(p4.warp_iterations))],
         "4_runs_and_steps": [f"M={m}" for m in p4.run_counts],
         "5_divergences": sigmoid,
+        "5_losses": [m.family for m in improvements.methods(p5) if m.settings["loss"] != "sigmoid"],
         "5_fronts": [*improvements.COMPARED, improvements.ANCHORED],
         "6_one_front": [*one_front.DRAWN, one_front.warp(p6),
                         one_front.one_of(f"{one_front.APPROACHED}, β={p6.approach_betas[-1]:g}", max(p6.resample))],
