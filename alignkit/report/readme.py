@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from alignkit import paths
-from alignkit.report import findings, replication, tables
-from alignkit.report.statements import Unanswered, family_of_warp
+from alignkit.report import replication, tables
 from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
@@ -31,7 +30,7 @@ MAIN = (
 ).split()
 """The findings that the README tells; figures/<profile>/findings.csv has all."""
 FAMILIES = (
-    r"^(?:distilled|fine-tuning|RLOO in |SFT, |best of n$|anchored|regression|WARP, μ=|REINFORCE, EMA anchor$"
+    r"^(?:distilled|fine-tuning|RLOO in |SFT, |best of n$|anchored|regression|WARP, (?:μ|T)=|REINFORCE, EMA anchor$"
     r"|DPO, (?:on-policy|sigmoid loss|reverse_kl|js|forward_kl)$)"
 )
 """The families that the README tells, without the variations of one; figures/<profile>/6_efficiency.csv has all."""
@@ -90,30 +89,30 @@ def _counts(table: pd.DataFrame) -> str:
 
 
 def efficiencies(figures: Path) -> str:
-    """The Markdown table of notebook 6: methods with all seeds, and tuned ones, by their efficiency at the middle KL.
-
-    WARP as notebook 4 runs it is told besides FAMILIES, since every finding compares with it.  What has no policy at
-    the middle KL stands last.
-    """
-    parts = []
-    for file in _published(figures, "6_efficiency"):
-        table = pd.read_csv(file)
-        columns = [c for c in ("KL 0.25", "KL 0.5", "KL 1", "KL 2") if c in table and table[c].notna().any()]
-        if "KL 1" not in columns or "draws" not in table:
-            continue
-        kept = table.dropna(subset=columns, how="all")
-        try:
-            own = family_of_warp(findings.of_folders(file.parent)("4_warp"))
-        except Unanswered:
-            own = ""
-        whole = (kept.seeds == kept.seeds.max()) & (kept.family.str.contains(FAMILIES) | (kept.family == own))
-        kept = kept[whole | kept.family.isin([f"{name}, tuned" for name in TUNED])]
-        kept = kept.sort_values(["KL 1", columns[0]], ascending=False)
-        # Of the numbers of draws the largest; notebook 6 has all.
-        shown = tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
-        names = {"family": f"{file.parent.name}: share of the optimal gain", "seeds": "seeds"}
-        parts.append(markdown([shown], names | dict(zip(columns, columns, strict=True))))
+    """Markdown tables of notebook 6: shares of each report at its KLs, and at KL 1 pocket beside its variants."""
+    found = {file.parent.name: _shares(pd.read_csv(file)) for file in _published(figures, "6_efficiency")}
+    found = {profile: table for profile, table in found.items() if "KL 1" in table}
+    own = [(profile, table) for profile, table in found.items() if not is_variant(profile)]
+    parts = [markdown([table.rename(columns={"family": f"{name}: share of the optimal gain"})]) for name, table in own]
+    at_one = {p: table.set_index("family")["KL 1"] for p, table in found.items() if p == "pocket" or is_variant(p)}
+    if len(at_one) > 1:
+        wide = pd.concat(at_one, axis=1).fillna("").reset_index(names="share of the optimal gain at KL 1")
+        parts.append(markdown([wide[(wide[list(at_one)[1:]] != "").any(axis=1)]]))
     return "\n\n".join(parts)
+
+
+def _shares(table: pd.DataFrame) -> pd.DataFrame:
+    """The families of notebook 6 that the README tells, with all seeds, and tuned ones: family, seeds, shares as texts.
+
+    The best at KL 1 stand first; what has no policy there stands last.
+    """
+    columns = [c for c in ("KL 0.25", "KL 0.5", "KL 1", "KL 2") if c in table and table[c].notna().any()]
+    kept = table.dropna(subset=columns, how="all")
+    whole = (kept.seeds == kept.seeds.max()) & kept.family.str.contains(FAMILIES)
+    kept = kept[whole | kept.family.isin([f"{name}, tuned" for name in TUNED])]
+    kept = kept.sort_values([c for c in ("KL 1", columns[0]) if c in kept], ascending=False)
+    # Of the numbers of draws the largest; notebook 6 has all.
+    return tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
 
 
 def reward_models(figures: Path) -> str:
@@ -163,8 +162,7 @@ def times(figures: Path) -> str:
     once = pd.concat(parts).drop_duplicates(["profile", "id"])
     counted = once.groupby(["notebook", "profile"]).seconds.agg(["size", "sum"])
     told = [f"{runs:.0f} runs, {seconds / 60:.0f} min" for runs, seconds in counted.to_numpy()]
-    wide = counted.assign(told=told).told.unstack()[once.profile.unique()].fillna("").reset_index()
-    return markdown([wide], {name: name for name in wide.columns})
+    return markdown([counted.assign(told=told).told.unstack()[once.profile.unique()].fillna("").reset_index()])
 
 
 def _published(figures: Path, notebook: str) -> list[Path]:
@@ -173,8 +171,9 @@ def _published(figures: Path, notebook: str) -> list[Path]:
     return sorted(files, key=lambda file: (file.parent.name != "pocket", file))
 
 
-def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str]) -> str:
-    """These columns of several tables in one, under other names; "" without a table."""
+def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str] | None = None) -> str:
+    """These columns of several tables in one, under other names, or all as they are; "" without a table."""
+    columns = columns or {name: name for table in found for name in table}
     rows = [columns.values(), *(row for table in found for row in table[list(columns)].astype(str).to_numpy())]
     head, *lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|---" * len(columns) + "|", *lines]) if found else ""

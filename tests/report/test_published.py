@@ -116,12 +116,11 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
         {"id": [readme.MAIN[0], "another"], "statement": ["It is so.", "It is not."], "value": [1.0, 2]}
     )
     told.to_csv(folder / "findings.csv", index=False)
-    names = ["WARP, T=7", "fine-tuning on positive reviews", "WARP, tuned", "DPO, js"]
+    names = ["DPO, alpha 0.5", "fine-tuning on positive reviews", "WARP, tuned", "DPO, js"]
     shares = pd.DataFrame({"family": names, "KL 0.25": [0.9, 0.7, 0.6, 0.5], "KL 1": [0.9, None, 0.6, 0.5]})
     ends = {f"KL {kl}_{end}": value for kl in ("0.25", "1") for end, value in (("low", 0.1), ("high", 1.0))}
     shares = shares.assign(seeds=[3, 3, 2, 3], draws=None, **ends)
     shares.to_csv(folder / "6_efficiency.csv", index=False)
-    (folder / "4_warp.csv").write_text("method,family\n")  # a table without rows names no WARP
     found = readme.results(tmp_path)
     assert "- pocket: It is so." in found
     assert "It is not." not in found
@@ -130,7 +129,13 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
         ["| WARP, tuned", "2"], ["| DPO, js", "3"], ["| fine-tuning on positive reviews", "3"],
     ]  # fmt: skip
     assert lines[1] == "| DPO, js | 3 | 0.50 [0.10, 1.00] | 0.50 [0.10, 1.00] |"
-    assert "WARP, T=7" not in found  # a variation
+    assert "DPO, alpha 0.5" not in found  # a variation
+    (tmp_path / "pocket_other").mkdir()
+    other = shares.assign(**{"KL 1": [0.8, 0.8, None, None]})
+    other.to_csv(tmp_path / "pocket_other" / "6_efficiency.csv", index=False)
+    beside = readme.results(tmp_path).removeprefix(found).strip().splitlines()
+    assert beside[0] == "| share of the optimal gain at KL 1 | pocket | pocket_other |"
+    assert beside[2:] == ["| fine-tuning on positive reviews |  | 0.80 [0.10, 1.00] |"]  # of families that it has
 
 
 @pytest.mark.parametrize("profile", [name for name in PROFILES if (FIGURES / name / "findings.csv").is_file()])
