@@ -49,8 +49,8 @@ def pin() -> None:
     """
     # A waiting thread that spins makes a job beside another busy one ten times slower, whatever the kernels.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # trl reports every trainer to the Hub from a thread.  While that asks for a name on the network, accelerate and
-    # datasets empty the environment for a moment, and now and then the process ends at a read of it.
+    # trl reports every trainer to the Hub from a thread, in which the C library reads the environment while it looks a
+    # name up.  accelerate and datasets empty and refill that meanwhile; a read at the wrong moment ends the process.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if "WORLD_SIZE" not in os.environ:  # a trainer alone takes all GPUs that it sees, and as many times its batch
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
