@@ -71,6 +71,8 @@ def one_draw_at_warps_tokens(tables: Tables) -> Finding:
 def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     """Under the same tuning and the same budget, which method's share differs from WARP's at the least KL?"""
     rows = tables("6_tuned_order")
+    if rows.empty:
+        raise Unanswered("no method was tuned")
     where = f"the possible gain from WARP at KL {rows.at_kl.iloc[0]:g} with {rows.seeds.max():.0f} seeds"
     none = f"Tuned alike (four settings each), no method differs measurably in its share of {where}"
     some = f"Tuned alike (four settings each), methods that differ in their share of {where}"
@@ -91,7 +93,7 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")))
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
     holds = settled(row.low, row.high, -LEVEL["share"], LEVEL["share"])
-    said = "is level with" if holds else "differs from" if clear(row.low, row.high) else "is not clear of"
+    said = "is level with" if holds else "differs from" if clear(row.low, row.high) else "is not shown to be level with"
     text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
     text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
     return Finding(text, holds, row.difference, row.low, row.high, row.seeds)
@@ -122,10 +124,8 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     parts = rows_of(tables("6_losses"), family=family, at_kl=kl).part
     part, low, high = seed_interval(parts)
     own, size = f"the best policy used with one draw ({family})", interval_text(part, low, high, 2)
-    text = f"Of the gold that {own} misses at a KL of {kl:g}, the proxy loses {size}, optimisation the rest."
-    if part > 1:
-        missed = f"the proxy's own optimum, which misses {size} times as much"
-        text = f"At a KL of {kl:g}, {own} keeps more gold than {missed}."
+    text = f"Of the gold that {own} misses at a KL of {kl:g}, the proxy's share is {size}, optimisation's the rest"
+    text += " (below zero: it keeps more than the proxy's own optimum)." if low > 1 else "."
     return Finding(text, settled(low, high, least=0.5), part, low, high, len(parts))
 
 

@@ -73,6 +73,9 @@ def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> N
     line says where the others are: in the table that was saved last.
     """
     kept = table.replace("", np.nan).dropna(axis=1, how="all")
+    if table.empty:
+        say("No row: what this would compare was not trained in this profile, or not at one KL in every seed.")
+        return
     measured = kept.drop(columns=[table.columns[0], "seeds"], errors="ignore")
     kept = kept[measured.notna().any(axis=1)] if measured.shape[1] else kept
     shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})

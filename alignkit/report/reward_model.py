@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import yaml
 from datasets import DatasetDict
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
@@ -28,6 +30,8 @@ from alignkit.world.known import Truth
 
 TRAINED = ("reviews", "epochs", "forwards_per_epoch", "pairs_per_epoch", "status")
 """What tables tell of how a reward model was trained."""
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+"""By world: the texts that are put to a reward model."""
 
 
 def recipe(p: RewardModel, seed: int) -> Runs:

@@ -41,7 +41,7 @@ def rows_of(table: pd.DataFrame, **where: object) -> pd.DataFrame:
     """The rows with these values; raises Unanswered if there are none."""
     kept = table[(table[list(where)] == list(where.values())).all(axis=1)]
     if kept.empty:
-        raise Unanswered("no row with " + ", ".join(f"{column} {value}" for column, value in where.items()))
+        raise Unanswered("its table has no row of " + ", ".join(map(str, where.values())))
     return kept
 
 
@@ -100,9 +100,9 @@ def bounded(
     not; rest follows them, with {} where mean and interval go."""
     mean, low, high = over_seeds(values)[["difference", "low", "high"]].iloc[0]
     holds = settled(low, high, least, most)
-    told = f"{words[not least <= mean <= most]} {rest.format(interval_text(mean, low, high, digits))}"
+    told = f"{words[holds is False]} {rest.format(interval_text(mean, low, high, digits))}"
     if holds is None:
-        told += f", not clear of {least if np.isfinite(least) else most:g}"
+        told = f"Open: {told}, not clear of {least if np.isfinite(least) else most:g}"
     return Finding(f"{told}.", holds, mean, low, high, len(values))
 
 

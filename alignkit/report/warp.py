@@ -172,7 +172,7 @@ def padding_table(policy: Path, text: str, prompt_tokens: int, pads: Sequence[in
 def clear_of_zero(table: pd.DataFrame) -> str:
     """Which rows of a table of `matched_differences` lie clear of zero after Holm's adjustment, in words."""
     if table.holm.isna().all():
-        return "no interval, so no answer"
+        return "no interval, or nothing at one KL, so no answer"
     clear = table[table.holm < 0.05]
     told = ", ".join(f"{row.label} {row.difference:+.2f} in {row.measure}" for row in clear.itertuples())
     return f"{told or 'no difference is clear of zero'} ({len(clear)} of {len(table)} after Holm)"

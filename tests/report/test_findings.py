@@ -97,7 +97,7 @@ def matched(*rows: tuple[float, float, float]) -> Tables:
     """Rewards of losses at one KL less the sigmoid loss's: (low, high, Holm's p) of each."""
     table = pd.DataFrame(rows, columns=["low", "high", "holm"])
     named = table.assign(difference=(table.low + table.high) / 2, measure="reward", label=[*"abc"[: len(rows)]])
-    return tables(t_2_matched=named)
+    return tables(t_2_matched=named.assign(family=named.label))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_bound_on_a_number_asks_for_its_whole_interval():
     ("low", "high", "holds", "said"),
     [
         (-0.02, 0.06, True, "is level with"),
-        (-0.3, 0.06, None, "is not clear of"),
+        (-0.3, 0.06, None, "is not shown to be level with"),
         (-0.3, -0.06, None, "differs from"),
         (0.2, 0.3, False, "differs from"),
     ],
@@ -230,7 +230,7 @@ def test_rows_clear_of_zero_are_named_and_one_seed_answers_nothing():
     table = pd.DataFrame({"label": ["a", "b"], "measure": "gold", "difference": [0.5, -0.5], "holm": [0.01, 0.9]})
     assert clear_of_zero(table) == "a +0.50 in gold (1 of 2 after Holm)"
     assert clear_of_zero(table[1:]) == "no difference is clear of zero (0 of 1 after Holm)"
-    assert clear_of_zero(table.assign(holm=np.nan)) == "no interval, so no answer"
+    assert clear_of_zero(table.assign(holm=np.nan)) == "no interval, or nothing at one KL, so no answer"
 
 
 def test_on_policy_pairs_are_compared_at_the_largest_kl():

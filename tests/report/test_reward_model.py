@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from alignkit.report.reward_model import baseline_rows, pair_costs
+from alignkit.report.reward_model import TEXTS, baseline_rows, pair_costs
 from alignkit.report.tables import summary
 from alignkit.training.reward import tfidf_baseline
+from alignkit.world.known import TRUTHS
 
 
 def test_imdbs_pairs_spelled_out_cost_312_500_000_forwards():
@@ -32,3 +33,13 @@ def test_only_the_baseline_with_word_pairs_reads_a_negation():
     assert rows.pairwise_accuracy["tfidf_words"] < 0.8
     assert rows.pairwise_accuracy["tfidf_word_pairs"] == rows.pairwise_accuracy["exact posterior"] == 1
     assert (rows.reviews.drop("exact posterior") == 12).all()
+
+
+@pytest.mark.parametrize("world", TEXTS)
+def test_the_texts_that_a_reward_model_is_asked_about_are_of_its_world(world: str):
+    said, truth = TEXTS[world], TRUTHS[world]
+    written = [*said["constructions"].values(), *said["strong"], *said["more"], *said["others"].values()]
+    assert dict(zip(written, truth.well_formed(written), strict=True)) == dict.fromkeys(written, 1)
+    strong, longer = truth.gold_reward([" ".join(said["strong"]), " ".join(said["strong"] + said["more"])])
+    assert strong > longer + 10  # as many sentences as a review may have are no fault, more are
+    assert {*said["turned"], *said["turned"].values()} <= {*said["constructions"]}
