@@ -80,10 +80,10 @@ def sft_is_near_the_grammar(tables: Tables) -> Finding:
 
 def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
     """Which loss differs in reward from the sigmoid loss, at the same KL?"""
-    table = rows_of(tables("2_matched"), measure="reward")
-    none = f"None of {table.family.nunique()} other losses differs measurably in reward from DPO's at the same KL"
+    others = tables("2_matched").family.nunique()
+    none = f"None of {others} other losses differs measurably in reward from DPO's at the same KL"
     some = "Losses that differ in reward from DPO's at the same KL"
-    return counted(table, none, some, "reward")
+    return counted(rows_of(tables("2_matched"), measure="reward"), none, some, "reward")
 
 
 def _over_sft(gains: pd.DataFrame, subject: str, measure: str, kl: float) -> Finding:

@@ -90,11 +90,11 @@ def _counts(table: pd.DataFrame) -> str:
 
 def efficiencies(figures: Path) -> str:
     """Markdown tables of notebook 6: shares of each report at its KLs, and at KL 1 pocket beside its variants."""
-    found = {file.parent.name: _shares(pd.read_csv(file)) for file in _published(figures, "6_efficiency")}
-    found = {profile: table for profile, table in found.items() if "KL 1" in table}
-    own = [(profile, table) for profile, table in found.items() if not is_variant(profile)]
-    parts = [markdown([table.rename(columns={"family": f"{name}: share of the optimal gain"})]) for name, table in own]
-    at_one = {p: table.set_index("family")["KL 1"] for p, table in found.items() if p == "pocket" or is_variant(p)}
+    each = ((file.parent.name, _shares(pd.read_csv(file))) for file in _published(figures, "6_efficiency"))
+    found = [(profile, table) for profile, table in each if "KL 1" in table]
+    own = [(table, f"{profile}: share of the optimal gain") for profile, table in found if not is_variant(profile)]
+    parts = [markdown([table.rename(columns={"family": name})]) for table, name in own]
+    at_one = {f"{p}, {t.seeds.max():.0f} seeds": t.set_index("family")["KL 1"] for p, t in found if p[:6] == "pocket"}
     if len(at_one) > 1:
         wide = pd.concat(at_one, axis=1).fillna("").reset_index(names="share of the optimal gain at KL 1")
         parts.append(markdown([wide[(wide[list(at_one)[1:]] != "").any(axis=1)]]))

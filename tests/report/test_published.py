@@ -134,7 +134,7 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     other = shares.assign(**{"KL 1": [0.8, 0.8, None, None]})
     other.to_csv(tmp_path / "pocket_other" / "6_efficiency.csv", index=False)
     beside = readme.results(tmp_path).removeprefix(found).strip().splitlines()
-    assert beside[0] == "| share of the optimal gain at KL 1 | pocket | pocket_other |"
+    assert beside[0] == "| share of the optimal gain at KL 1 | pocket, 3 seeds | pocket_other, 3 seeds |"
     assert beside[2:] == ["| fine-tuning on positive reviews |  | 0.80 [0.10, 1.00] |"]  # of families that it has
 
 
