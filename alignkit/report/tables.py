@@ -1,7 +1,7 @@
 """Tables that several notebooks make: means over seeds, differences, rows at one KL, fronts, where numbers are from."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,11 +9,11 @@ import pandas as pd
 from alignkit import __version__
 from alignkit.frontier import LEAST_KL, along_root_kl, best_of_n_kl, hypervolume
 from alignkit.metrics import holm, paired_p_value, seed_interval
-from alignkit.report.policies import Policy, Runs
-from alignkit.training.baselines import best_of
-from alignkit.training.evaluate import measures
-from alignkit.workflow.schema import World
-from alignkit.workflow.store import Run
+
+if TYPE_CHECKING:  # the trainers are slow to import, and who publishes needs none
+    from alignkit.report.policies import Policy, Runs
+    from alignkit.workflow.schema import World
+    from alignkit.workflow.store import Run
 
 MOST_KL = 4.0
 """Nats up to which a hypervolume counts."""
@@ -258,12 +258,12 @@ def shown_fits(found: pd.DataFrame) -> pd.DataFrame:
 # What runs wrote
 
 
-def completions(run: Run) -> pd.DataFrame:
+def completions(run: "Run") -> pd.DataFrame:
     """What a run drew: prompt, completion, text, finished; of an evaluation reward, kl, and gold where it is known."""
     return pd.read_parquet(run.path / "completions.parquet")
 
 
-def histories(policies: Sequence[Policy], methods: Iterable[str], window: int = 1) -> pd.DataFrame:
+def histories(policies: "Sequence[Policy]", methods: Iterable[str], window: int = 1) -> pd.DataFrame:
     """The training log of the first run of each method and seed, as means over windows of steps.
 
     Columns method, seed, step (the middle of a window) and those of the log.
@@ -296,22 +296,24 @@ def quantiles(samples: Mapping[str, pd.Series]) -> pd.DataFrame:
 
 def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
     """Best of n by the reward model among the SFT policy's completions, for each n, with its KL bound in nats."""
+    from alignkit.training.baselines import best_of
+    from alignkit.training.evaluate import measures
+
     kept = [(n, measures(best_of(samples, n))) for n in ns]
     return pd.DataFrame([{"method": f"best of {n}", "n": n, "kl_bound": best_of_n_kl(n), **told} for n, told in kept])
 
 
-def provenance(runs: Mapping[int, Runs], p: World) -> tuple[pd.DataFrame, pd.DataFrame]:
+def provenance(runs: "Mapping[int, Runs]", p: "World") -> tuple[pd.DataFrame, pd.DataFrame]:
     """The run index (run, seed, id) and the timings (run, seed, seconds, hardware)."""
-    rows = [
+    table = pd.DataFrame(
         {"run": name, "seed": seed, "id": run.id, "seconds": run.record["seconds"], "hardware": run.record["hardware"]}
         for seed, by_name in runs.items()
         for name, run in by_name.items()
-    ]
-    table = pd.DataFrame(rows)
+    )
     return table[["run", "seed", "id"]].assign(profile=p.profile), table.drop(columns="id")
 
 
-def environment(p: World, run: Run) -> str:
+def environment(p: "World", run: "Run") -> str:
     """Version, data, libraries, numerics and hardware, a line each."""
     record = run.record
     libraries = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
