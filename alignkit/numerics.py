@@ -43,7 +43,8 @@ def chosen() -> str:
 
 
 def pin() -> None:
-    """Set the environment variables that fix the kernels, in place of what the user's shell says of threads.
+    """Set the environment variables that fix the kernels, in place of what the user's shell says of threads, and others
+    that libraries read as they are imported.
 
     Where torch has been imported already, its kernels stay as they are, and `in_force` says so.
     """

@@ -90,11 +90,12 @@ def _counts(table: pd.DataFrame) -> str:
 
 def efficiencies(figures: Path) -> str:
     """Markdown tables of notebook 6: shares of each report at its KLs, and at KL 1 pocket beside its variants."""
-    each = ((file.parent.name, _shares(pd.read_csv(file))) for file in _published(figures, "6_efficiency"))
-    found = [(profile, table) for profile, table in each if "KL 1" in table]
+    each = ((file.parent.name, pd.read_csv(file)) for file in _published(figures, "6_efficiency"))
+    found = [(p, _shares(t)) for p, t in each if "draws" in t and t.filter(items=["KL 1"]).notna().any(axis=None)]
     own = [(table, f"{profile}: share of the optimal gain") for profile, table in found if not is_variant(profile)]
     parts = [markdown([table.rename(columns={"family": name})]) for table, name in own]
-    at_one = {f"{p}, {t.seeds.max():.0f} seeds": t.set_index("family")["KL 1"] for p, t in found if p[:6] == "pocket"}
+    beside = [(profile, table) for profile, table in found if profile == "pocket" or is_variant(profile)]
+    at_one = {f"{p}, {table.seeds.max():.0f} seeds": table.set_index("family")["KL 1"] for p, table in beside}
     if len(at_one) > 1:
         wide = pd.concat(at_one, axis=1).fillna("").reset_index(names="share of the optimal gain at KL 1")
         parts.append(markdown([wide[(wide[list(at_one)[1:]] != "").any(axis=1)]]))
@@ -110,7 +111,7 @@ def _shares(table: pd.DataFrame) -> pd.DataFrame:
     kept = table.dropna(subset=columns, how="all")
     whole = (kept.seeds == kept.seeds.max()) & kept.family.str.contains(FAMILIES)
     kept = kept[whole | kept.family.isin([f"{name}, tuned" for name in TUNED])]
-    kept = kept.sort_values([c for c in ("KL 1", columns[0]) if c in kept], ascending=False)
+    kept = kept.sort_values(["KL 1", columns[0]], ascending=False)
     # Of the numbers of draws the largest; notebook 6 has all.
     return tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
 

@@ -268,8 +268,7 @@ def distributions(rewards: np.ndarray, labels: np.ndarray, generated: np.ndarray
     edges = np.histogram_bin_edges(np.concatenate([rewards, generated]), bins=40)
     for label, colour, name in ((0, NEGATIVE, "negative reviews"), (1, POSITIVE, "positive reviews")):
         axis.hist(rewards[labels == label], edges, density=True, alpha=0.5, color=colour, label=name)
-    style = {"histtype": "step", "linewidth": 2, "color": "black"}
-    axis.hist(generated, edges, density=True, label="SFT generations", **style)
+    axis.hist(generated, edges, density=True, label="SFT generations", histtype="step", linewidth=2, color="black")
     axis.axvline(0, color="black", linewidth=1, linestyle=":")
     axis.set(xlabel="reward (nats from its zero; mean over the seeds' models)", ylabel="density")
     axis.legend()

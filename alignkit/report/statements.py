@@ -96,8 +96,8 @@ def over_seeds(values: pd.Series) -> pd.DataFrame:
 def bounded(
     values: pd.Series, words: tuple[str, str], rest: str, least: float = -np.inf, most: float = np.inf, digits: int = 2
 ) -> Finding:
-    """A finding that a number, one for each seed, lies between two bounds; words: what is said if its mean does, and if
-    not; rest follows them, with {} where mean and interval go."""
+    """A finding that a number, one for each seed, lies between two bounds; words: what is said unless its interval lies
+    outside, and if it does; rest follows them, with {} where mean and interval go."""
     mean, low, high = over_seeds(values)[["difference", "low", "high"]].iloc[0]
     holds = settled(low, high, least, most)
     told = f"{words[holds is False]} {rest.format(interval_text(mean, low, high, digits))}"

@@ -138,8 +138,7 @@ def warp_from(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     """WARP with the distilled policy in the place of SFT, its way back included; side rows."""
     draws, start = distilled(p, seed, runs)
     inputs = {**shared(p, seed), "reward": runs["reward"]}
-    size = {"iterations": p.warp_iterations, "runs": p.warp_runs, "eta": p.liti_rate}
-    done = warp(start, loop_settings(p), inputs, **size)
+    done = warp(start, loop_settings(p), inputs, iterations=p.warp_iterations, runs=p.warp_runs, eta=p.liti_rate)
     behind = [draws, start, *(theta for iteration in done for theta in iteration.thetas)]
     found, shown = [], {"beta": p.warp_beta}
     for eta in p.etas:

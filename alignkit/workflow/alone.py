@@ -96,7 +96,8 @@ def _run(profile: str, *command: str) -> bool:
     with log.open("wb") as stream:
         how = {"env": os.environ | own, "stdout": stream, "stderr": subprocess.STDOUT, "check": False}
         code = subprocess.run([sys.executable, "-m", "alignkit", *command], **how).returncode
-    last = [f"killed by signal {-code}"] if code < 0 else log.read_text("utf-8", "replace").strip().splitlines()[-3:]
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+    last += [f"killed by signal {-code}"] if code < 0 else []
     print(time.strftime("%X"), f"{name}: {f'failed, {last}' if code else 'done'}", flush=True)
     return code == 0
 
@@ -108,8 +109,7 @@ def _tell(out: Path, seen: set[Path]) -> bool:
         record = json.loads(file.read_text(encoding="utf-8"))
         with (out / RUNS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
-        known = {key: record["metrics"].get(key) for key in TOLD}
-        told = [f"{key} {value:.3f}" for key, value in known.items() if isinstance(value, float)]
+        told = [f"{key} {x:.3f}" for key in TOLD if isinstance(x := record["metrics"].get(key), float)]
         which = f"{file.parent.name}, seed {record['inputs'].get('seed')}, {record['seconds']:.0f} s"
         print(time.strftime("%X"), which, *told, sep="  ", flush=True)
     seen |= new

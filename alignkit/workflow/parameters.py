@@ -338,8 +338,10 @@ SUMMARY = 'style="display: list-item; cursor: pointer"'
 def as_html(p: Rewarded) -> str:
     """The values as HTML: what differs from pocket in bold, one group after the other, the notebook's own opened."""
     escape, groups = partial(html.escape, quote=False), grouped(p)
-    about = (paths.PARAMS / p.profile / f"{SHARED}.yaml").read_text("utf-8").partition("\n")[0].removeprefix("# ")
-    out = [f"<p>{p.notebook}, profile <b>{p.profile}</b>; bold values differ from pocket's.</p><p>{escape(about)}</p>"]
+    shared = paths.PARAMS / p.profile / f"{SHARED}.yaml"  # whose first line may say what the profile is
+    about = re.match("# (.*)", shared.read_text("utf-8") if shared.is_file() else "")
+    said = f"<p>{escape(about[1])}</p>" if about else ""
+    out = [f"<p>{p.notebook}, profile <b>{p.profile}</b>; bold values differ from pocket's.</p>{said}"]
     for title, rows in groups.items():
         changed = sum(bool(usual) for _, _, usual, _ in rows)
         opened = " open" if title == list(groups)[-1] else ""

@@ -40,6 +40,11 @@ def test_fewer_than_three_points_are_not_fitted(kl: np.ndarray):
     assert np.isnan(fit(kl, kl)).all()
 
 
+def test_another_form_than_the_two_is_refused():
+    with pytest.raises(KeyError, match="cubic"):
+        fit(KL, KL, "cubic")
+
+
 def test_a_curve_that_falls_from_the_start_has_its_peak_there():
     kl = np.array([0.2, 0.5, 1.0, 2.0])
     assert fit(kl, curve(kl, -2.0, 0.5, "bon"), "bon").peak_kl == 0

@@ -121,6 +121,10 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     ends = {f"KL {kl}_{end}": value for kl in ("0.25", "1") for end, value in (("low", 0.1), ("high", 1.0))}
     shares = shares.assign(seeds=[3, 3, 2, 3], draws=None, **ends)
     shares.to_csv(folder / "6_efficiency.csv", index=False)
+    (folder / "4_warp.csv").write_text("method,family\n")  # a table without rows names no WARP
+    for other, left_out in (("near", ["KL 1"]), ("nowhere", ["KL 1", "KL 0.25"]), ("older", ["draws"])):
+        (tmp_path / other).mkdir()  # have no share at KL 1, or no word on draws: no table
+        shares.drop(columns=left_out).to_csv(tmp_path / other / "6_efficiency.csv", index=False)
     found = readme.results(tmp_path)
     assert "- pocket: It is so." in found
     assert "It is not." not in found

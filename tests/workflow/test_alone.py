@@ -66,6 +66,16 @@ def test_nothing_is_started_where_something_is_out_of_reach(commands: list, tmp_
     assert len(commands) == 1
 
 
+def test_a_job_that_was_killed_is_told_after_what_it_said(build: Path, tmp_path: Path, monkeypatch, capsys):
+    killed = tmp_path / "killed"
+    killed.write_text("#!/bin/sh\necho 'on its way'\nkill -9 $$\n")
+    killed.chmod(0o755)
+    (build / "smoke" / "logs").mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    assert not alone._run("smoke", "train", "params/smoke/1_reward_model.yaml")
+    assert "train-1_reward_model: failed, ['on its way', 'killed by signal 9']" in capsys.readouterr().out
+
+
 def test_a_second_report_is_one_line_and_starts_nothing(commands: list, tmp_path: Path):
     with batch.only("smoke", ".report-lock"), pytest.raises(UserFault, match="another batch is running"):
         alone.report("smoke", 2, tmp_path, tmp_path / "out")

@@ -716,10 +716,9 @@ def test_a_failing_notebook_stays_with_the_failing_cell_named(smoke: Batch, tmp_
 @pytest.mark.batch
 def test_a_job_that_was_killed_is_told(copy_checkout: Callable[[Path], Path], tmp_path: Path):
     broken = start(copy_checkout(tmp_path / "checkout"), tmp_path / "build")
-    for notebook in set((broken.root / "notebooks").glob("*.ipynb")) - {
-        broken.root / "notebooks" / f"{NOTEBOOK}.ipynb"
-    }:
-        notebook.unlink()
+    file = broken.root / "notebooks" / f"{NOTEBOOK}.ipynb"
+    for other in set(file.parent.glob("*.ipynb")) - {file}:
+        other.unlink()
     recipes = broken.root / "alignkit" / "report" / "reward_model.py"
     recipes.write_text("import os\n\nos.kill(os.getpid(), 9)\n\n\ndef recipe():\n    pass\n")
     done = broken.snakemake()

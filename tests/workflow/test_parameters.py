@@ -42,6 +42,18 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("first", "shown"), [("# Of <mine>.", "<p>Of &lt;mine&gt;.</p>"), ("sft_batch: 4", ""), (None, "")]
+)
+def test_a_page_says_what_its_profile_is_where_its_file_does(first: str | None, shown: str, profile: Path):
+    (profile / "shared.yaml").unlink()
+    (profile / f"{NOTEBOOK}.yaml").write_text(f"notebook: {NOTEBOOK}\nprofile: mine\n")
+    if first:
+        (profile / "shared.yaml").write_text(f"{first}\nprompts: 50\n")
+    page = parameters.as_html(parameters.load(profile / f"{NOTEBOOK}.yaml"))
+    assert page.splitlines()[0] == f"<p>{NOTEBOOK}, profile <b>mine</b>; bold values differ from pocket's.</p>{shown}"
+
+
 def check(file: Path, capsys: pytest.CaptureFixture) -> list[str]:
     """The lines of `python -m alignkit check`, which must exit with 2 if there are any."""
     code = main(["check", str(file)])
