@@ -14,7 +14,7 @@ from alignkit.workflow import parameters
 from alignkit.workflow.schema import NOTEBOOKS
 from alignkit.world.reach import absolute
 
-IN_A_CLONE = ("execute", "publish", "report", "replicate", "verify", "tune", "html")
+IN_A_CLONE = ("execute", "publish", "done", "report", "replicate", "verify", "tune", "html")
 """The commands that read or write files of the repository beside the package."""
 
 # What imports the libraries is imported by the command that needs it, so that a fault is told at once.
@@ -90,6 +90,15 @@ def _publish(args: argparse.Namespace) -> None:
     for name in dict.fromkeys([args.profile, *(file.parent.name for file in beside)]):
         changed += replication.publish(name)
     _tell(changed + readme.update())
+    batch.note_published(args.profile)
+
+
+def _done(args: argparse.Namespace) -> int:
+    from alignkit.workflow import batch
+
+    if done := batch.is_published(args.profile, args.data or ""):
+        print(f"{args.profile}: nothing to do")
+    return 0 if done else 1
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -170,6 +179,10 @@ def main(arguments: list[str] | None = None) -> int:
     add("--key", help="only if what the notebook depends on has this key still")
 
     command("publish", _publish, "copy executed notebooks, figures and tables out of the build folder")("profile")
+
+    add = command("done", _done, "exit 0 if a report stands as it was published, 1 if there may be something to do")
+    add("profile")
+    add("--data", type=absolute, help="in place of the profile's own data")
 
     add = command("report", _report, "train, execute and publish a profile without Snakemake or network")
     add("profile")

@@ -146,11 +146,10 @@ def imitation_reaches_more_gold(tables: Tables) -> Finding:
 def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:
     """That no divergence has more reward than reverse KL at equal KL, by its differences; names those with less."""
     rows = rows_of(table, measure="reward")
-    above = rows.assign(holm=rows.holm.where(rows.difference > 0, 1.0), low=rows.low.clip(lower=0))
     less = rows[(rows.difference < 0) & (rows.holm < DIFFERENT)]
     none = f"No divergence gains measurably more reward than reverse KL at the same KL{under}"
     some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
-    found = counted(above, none, some, "reward")
+    found = counted(rows, none, some, "reward", above=True)
     told = ", ".join(f"{row.label} ({row.difference:+.2f})" for row in less.itertuples())
     return found._replace(statement=found.statement + (f" Less: {told}." if told else ""))
 

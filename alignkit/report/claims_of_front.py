@@ -16,10 +16,10 @@ from alignkit.report.statements import (
     counted,
     difference,
     family_of_warp,
+    outcome,
     over_seeds,
     plain,
     rows_of,
-    settled,
     shares,
 )
 from alignkit.report.tables import clear, interval_text, turned
@@ -30,7 +30,7 @@ def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 
     low, high = row[f"{at}_low"], row[f"{at}_high"]
     where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
     text = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}."
-    return Finding(text, settled(low, high, least), row[at], low, high, row.seeds)
+    return Finding(text, *outcome(low, high, least), row[at], low, high, row.seeds)
 
 
 def _one_draw(tables: Tables) -> pd.Series:
@@ -92,11 +92,11 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     """Does one run, interpolated back, do as well as WARP at the same KL?"""
     rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")))
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
-    holds = settled(row.low, row.high, -LEVEL["share"], LEVEL["share"])
+    holds, firm = outcome(row.low, row.high, -LEVEL["share"], LEVEL["share"])
     said = "is level with" if holds else "differs from" if clear(row.low, row.high) else "is not shown to be level with"
     text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
     text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
-    return Finding(text, holds, row.difference, row.low, row.high, row.seeds)
+    return Finding(text, holds, firm, row.difference, row.low, row.high, row.seeds)
 
 
 def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
@@ -111,7 +111,7 @@ def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     """Does the best policy used with one draw get more of the possible gain than WARP, at the same KL?"""
     warp = family_of_warp(tables("4_warp"))
     if _one_draw(tables).family == warp:
-        return Finding("The best policy used with one draw is WARP's own.", False, 0.0)
+        return Finding("The best policy used with one draw is WARP's own.", False, False, 0.0)
     rows = rows_of(tables("6_order"), family=warp)
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
     subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
@@ -126,7 +126,7 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     own, size = f"the best policy used with one draw ({family})", interval_text(part, low, high, 2)
     text = f"Of the gold that {own} misses at a KL of {kl:g}, the proxy's share is {size}, optimisation's the rest"
     text += " (below zero: it keeps more than the proxy's own optimum)." if low > 1 else "."
-    return Finding(text, settled(low, high, least=0.5), part, low, high, len(parts))
+    return Finding(text, *outcome(low, high, least=0.5), part, low, high, len(parts))
 
 
 def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
@@ -170,7 +170,7 @@ def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
     holds = bool(after < before) if p < DIFFERENT else None
     words = {True: "nearer to each other", False: "further apart", None: "as far apart, as far as these seeds tell"}
     text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at {kl} spread by {after:.1%} of their "
-    return Finding(f"{text}mean, in place of {before:.1%} (p = {p:.2f}).", holds, after / before)
+    return Finding(f"{text}mean, in place of {before:.1%} (p = {p:.2f}).", holds, p < DIFFERENT**2, after / before)
 
 
 CLAIMS = (

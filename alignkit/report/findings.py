@@ -12,7 +12,10 @@ from alignkit.report.figures import save_table
 from alignkit.report.statements import Finding, Tables, Unanswered
 from alignkit.workflow.schema import Evaluated, Rewarded
 
-COLUMNS = ["id", "notebook", "statement", *Finding._fields[2:], "holds"]
+COLUMNS = ["id", "notebook", "statement", *Finding._fields[3:], "holds", "firm"]
+
+NARROW = "narrow: fresh seeds may leave it open"
+"""What is said of a finding that holds and is not firm."""
 
 
 def found(notebook: str, tables: Tables) -> pd.DataFrame:
@@ -26,7 +29,7 @@ def found(notebook: str, tables: Tables) -> pd.DataFrame:
             rows.append(row | {"statement": f"Open: {claim.__doc__} ({reason})"})
         except (KeyError, IndexError, AttributeError):  # no such column or row, as at sizes that reach no KL of 1
             rows.append(row | {"statement": f"Open: {claim.__doc__} (its tables do not reach so far)"})
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object, "firm": object})
 
 
 def of_folders(*folders: Path) -> Tables:
@@ -51,7 +54,9 @@ def tell(place: DisplayHandle, p: Rewarded) -> None:
     """Read what this run's tables allow to say, save it as <n>_findings, and show it at the top."""
     table = found(p.notebook, of_folders(paths.figures(p.profile), paths.published(p.profile)))
     save_table(table, f"{p.notebook.partition('_')[0]}_findings", profile=p.profile)
-    place.update(Markdown("\n".join(f"- {text}" for text in table.statement) + about_gold(p)))
+    narrow = table.holds.eq(True) & table.firm.eq(False)
+    told = table.statement + narrow.map({True: f" *({NARROW})*", False: ""})
+    place.update(Markdown("\n".join(f"- {text}" for text in told) + about_gold(p)))
 
 
 def about_gold(p: Rewarded) -> str:

@@ -50,9 +50,10 @@ def told(figures: Path) -> str:
     if not file.is_file():
         return ""
     found, lines = pd.read_csv(file), []
-    main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "holds", "replicated"])
+    main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "holds", "firm", "replicated"])
     for row in main.dropna(subset="value").itertuples():
         again = {True: "replicated", False: "not replicated"}.get(row.replicated, "not asked again")
+        again = again if row.firm is True else f"narrow; {again}"
         mark = "open" if pd.isna(row.holds) else again if row.holds else "does not hold"
         lines.append(f"- pocket: {row.statement} ({mark})")
     lines += [f"- pocket: {text}." for text in [replication.told(found)] if text]

@@ -34,7 +34,7 @@ def publish(profile: str) -> list[str]:
     changed = write_table(folder / "findings.csv", both[shown])
     if replica.is_dir():
         replicas = [f"replica_{column}" for column in OUTCOME]
-        changed += write_table(folder / "replication.csv", both[["id", "notebook", *OUTCOME, *replicas]])
+        changed += write_table(folder / "replication.csv", both[["id", "notebook", *OUTCOME, "firm", *replicas]])
     if (beside := agreement(profile, both)) is not None:
         changed += write_table(folder / "agreement.csv", beside)
     return changed
@@ -72,14 +72,22 @@ def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
 
 
 def told(found: pd.DataFrame) -> str:
-    """How many of the findings that hold also hold with fresh seeds, and which do not; "" without a replica."""
+    """How many of the firm findings hold with fresh seeds as well, and of the narrow ones, and which do not; "" without
+    a replica."""
     if "replicated" not in found or found.replicated.isna().all():
         return ""
-    asked, again = found.replicated.notna(), found.replicated.eq(True)
-    text = f"{again.sum()} of {asked.sum()} findings that hold also hold with fresh seeds"
-    for word, kept in (("not", asked & ~again), ("not asked again", found.holds.eq(True) & ~asked)):
-        text += f"; {word}: {', '.join(found.id[kept].str.replace('_', ' '))}" if kept.any() else ""
-    return text
+    held, asked, again = found.holds.eq(True), found.replicated.notna(), found.replicated.eq(True)
+    firm, parts = held & found.firm.eq(True), []
+    for word, kept in (("firm findings", firm & asked), ("narrow ones", held & ~firm & asked)):
+        text = f"{(kept & again).sum()} of {kept.sum()} {word}"
+        text += f" (not {_named(found, kept & ~again)})" if (kept & ~again).any() else ""
+        parts += [text] if kept.any() else []
+    parts += [f"not asked again: {_named(found, held & ~asked)}"] if (held & ~asked).any() else []
+    return f"hold again with fresh seeds: {'; '.join(parts)}"
+
+
+def _named(found: pd.DataFrame, kept: pd.Series) -> str:
+    return ", ".join(found.id[kept].str.replace("_", " "))
 
 
 def replicate(profile: str) -> list[str]:

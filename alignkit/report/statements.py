@@ -19,6 +19,10 @@ DIFFERENT = 0.05
 LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.1, "volume": 1.0}
 """Differences within which two policies count as level; of reward, odds of "positive" that differ by a quarter."""
 UNITS = {"reward": "nats", "share": "of the possible gain", "entropy": "nats", "volume": "nats²"}
+REPEAT = 1 + 2**0.5
+"""How many times its half-width an interval has to be clear of a bound if fresh seeds are to show the same: the mean of
+as many fresh seeds lies within √2 half-widths of this one (95 % prediction interval), and has one of its own around it.
+"""
 
 
 class Unanswered(Exception):
@@ -27,10 +31,11 @@ class Unanswered(Exception):
 
 class Finding(NamedTuple):
     """A sentence with its numbers; `holds` says whether the claim of the function's name does, None if its interval
-    leaves that open."""
+    leaves that open; `firm` whether as many fresh seeds are expected to say so as well."""
 
     statement: str
     holds: bool | None
+    firm: bool
     value: float
     low: float = np.nan
     high: float = np.nan
@@ -74,6 +79,15 @@ def settled(low: float, high: float, least: float = -np.inf, most: float = np.in
     return False if high < least or low > most else None
 
 
+def outcome(
+    low: float | pd.Series, high: float | pd.Series, least: float = -np.inf, most: float = np.inf
+) -> tuple[bool | None, bool]:
+    """`holds` and `firm` of a finding that an interval, or each of several, lies between two bounds."""
+    middle, room = (low + high) / 2, REPEAT * (high - low) / 2
+    holds = settled(np.min(low), np.max(high), least, most)
+    return holds, settled(np.min(middle - room), np.max(middle + room), least, most) is True
+
+
 def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES) -> Finding:
     """A finding that a row of differences (difference, low, high, seeds) is above zero."""
     row = gains.iloc[0]
@@ -81,8 +95,8 @@ def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHAN
         raise Unanswered("one seed has no interval")
     said = words[(2, 0, 1)[clear(row.low, row.high)]]
     text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, 2)}."
-    holds = settled(row.low, row.high, least=np.nextafter(0, 1))
-    return Finding(text, holds, row.difference, row.low, row.high, row.get("seeds", np.nan))
+    found = outcome(row.low, row.high, least=np.nextafter(0, 1))
+    return Finding(text, *found, row.difference, row.low, row.high, row.get("seeds", np.nan))
 
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:
@@ -99,34 +113,34 @@ def bounded(
     """A finding that a number, one for each seed, lies between two bounds; words: what is said unless its interval lies
     outside, and if it does; rest follows them, with {} where mean and interval go."""
     mean, low, high = over_seeds(values)[["difference", "low", "high"]].iloc[0]
-    holds = settled(low, high, least, most)
+    holds, firm = outcome(low, high, least, most)
     told = f"{words[holds is False]} {rest.format(interval_text(mean, low, high, digits))}"
     if holds is None:
         told = f"Open: {told}, not clear of {least if np.isfinite(least) else most:g}"
-    return Finding(f"{told}.", holds, mean, low, high, len(values))
+    return Finding(f"{told}.", holds, firm, mean, low, high, len(values))
 
 
 def plain(value: float, holds: bool, words: tuple[str, str], rest: str) -> Finding:
     """A finding about one number that has no seeds; words: what is said if it holds, and if not."""
-    return Finding(f"{words[not holds]} {rest}.", bool(holds), value)
+    return Finding(f"{words[not holds]} {rest}.", bool(holds), bool(holds), value)
 
 
-def counted(table: pd.DataFrame, none: str, some: str, measure: str) -> Finding:
-    """That all rows of a table of differences (label or method, low, high, holm) are level; names what is clear of
-    zero.  Level is an interval within ±LEVEL of the measure; where no row is clear of zero but some interval goes
-    further, it is open."""
+def counted(table: pd.DataFrame, none: str, some: str, measure: str, above: bool = False) -> Finding:
+    """That all rows of a table of differences (label or method, low, high, holm) are level, or with `above` that none
+    has more; names what is clear of zero.  Level is an interval within ±LEVEL of the measure; where no row is clear of
+    zero but some interval goes further, it is open."""
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
     level, unit = LEVEL[measure], UNITS[measure]
     name = "label" if "label" in table else "method"
-    clear = table[table.holm < DIFFERENT]
+    clear = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
     told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in clear.iterrows()]
     text = f"{some}: {', '.join(told)}" if told else none
     text += f" ({len(clear)} of {len(table)} after Holm)"
-    holds = settled(table.low.min(), table.high.max(), -level, level)
+    holds, firm = outcome(table.low, table.high, -np.inf if above else -level, level)
     if holds:
-        return Finding(f"{text}, and none by more than {level:g} {unit}.", True, len(clear))
+        return Finding(f"{text}, and none by more than {level:g} {unit}.", True, firm, len(clear))
     if told:
-        return Finding(f"{text}.", False, len(clear))
-    furthest = f"{max(-table.low.min(), table.high.max()):.2f} {unit}"
-    return Finding(f"{text}; but up to {furthest} is not excluded.", None, len(clear))
+        return Finding(f"{text}.", False, False, len(clear))
+    furthest = table.high.max() if above else max(-table.low.min(), table.high.max())
+    return Finding(f"{text}; but up to {furthest:.2f} {unit} is not excluded.", None, False, len(clear))

@@ -138,12 +138,14 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
 
 
 def _told(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], bool]:
-    """A line for each finding, and whether all that held before hold now, or have no table to tell."""
+    """A line for each finding, and whether what was firm holds, and nothing that held is contradicted; what has no
+    table is not asked."""
     lines, sound = [], True
     for notebook in findings.CLAIMS:
-        held = findings.found(notebook, _tables(before)).set_index("id").holds
+        old = findings.found(notebook, _tables(before)).set_index("id")
         for row in findings.found(notebook, _tables(after)).itertuples():
-            fails = held[row.id] is True and row.holds is not True and pd.notna(row.value)
+            held = old.holds[row.id] is True and row.holds is not True and pd.notna(row.value)
+            fails = held and (old.firm[row.id] is True or row.holds is False)
             sound &= not fails
             word = "FAILS" if fails else {True: "holds", False: "no"}.get(row.holds, "open")
             lines.append(f"  {word:5}  {notebook}, {row.id}: {row.statement}")

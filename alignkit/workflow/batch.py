@@ -4,10 +4,11 @@ import ast
 import hashlib
 import json
 import re
+from functools import lru_cache
 from modulefinder import ModuleFinder
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nbformat
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -16,8 +17,13 @@ from alignkit.faults import UserFault
 from alignkit.workflow import checksums, identity, parameters
 from alignkit.workflow.schema import NOTEBOOKS, World
 from alignkit.world.known import GENERATORS
+from alignkit.world.reach import stamp
+
+if TYPE_CHECKING:  # it takes more than a second to import
+    import nbformat
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PUBLISHED = "published"
 INJECTED = "injected-parameters"
 """The tag of the cell that papermill adds."""
 
@@ -50,11 +56,11 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     the parameters, and all of this of the notebooks whose tables it reads.
     """
     digest, p = hashlib.sha256(), values(notebook, profile, data)
-    cells = nbformat.read(_source(notebook), as_version=4).cells
-    for cell in cells:
-        digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
-    digest.update(_given(p))
-    for module in reached("\n".join(cell.source for cell in cells if cell.cell_type == "code")):
+    cells = json.loads(_source(notebook).read_text(encoding="utf-8"))["cells"]
+    told = [[cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells]
+    digest.update(json.dumps(told).encode() + _given(p))
+    code = "\n".join(source for kind, source, _ in told if kind == "code")
+    for module in _reached(code, stamp(str(paths.PACKAGE))):
         for file in filter(Path.is_file, (module, module.with_suffix(".yaml"))):  # a module's data lie beside it
             digest.update(str(file.relative_to(paths.PACKAGE)).encode() + file.read_bytes())
     for name in sorted(set(p.reads) & set(notebooks(profile))):
@@ -82,8 +88,10 @@ def _given(p: World) -> bytes:
     return told.encode() + (paths.CHECKOUT / "requirements.lock").read_bytes()
 
 
-def reached(code: str) -> list[Path]:
-    """The files of the alignkit modules that a text of Python imports, directly or through one of them."""
+@lru_cache(maxsize=64)
+def _reached(code: str, package: paths.Stamp) -> list[Path]:
+    """The files of the alignkit modules that a text of Python imports, directly or through one of them; package: the
+    stamp of its files."""
     finder = ModuleFinder([str(paths.PACKAGE.parent)])
     finder.scan_code(compile(code, "cells", "exec"), finder.add_module("__main__"))
     return sorted(Path(module.__file__) for module in finder.modules.values() if module.__file__)
@@ -224,6 +232,8 @@ def publish(profile: str) -> list[str]:
     their figures; of a replica, tables alone are kept.  Raises UserFault if nothing of the profile was executed, if
     what was executed is damaged or out of date, or while another batch runs.
     """
+    import nbformat
+
     target = paths.CHECKOUT / "figures" / profile
     done = [n for n in NOTEBOOKS if executed(profile, n).is_file()]
     if not done:
@@ -239,6 +249,34 @@ def publish(profile: str) -> list[str]:
                 changed += write(file, f"{nbformat.writes(published(profile, name))}\n".encode())
             changed += _write_figures(profile, name, target)
         return changed + _write_results(target)
+
+
+def standing(profile: str, data: str = "") -> str:
+    """Hash of all that a whole report is made of, and of what it made; "" if one of its notebooks was not executed.
+
+    These are the code, parameters, figures and notebooks of this checkout, the data, and what was executed.
+    """
+    names, root = notebooks(profile), paths.CHECKOUT
+    if not all(executed(profile, name).is_file() for name in names):
+        return ""
+    given = [_given(values(name, profile, data)).decode() for name in names]
+    folders = [root / name for name in ("alignkit", "figures", "notebooks", "params")]
+    files = [file for folder in folders for file in folder.rglob("*.*") if file.suffix != ".pyc"]
+    made = [_made(profile, name) for name in names]
+    return checksums.of_values([given, made, checksums.of(root, [*files, root / "README.md"])])
+
+
+def is_published(profile: str, data: str = "") -> bool:
+    """Whether everything stands as when this report, with these data, was published last: there is nothing to do."""
+    file = paths.build() / profile / PUBLISHED
+    return file.is_file() and file.read_text(encoding="utf-8") == standing(profile, data) != ""
+
+
+def note_published(profile: str) -> None:
+    """Keep how everything stands, for `is_published`."""
+    given = {_read(file)[0] for name in notebooks(profile) for file in _seals(profile, name)}
+    told = standing(profile, *given) if len(given) == 1 else ""
+    (paths.build() / profile / PUBLISHED).write_text(told, encoding="utf-8")
 
 
 def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:
@@ -279,12 +317,14 @@ def write(file: Path, content: bytes) -> list[str]:
     return [str(file.relative_to(paths.CHECKOUT))]
 
 
-def published(profile: str, notebook: str) -> nbformat.NotebookNode:
+def published(profile: str, notebook: str) -> "nbformat.NotebookNode":
     """An executed notebook without papermill's metadata, times, widget state and the reader's own data folder.
 
     The pocket one is its source with the outputs of the run, and has nothing of papermill.  Of another profile, links
     to notebooks that it does not have lead to pocket's.
     """
+    import nbformat
+
     run = nbformat.read(executed(profile, notebook), as_version=4)
     if profile == "pocket":
         cells = [cell for cell in run.cells if INJECTED not in cell.metadata.get("tags", [])]

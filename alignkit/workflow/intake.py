@@ -17,11 +17,11 @@ from filelock import FileLock
 from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.workflow import checksums, schema
-from alignkit.world import foreign, own
 from alignkit.world.known import GENERATORS
-from alignkit.world.models import SCRATCH, load_policy, train_tokenizer
-from alignkit.world.reviews import prompts
 
+# Whatever reads reviews and models imports the libraries, so it is imported where something has to be read.
+
+CODE = [paths.PACKAGE / name for name in ("workflow/intake.py", "world/own.py", "world/foreign.py")]
 LEAST = {"train": 80, "test": 20}
 """Reviews without which intervals, baselines and the reading of single words have too little to go by."""
 JUDGES = 0.8
@@ -34,7 +34,7 @@ def once(make: Callable[..., list[str] | None], given: Any, depends: Any) -> tup
     Its name is the hash of the code here and of what its result `depends` on.  Raises UserFault where it cannot be
     written.
     """
-    code = [checksums.content(file) for file in (__file__, own.__file__, foreign.__file__)]
+    code = [checksums.content(str(file)) for file in CODE]
     name = f"{make.__name__.strip('_')}-{checksums.of_values([code, depends])}"
     cache, told = paths.build() / "cache", "told.json"
     folder = cache / name
@@ -55,20 +55,22 @@ def once(make: Callable[..., list[str] | None], given: Any, depends: Any) -> tup
 
 def taken_in(p: schema.World) -> tuple[str, list[str]]:
     """Where one's own reviews lie in the form that the loader reads, and what was taken for what."""
-    columns = own.Columns(p.text_column, p.label_column, p.positive and tuple(p.positive))
+    columns = (p.text_column, p.label_column, p.positive and tuple(p.positive))
     depends = [columns, checksums.content(p.data) or p.data, Path(p.data).name]
     folder, notes = once(_reviews, (p.data, columns), depends)
     place = folder / "reviews"
     return str(place) if place.is_dir() else p.data, notes
 
 
-def _reviews(folder: Path, given: tuple[str, own.Columns]) -> list[str]:
+def _reviews(folder: Path, given: tuple[str, tuple]) -> list[str]:
     """Write reviews/ in the Hub's layout where columns are named: the loader knows the common names alone."""
+    from alignkit.world import own
+
     source, columns = given
     if kept := [name for name in ("dataset_dict.json", "state.json") if Path(source, name).is_file()]:
         allowed = "parquet, CSV or JSON files, such as dataset.to_parquet writes"
         raise UserFault(f"data: {source!r} has a {kept[0]}, so save_to_disk wrote it; allowed: {allowed}")
-    frames, notes = own.read(source, columns)
+    frames, notes = own.read(source, own.Columns(*columns))
     if any(columns):
         place = folder / "reviews" / "data"
         place.mkdir(parents=True)
@@ -112,23 +114,27 @@ def _too_short(p: schema.Rewarded, train: list[str], test: list[str]) -> Iterato
     for key in ("pair_prompts", "distil_prompts", "again_prompts"):
         asked += [(key, getattr(p, key), train, 15, p.seeds[0])] if hasattr(p, key) else []
     asked += [("data", len(train) // 2, train, 15, p.seeds[0])] if isinstance(p, schema.Loop) else []
+    from alignkit.world.models import load_policy, train_tokenizer
+
     words = train_tokenizer("word", ["a"], 100)  # of which each is a token at least
     short = [one for one in asked if _usable(words, *one[1:]) < one[1]]
     if not short:
         return
     more = p.reviews().load(0).get("unsupervised", {"text": []})["text"][:]
     made = (p.policy_tokenizer, train + more, p.policy_vocab)
-    tokenizer = train_tokenizer(*made) if p.policy == SCRATCH else load_policy(p.policy)[1]
+    tokenizer = train_tokenizer(*made) if p.policy == "scratch" else load_policy(p.policy)[1]
     for key, n, texts, longest, seed in short:
         if (found := _usable(tokenizer, n, texts, longest, seed)) < n:
             fewer = f"at most {found}, or " if found and key != "data" else ""
             longer = f"must be longer than a prompt of 5 to {longest} tokens"
-            more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == SCRATCH else ""
+            more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == "scratch" else ""
             more = f" with blanks between the words{more}" if more and not found else more
             yield f"{key}: of {len(texts)} reviews {n} {longer}, and {found} are; allowed: {fewer}longer reviews{more}"
 
 
 def _usable(tokenizer: Any, n: int, texts: list[str], longest: int, seed: int) -> int:
+    from alignkit.world.reviews import prompts
+
     try:
         return len(prompts(texts, tokenizer, n=n, shortest=5, longest=longest, seed=seed))
     except UserFault as fault:
@@ -137,26 +143,30 @@ def _usable(tokenizer: Any, n: int, texts: list[str], longest: int, seed: int) -
 
 def _models(_: Path, p: schema.Rewarded) -> None:
     """Raise UserFault where a model from elsewhere cannot do what is asked of it."""
-    if p.policy != SCRATCH:
+    from alignkit.world import foreign
+
+    if p.policy != "scratch":
         prefix = p.positive_prefix if isinstance(p, schema.DpoLosses) else ""
         sizes = {"sft_tokens": p.sft_tokens, "new_tokens": p.new_tokens}
         foreign.check_policy(p.policy, **sizes, prefix=prefix, lora=isinstance(p, schema.DpoLosses))
-    if p.reward_model != SCRATCH:
+    if p.reward_model != "scratch":
         foreign.check_encoder(p.reward_model, tokens=p.reward_tokens, dropout=p.reward_dropout)
 
 
 def _spelt(_: Path, p: schema.Rewarded) -> None:
     """Raise UserFault where a review spells what a model from elsewhere reads as a token of its own."""
+    from alignkit.world import foreign
+
     texts = [text for split in p.reviews().load(0).values() for text in split["text"][:]]
     for key, name in (("policy", p.policy), ("reward_model", p.reward_model)):
-        if name != SCRATCH and (token := foreign.spelt(name, texts)):
+        if name != "scratch" and (token := foreign.spelt(name, texts)):
             raise UserFault(f"{key}: {name!r} has {token!r}, which reviews spell, for a token; take it out of them")
 
 
 def checked(p: schema.Rewarded, models: bool) -> list[str]:
     """What was taken for what in one's own reviews; raises UserFault for what cannot be used."""
     named = [(name, checksums.content(name)) for name in (p.data, p.policy, p.reward_model)]
-    if tried := models and {p.policy, p.reward_model} != {SCRATCH}:
+    if tried := models and {p.policy, p.reward_model} != {"scratch"}:
         once(_models, p, [p.model_dump(), *named])
     notes = taken_in(p)[1] if p.own_reviews() else []
     once(_enough, p, [p.model_dump(), *named])

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignkit.metrics import seed_interval
 from alignkit.report import claims, claims_of_front
 from alignkit.report.claims import CLAIMS
 from alignkit.report.findings import found
-from alignkit.report.statements import Finding, Tables, Unanswered, compared_at, settled
+from alignkit.report.statements import Finding, Tables, Unanswered, compared_at, outcome, settled
 from alignkit.report.warp import clear_of_zero
 
 
@@ -80,6 +81,25 @@ def test_a_narrower_interval_never_takes_an_answer_back(middle: float, half: flo
     wide = settled(middle - half, middle + half, least, least + width)
     narrow = settled(middle - half / 2, middle + half / 2, least, least + width)
     assert wide is None or narrow is wide
+
+
+def test_a_firm_claim_is_clear_of_its_bounds_by_2_4_half_widths():
+    assert outcome(1.0, 2.0, least=0.2) == (True, True)  # 1.5 - (1 + √2) 0.5 is above 0.29
+    assert outcome(1.0, 2.0, least=0.3) == (True, False)
+    assert outcome(1.0, 2.0, least=1.1) == (None, False)
+    assert outcome(pd.Series([-1.0, -0.1]), pd.Series([-0.5, 0.1]), -2, 2) == (True, True)
+    assert outcome(pd.Series([-1.0, -0.1]), pd.Series([-0.5, 0.1]), -1.3, 2) == (True, False)
+
+
+def test_what_is_firm_holds_again_in_more_than_95_of_100_repeats():
+    """Five seeds and five fresh ones, for true gains from none to five standard deviations of a seed."""
+    gains = np.linspace(0, 5, 1001)
+    first, again = np.random.default_rng(0).normal(gains, size=(2, 5, len(gains)))
+    told = [outcome(*seed_interval(x)[1:], least=0) for x in first.T]
+    repeated = np.array([outcome(*seed_interval(x)[1:], least=0)[0] is True for x in again.T])
+    holds, firm = (np.array([one is True for one in column]) for column in zip(*told, strict=True))
+    assert (firm <= holds).all()
+    assert repeated[firm].mean() > 0.95 > repeated[holds & ~firm].mean()
 
 
 def reaching(*kls: float) -> pd.DataFrame:

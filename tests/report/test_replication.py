@@ -42,10 +42,10 @@ def lay(folder: Path, **tables: pd.DataFrame) -> None:
 
 @pytest.fixture
 def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with a profile in which DPO and WARP raise the reward, and a replica in which DPO alone does."""
+    """A checkout with a profile in which DPO raises the reward, and WARP narrowly; in its replica DPO alone does."""
     monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
     (tmp_path / "README.md").write_text("nothing to fill in")
-    lay(tmp_path / "figures" / PROFILE, t2_gain=gain(1), t4_gain=gain(1))
+    lay(tmp_path / "figures" / PROFILE, t2_gain=gain(1.5), t4_gain=gain(1))
     lay(tmp_path / "figures" / REPLICA, t2_gain=gain(0.5), t4_gain=gain(-1))
     return tmp_path / "figures"
 
@@ -59,11 +59,11 @@ def test_replicate_says_which_findings_hold_again(figures: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines() == [
         "figures/smoke/findings.csv",
         "figures/smoke/replication.csv",
-        "smoke: 1 of 2 findings that hold also hold with fresh seeds; not: warp raises reward",
+        "smoke: hold again with fresh seeds: 1 of 1 firm findings; 0 of 1 narrow ones (not warp raises reward)",
     ]
     rows = published(figures)
     assert rows.replicated.dropna().to_dict() == {"dpo_raises_reward": True, "warp_raises_reward": False}
-    assert rows.loc["dpo_raises_reward", ["value", "low", "replica_value", "replica_low"]].tolist() == [2, 1, 2, 0.5]
+    assert rows.loc["dpo_raises_reward", ["value", "low", "replica_value", "replica_low"]].tolist() == [2, 1.5, 2, 0.5]
 
 
 def test_both_runs_stand_side_by_side(figures: Path):
@@ -90,7 +90,7 @@ def test_what_the_replica_has_no_table_for_is_told_apart(figures: Path):
     rows = published(figures)
     assert pd.isna(rows.replicated["warp_raises_reward"])
     assert replication.told(rows.reset_index()) == (
-        "1 of 1 findings that hold also hold with fresh seeds; not asked again: warp raises reward"
+        "hold again with fresh seeds: 1 of 1 firm findings; not asked again: warp raises reward"
     )
 
 
@@ -127,10 +127,10 @@ def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, 
     replication.publish("pocket")
     replication.publish(f"pocket{parameters.REPLICA}")
     assert readme.told(figures).splitlines() == [
-        "- pocket: DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]. (replicated)",
+        "- pocket: DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.50, 3.00]. (replicated)",
         "- pocket: WARP, η=0.5 raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]."
-        " (not replicated)",
-        "- pocket: 1 of 2 findings that hold also hold with fresh seeds; not: warp raises reward.",
+        " (narrow; not replicated)",
+        "- pocket: hold again with fresh seeds: 1 of 1 firm findings; 0 of 1 narrow ones (not warp raises reward).",
     ]
 
 
@@ -151,7 +151,7 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
         "no",
         "cannot tell",  # no table says
     ]
-    assert rows.loc["dpo_raises_reward", ["low", "low_there"]].tolist() == [1, 0.5]
+    assert rows.loc["dpo_raises_reward", ["low", "low_there"]].tolist() == [1.5, 0.5]
     told = readme.elsewhere(figures)
     assert told.splitlines()[0].startswith(
         "| finding that holds in pocket | real | holds there (yes 1, no 1, cannot tell "
@@ -181,6 +181,7 @@ def test_reports_beside_pocket_follow_its_findings(tmp_path: Path, monkeypatch: 
     asked: list[str] = []
     monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
     monkeypatch.setattr("alignkit.workflow.batch.publish", lambda _: [])
+    monkeypatch.setattr("alignkit.workflow.batch.note_published", lambda _: None)
     monkeypatch.setattr(replication, "publish", lambda name: asked.append(name) or [])
     monkeypatch.setattr("alignkit.report.readme.update", lambda: [])
     assert main(["publish", "pocket"]) == main(["publish", "imdb"]) == 0

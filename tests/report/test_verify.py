@@ -14,6 +14,8 @@ from alignkit.report import findings
 from alignkit.report.verify import MEASURES, compare
 
 SEEDS = (0, 1, 2)
+FIRM, NARROW = 1.5, 1.0
+"""Lower ends of an interval up to 3, by which a gain is above zero."""
 
 
 def rows(seeds: tuple[int, ...] = SEEDS, shift: float = 0.0) -> pd.DataFrame:
@@ -29,16 +31,21 @@ def gain(low: float | None) -> pd.DataFrame:
     return pd.DataFrame([row, row | {"measure": "kl"}])
 
 
+def commit(folder: Path) -> None:
+    named = ("-c", "user.name=reader", "-c", "user.email=reader@example.org")
+    for command in (["add", "."], [*named, "commit", "-q", "--allow-empty", "-m", "a report"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
 @pytest.fixture
 def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The committed tables of a small pocket report."""
     folder = tmp_path / "figures" / "pocket"
     folder.mkdir(parents=True)
     rows().to_csv(folder / "4_warp.csv", index=False)
-    gain(1.0).to_csv(folder / "4_gain.csv", index=False)
-    named = ("-c", "user.name=reader", "-c", "user.email=reader@example.org")
-    for command in (["init", "-q"], ["add", "."], [*named, "commit", "-q", "-m", "a report"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    gain(FIRM).to_csv(folder / "4_gain.csv", index=False)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    commit(folder)
     monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
     return folder
 
@@ -63,11 +70,21 @@ def test_a_mean_that_moved_is_told_in_standard_errors(figures: Path, capsys: pyt
     assert "1 by more" in told
 
 
-@pytest.mark.parametrize(("low", "code", "word"), [(-0.5, 1, "FAILS"), (None, 0, "open ")])
-def test_a_statement_fails_only_where_the_tables_refute_it(
-    low: float | None, code: int, word: str, figures: Path, capsys: pytest.CaptureFixture
-):
-    gain(low).to_csv(figures / "4_gain.csv", index=False)
+@pytest.mark.parametrize(
+    ("before", "low", "high", "code", "word"),
+    [
+        (FIRM, -0.5, 3, 1, "FAILS"), (NARROW, -0.5, 3, 0, "open "), (NARROW, -3, -0.5, 1, "FAILS"),
+        (FIRM, None, 3, 0, "open "),
+    ],
+    ids=["firm, open", "narrow, open", "narrow, refuted", "no interval"],
+)  # fmt: skip
+def test_a_firm_statement_must_hold_and_a_narrow_one_not_be_refuted(
+    before: float, low: float | None, high: float, code: int, word: str,
+    figures: Path, capsys: pytest.CaptureFixture,
+):  # fmt: skip
+    gain(before).to_csv(figures / "4_gain.csv", index=False)
+    commit(figures)
+    gain(low).assign(high=high).to_csv(figures / "4_gain.csv", index=False)
     assert main(["verify", "pocket"]) == code
     told = capsys.readouterr().out
     assert f"  {word}  4_warp, warp_raises_reward: " in told

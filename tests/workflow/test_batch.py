@@ -371,6 +371,34 @@ def test_publishing_twice_changes_nothing(profile: str, checkout: Path, build: P
     assert {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in checkout.rglob("*") if f.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "changed",
+    ["alignkit/report/readme.py", "params/smoke/shared.yaml", "requirements.lock", "README.md", "figures/smoke/1_x.csv",
+     "figures/pocket/new.csv", "notebooks/1_reward_model.ipynb", "build/smoke/figures/1_x.csv"],
+)  # fmt: skip
+def test_a_report_is_done_until_something_of_it_changes(changed: str, checkout: Path, build: Path):
+    (checkout / "README.md").write_text("# A title")
+    finish(build, "smoke", executed("profile = 'smoke'"), ["1_x.csv"])
+    batch.publish("smoke")
+    assert not batch.is_published("smoke")
+    batch.note_published("smoke")
+    touch_everything(checkout)
+    assert batch.is_published("smoke")
+    assert not batch.is_published("smoke", data="pocket_letters")
+    file = build.parent / changed if changed.startswith("build") else checkout / changed
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a") as stream:
+        stream.write("\n")
+    assert not batch.is_published("smoke")
+
+
+def test_a_report_that_lacks_a_notebook_is_never_done(checkout: Path, build: Path):
+    finish(build, "smoke", executed("profile = 'smoke'"))
+    batch.executed("smoke", NOTEBOOK).rename(build / "elsewhere.ipynb")
+    batch.note_published("smoke")
+    assert not batch.is_published("smoke")
+
+
 def test_a_pocket_notebook_that_ran_on_other_data_is_not_published(checkout: Path, build: Path):
     finish(build, "pocket", executed("profile = 'pocket'\ndata = 'mine.csv'"), ["1_words.png"], data="mine.csv")
     before = source().read_bytes()
@@ -744,3 +772,5 @@ def test_publishing_puts_notebook_figures_and_tables_side_by_side(smoke: Batch):
     )
     assert injected.source == '# Parameters\nprofile = "smoke"\n'
     assert smoke.run(*publish).stdout == ""
+    done = smoke.run("python", "-m", "alignkit", "done", "smoke")
+    assert (done.returncode, done.stdout) == (0, "smoke: nothing to do\n")

@@ -10,7 +10,8 @@ from datasets import Dataset, DatasetDict
 from alignkit.__main__ import main
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
-from alignkit.workflow import intake, parameters
+from alignkit.workflow import parameters
+from alignkit.world import foreign, own
 from alignkit.world.models import new_policy, save, train_tokenizer
 from alignkit.world.reviews import Reviews, load_reviews, prompts
 
@@ -71,7 +72,7 @@ def test_other_files_are_checked_once_and_say_the_same_to_the_loader(
     assert p.reviews().fingerprint() == Reviews("plain.csv").fingerprint()
     before = load_reviews("plain.csv", seed=3)
     assert p.reviews().load(3)["train"].to_pandas().equals(before["train"].to_pandas())
-    monkeypatch.setattr(intake.own, "read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(own, "read", lambda *_: pytest.fail("read again"))
     assert given("kaggle.csv", **named).check_reach() == [line]
     # The loader knows the common names; what is named here it finds under them.
     assert len(list((build / "cache").glob("reviews-*/reviews/data/t*.parquet"))) == len(named)
@@ -224,7 +225,7 @@ def test_a_model_is_tried_once_and_again_when_it_has_changed(place: Path, monkey
     model = new_policy(tokenizer, width=8, layers=1, heads=1, positions=128)
     save(place / "policy", model, tokenizer)
     tried: list[str] = []
-    monkeypatch.setattr(intake.foreign, "check_policy", lambda name, **_: tried.append(name))
+    monkeypatch.setattr(foreign, "check_policy", lambda name, **_: tried.append(name))
     for _ in range(2):
         assert given("pocket", "4_warp", train_reviews=200, policy="policy").check_reach() == []
     save(place / "policy", new_policy(tokenizer, width=8, layers=2, heads=1, positions=128), tokenizer)
@@ -240,7 +241,7 @@ def test_a_token_of_a_foreign_model_that_reviews_spell_is_told(
     tokenizer.add_special_tokens({"eos_token": "~END~"})
     save(place / "model", new_policy(tokenizer, width=8, layers=1, heads=1, positions=128), tokenizer)
     for name in ("check_policy", "check_encoder"):
-        monkeypatch.setattr(intake.foreign, name, lambda *_, **__: None)
+        monkeypatch.setattr(foreign, name, lambda *_, **__: None)
     reviews.to_csv("r.csv", index=False)
     assert len(given("r.csv", **{key: "model"}).check_reach()) == 1
     reviews.assign(text=[*reviews.text[:-1], "good ~END~ bad"]).to_csv("r.csv", index=False)
