@@ -476,6 +476,12 @@ def test_training_reports_nothing_to_the_hub(alone, monkeypatch) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_hubs_variables_are_settled_before_a_trainer_reads_them(alone, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HOME", "")
+    code = "import alignkit.training.dpo; from huggingface_hub.constants import HF_HOME; assert HF_HOME"
+    assert alone("-c", code).returncode == 0
+
+
 CACHES = [("HOME", "home"), ("XDG_CACHE_HOME", "home"), ("HF_HOME", "home/x"), ("HF_DATASETS_CACHE", "home")]
 
 
