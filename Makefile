@@ -30,9 +30,9 @@ export JUPYTER_PREFER_ENV_PATH := 1
 ## re-execute every notebook with params/$(PROFILE), write figures/$(PROFILE)
 report: environment
 	@python -m alignkit check params/"$$PROFILE" --reach $${DATA:+--data "$$DATA"}
-	@python -m alignkit done "$$PROFILE" $${DATA:+--data "$$DATA"} || { \
+	@python -m alignkit done "$$PROFILE" $${DATA:+--data "$$DATA"}; status=$$?; [ $$status = 1 ] || exit $$status; \
 	$(SNAKEMAKE) --config profile="$$PROFILE"; status=$$?; [ $$status != 2 ] || exit 2; \
-	python -m alignkit publish "$$PROFILE" && exit $$status; }
+	python -m alignkit publish "$$PROFILE" && exit $$status
 
 ## the report with fresh seeds (params/$(PROFILE)_replica), and which findings of figures/$(PROFILE) hold again
 replicate: environment

@@ -144,7 +144,8 @@ def _verify(args: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0; 1 if a finding that held fails; 2 with one line for each fault of the user's; 130 with one line after Ctrl-C.
+    0; 1 if a finding fails, a job does, or a report is not done; 2 with one line for each fault of the user's; 130 with
+    one line after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="python -m alignkit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -77,17 +77,16 @@ def told(found: pd.DataFrame) -> str:
     if "replicated" not in found or found.replicated.isna().all():
         return ""
     held, asked, again = found.holds.eq(True), found.replicated.notna(), found.replicated.eq(True)
-    firm, parts = held & found.firm.eq(True), []
-    for word, kept in (("firm findings", firm & asked), ("narrow ones", held & ~firm & asked)):
-        text = f"{(kept & again).sum()} of {kept.sum()} {word}"
-        text += f" (not {_named(found, kept & ~again)})" if (kept & ~again).any() else ""
-        parts += [text] if kept.any() else []
-    parts += [f"not asked again: {_named(found, held & ~asked)}"] if (held & ~asked).any() else []
-    return f"hold again with fresh seeds: {'; '.join(parts)}"
-
-
-def _named(found: pd.DataFrame, kept: pd.Series) -> str:
-    return ", ".join(found.id[kept].str.replace("_", " "))
+    firm = held & found.firm.eq(True)
+    counts = [
+        f"{(kept & again).sum()} of {kept.sum()} {word}"
+        for word, kept in (("firm findings", firm & asked), ("narrow ones", held & ~firm & asked))
+        if kept.any()
+    ]
+    text = f"with fresh seeds {' and '.join(counts)} hold again"
+    for word, kept in (("not", asked & ~again), ("not asked again", held & ~asked)):
+        text += f"; {word}: {', '.join(found.id[kept].str.replace('_', ' '))}" if kept.any() else ""
+    return text
 
 
 def replicate(profile: str) -> list[str]:

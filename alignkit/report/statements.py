@@ -20,9 +20,9 @@ LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.1, "volume": 1.0}
 """Differences within which two policies count as level; of reward, odds of "positive" that differ by a quarter."""
 UNITS = {"reward": "nats", "share": "of the possible gain", "entropy": "nats", "volume": "nats²"}
 REPEAT = 1 + 2**0.5
-"""How many times its half-width an interval has to be clear of a bound if fresh seeds are to show the same: the mean of
-as many fresh seeds lies within √2 half-widths of this one (95 % prediction interval), and has one of its own around it.
-"""
+"""How many half-widths of its interval a mean has to be away from a bound if fresh seeds are to show the same: the mean
+of as many fresh seeds lies within √2 half-widths of this one (95 % prediction interval), and has a half-width of its
+own, taken to be as large."""
 
 
 class Unanswered(Exception):
@@ -31,7 +31,7 @@ class Unanswered(Exception):
 
 class Finding(NamedTuple):
     """A sentence with its numbers; `holds` says whether the claim of the function's name does, None if its interval
-    leaves that open; `firm` whether as many fresh seeds are expected to say so as well."""
+    leaves that open; `firm` whether it holds and as many fresh seeds are expected to show that too."""
 
     statement: str
     holds: bool | None
@@ -121,7 +121,8 @@ def bounded(
 
 
 def plain(value: float, holds: bool, words: tuple[str, str], rest: str) -> Finding:
-    """A finding about one number that has no seeds; words: what is said if it holds, and if not."""
+    """A finding about one number that has no seeds, and so counts as firm where it holds; words: what is said if it
+    holds, and if not."""
     return Finding(f"{words[not holds]} {rest}.", bool(holds), bool(holds), value)
 
 

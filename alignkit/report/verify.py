@@ -29,7 +29,7 @@ TOLD = 10
 
 
 def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
-    """The lines to print, and whether no finding that held fails.
+    """The lines to print, and whether no firm finding was lost and none refuted.
 
     Raises UserFault without tables of the profile, or where git has none of that revision.
     """
@@ -147,9 +147,9 @@ def _told(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], boo
             held = old.holds[row.id] is True and row.holds is not True and pd.notna(row.value)
             fails = held and (old.firm[row.id] is True or row.holds is False)
             sound &= not fails
-            word = "FAILS" if fails else {True: "holds", False: "no"}.get(row.holds, "open")
+            word = "FAILS" if fails else "lost" if held else {True: "holds", False: "no"}.get(row.holds, "open")
             lines.append(f"  {word:5}  {notebook}, {row.id}: {row.statement}")
-    return ["findings (no: does not hold, nor did it before):", *lines], sound
+    return ["findings (lost: narrow before, open now; no: does not hold, nor did it before):", *lines], sound
 
 
 def _tables(texts: dict[str, str]) -> Tables:

@@ -17,13 +17,13 @@ from alignkit.faults import UserFault
 from alignkit.workflow import checksums, identity, parameters
 from alignkit.workflow.schema import NOTEBOOKS, World
 from alignkit.world.known import GENERATORS
-from alignkit.world.reach import stamp
 
 if TYPE_CHECKING:  # it takes more than a second to import
     import nbformat
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PUBLISHED = "published"
+NOTED = "published"
+"""The file of a profile's build folder that keeps its `standing`."""
 INJECTED = "injected-parameters"
 """The tag of the cell that papermill adds."""
 
@@ -60,7 +60,7 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     told = [[cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells]
     digest.update(json.dumps(told).encode() + _given(p))
     code = "\n".join(source for kind, source, _ in told if kind == "code")
-    for module in _reached(code, stamp(str(paths.PACKAGE))):
+    for module in _reached(code, tuple((file, file.stat().st_mtime_ns) for file in _files(paths.PACKAGE))):
         for file in filter(Path.is_file, (module, module.with_suffix(".yaml"))):  # a module's data lie beside it
             digest.update(str(file.relative_to(paths.PACKAGE)).encode() + file.read_bytes())
     for name in sorted(set(p.reads) & set(notebooks(profile))):
@@ -89,9 +89,9 @@ def _given(p: World) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _reached(code: str, package: paths.Stamp) -> list[Path]:
-    """The files of the alignkit modules that a text of Python imports, directly or through one of them; package: the
-    stamp of its files."""
+def _reached(code: str, _: tuple[tuple[Path, int], ...]) -> list[Path]:
+    """The files of the alignkit modules that a text of Python imports, directly or through one of them; found again
+    when a file of the package has another time."""
     finder = ModuleFinder([str(paths.PACKAGE.parent)])
     finder.scan_code(compile(code, "cells", "exec"), finder.add_module("__main__"))
     return sorted(Path(module.__file__) for module in finder.modules.values() if module.__file__)
@@ -252,31 +252,43 @@ def publish(profile: str) -> list[str]:
 
 
 def standing(profile: str, data: str = "") -> str:
-    """Hash of all that a whole report is made of, and of what it made; "" if one of its notebooks was not executed.
+    """Hash of all that a whole report is made of and of all that it made; "" if one of its notebooks was not executed.
 
-    These are the code, parameters, figures and notebooks of this checkout, the data, and what was executed.
+    These are the code, parameters, lock and data; pages, figures and README of this checkout; and the build folder's
+    pages, figures and tables of the profile.
     """
     names, root = notebooks(profile), paths.CHECKOUT
     if not all(executed(profile, name).is_file() for name in names):
         return ""
     given = [_given(values(name, profile, data)).decode() for name in names]
-    folders = [root / name for name in ("alignkit", "figures", "notebooks", "params")]
-    files = [file for folder in folders for file in folder.rglob("*.*") if file.suffix != ".pyc"]
+    folders = ("alignkit", "benchmarks", "figures", "notebooks", "params")
+    files = [file for folder in folders for file in _files(root / folder)]
     made = [_made(profile, name) for name in names]
     return checksums.of_values([given, made, checksums.of(root, [*files, root / "README.md"])])
 
 
+def _files(folder: Path) -> list[Path]:
+    """All files in a folder but what Python and Jupyter keep there for themselves."""
+    found = (file for file in folder.rglob("*") if not {"__pycache__", ".ipynb_checkpoints"} & {*file.parts})
+    return sorted(file for file in found if file.is_file())
+
+
 def is_published(profile: str, data: str = "") -> bool:
     """Whether everything stands as when this report, with these data, was published last: there is nothing to do."""
-    file = paths.build() / profile / PUBLISHED
+    file = paths.build() / profile / NOTED
     return file.is_file() and file.read_text(encoding="utf-8") == standing(profile, data) != ""
 
 
 def note_published(profile: str) -> None:
-    """Keep how everything stands, for `is_published`."""
+    """Keep how everything stands, for `is_published`.  Raises UserFault if something was edited since it was executed.
+
+    What stands now may be later than what was published: an editor saves at any time.
+    """
     given = {_read(file)[0] for name in notebooks(profile) for file in _seals(profile, name)}
     told = standing(profile, *given) if len(given) == 1 else ""
-    (paths.build() / profile / PUBLISHED).write_text(told, encoding="utf-8")
+    for name in notebooks(profile) if told else ():
+        check_executed(profile, name)
+    (paths.build() / profile / NOTED).write_text(told, encoding="utf-8")
 
 
 def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:

@@ -59,7 +59,7 @@ def test_replicate_says_which_findings_hold_again(figures: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines() == [
         "figures/smoke/findings.csv",
         "figures/smoke/replication.csv",
-        "smoke: hold again with fresh seeds: 1 of 1 firm findings; 0 of 1 narrow ones (not warp raises reward)",
+        "smoke: with fresh seeds 1 of 1 firm findings and 0 of 1 narrow ones hold again; not: warp raises reward",
     ]
     rows = published(figures)
     assert rows.replicated.dropna().to_dict() == {"dpo_raises_reward": True, "warp_raises_reward": False}
@@ -90,7 +90,7 @@ def test_what_the_replica_has_no_table_for_is_told_apart(figures: Path):
     rows = published(figures)
     assert pd.isna(rows.replicated["warp_raises_reward"])
     assert replication.told(rows.reset_index()) == (
-        "hold again with fresh seeds: 1 of 1 firm findings; not asked again: warp raises reward"
+        "with fresh seeds 1 of 1 firm findings hold again; not asked again: warp raises reward"
     )
 
 
@@ -130,7 +130,7 @@ def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, 
         "- pocket: DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.50, 3.00]. (replicated)",
         "- pocket: WARP, η=0.5 raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]."
         " (narrow; not replicated)",
-        "- pocket: hold again with fresh seeds: 1 of 1 firm findings; 0 of 1 narrow ones (not warp raises reward).",
+        "- pocket: with fresh seeds 1 of 1 firm findings and 0 of 1 narrow ones hold again; not: warp raises reward.",
     ]
 
 

@@ -73,7 +73,7 @@ def test_a_mean_that_moved_is_told_in_standard_errors(figures: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("before", "low", "high", "code", "word"),
     [
-        (FIRM, -0.5, 3, 1, "FAILS"), (NARROW, -0.5, 3, 0, "open "), (NARROW, -3, -0.5, 1, "FAILS"),
+        (FIRM, -0.5, 3, 1, "FAILS"), (NARROW, -0.5, 3, 0, "lost "), (NARROW, -3, -0.5, 1, "FAILS"),
         (FIRM, None, 3, 0, "open "),
     ],
     ids=["firm, open", "narrow, open", "narrow, refuted", "no interval"],

@@ -374,7 +374,7 @@ def test_publishing_twice_changes_nothing(profile: str, checkout: Path, build: P
 @pytest.mark.parametrize(
     "changed",
     ["alignkit/report/readme.py", "params/smoke/shared.yaml", "requirements.lock", "README.md", "figures/smoke/1_x.csv",
-     "figures/pocket/new.csv", "notebooks/1_reward_model.ipynb", "build/smoke/figures/1_x.csv"],
+     "figures/pocket/new.csv", "benchmarks/peers.csv", "notebooks/1_reward_model.ipynb", "build/smoke/figures/1_x.csv"],
 )  # fmt: skip
 def test_a_report_is_done_until_something_of_it_changes(changed: str, checkout: Path, build: Path):
     (checkout / "README.md").write_text("# A title")
@@ -383,12 +383,24 @@ def test_a_report_is_done_until_something_of_it_changes(changed: str, checkout: 
     assert not batch.is_published("smoke")
     batch.note_published("smoke")
     touch_everything(checkout)
+    for kept in (".ipynb_checkpoints", "__pycache__"):
+        (checkout / "notebooks" / kept).mkdir()
+        (checkout / "notebooks" / kept / "1.ipynb").touch()
     assert batch.is_published("smoke")
     assert not batch.is_published("smoke", data="pocket_letters")
     file = build.parent / changed if changed.startswith("build") else checkout / changed
     file.parent.mkdir(exist_ok=True)
     with file.open("a") as stream:
         stream.write("\n")
+    assert not batch.is_published("smoke")
+
+
+def test_what_was_edited_while_it_was_published_is_not_noted(checkout: Path, build: Path):
+    finish(build, "smoke", executed("profile = 'smoke'"))
+    batch.publish("smoke")
+    edit_cell(checkout)
+    with pytest.raises(UserFault, match=r"^publish: 1_reward_model was executed with other parameters or code"):
+        batch.note_published("smoke")
     assert not batch.is_published("smoke")
 
 

@@ -1,6 +1,8 @@
 """What a user types: a mistake is one line and exit code 2, whatever the command."""
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ FILE = str(paths.PARAMS / "smoke" / "1_reward_model.yaml")
 @pytest.mark.parametrize(
     "profile", ["./pocket", "pocket/", "smoke/../pocket", "../figures/pocket", "..", "", "a" * 300]
 )
-@pytest.mark.parametrize("command", ["publish", "replicate", "verify", "runs", "tune", "report", "execute"])
+@pytest.mark.parametrize("command", ["publish", "replicate", "verify", "runs", "tune", "report", "execute", "done"])
 def test_only_the_name_of_a_profile_is_one(command: str, profile: str, capsys: pytest.CaptureFixture):
     assert main([command, profile, *(["1_reward_model"] if command == "execute" else [])]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -101,6 +103,32 @@ def test_what_a_variable_says_is_no_code_for_make(name: str, value: str, tmp_pat
     assert "snakemake" in told.stdout
     assert "PWNED" not in told.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("done", "batch", "code", "started"),
+    [
+        (0, 0, 0, ["check", "done"]), (1, 0, 0, ["check", "done", "snakemake", "publish"]),
+        (1, 1, 2, ["check", "done", "snakemake", "publish"]), (1, 2, 2, ["check", "done", "snakemake"]),
+        (2, 0, 2, ["check", "done"]), (130, 0, 2, ["check", "done"]),
+    ],
+    ids=["all done", "to do", "a job fails", "the batch cannot start", "a fault", "interrupted"],
+)  # fmt: skip
+def test_make_report_starts_what_is_needed(done: int, batch: int, code: int, started: list[str], tmp_path: Path):
+    known = [paths.CHECKOUT / name for name in ("requirements.lock", "pyproject.toml")]
+    for file in (paths.CHECKOUT / "Makefile", *known):
+        shutil.copy(file, tmp_path)
+    ready = hashlib.sha256(b"".join(file.read_bytes() for file in known)).hexdigest()[:12]
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    (commands.parent / f"ready-{ready}").touch()
+    for name, told, ends in (("python", "$3", f"[ $3 != done ] || exit {done}"), ("snakemake", "snakemake", batch)):
+        ends = ends if isinstance(ends, str) else f"exit {ends}"
+        (commands / name).write_text(f'#!/bin/sh\necho {told} >> "{tmp_path}/started"\n{ends}\n')
+        (commands / name).chmod(0o755)
+    asked = ["make", "report", f"PYTHON={sys.executable}", "PROFILE=smoke"]
+    ended = subprocess.run(asked, cwd=tmp_path, capture_output=True, check=False)
+    assert (ended.returncode, (tmp_path / "started").read_text().split()) == (code, started)
 
 
 @pytest.mark.parametrize("command", IN_A_CLONE)
