@@ -26,11 +26,12 @@ from alignkit.report.tables import clear, interval_text, turned
 
 
 def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 0) -> Finding:
-    at = f"KL {kl or compared_at(tables):g}"
+    kl = kl or compared_at(tables)
+    at = f"KL {kl:g}"
     low, high = row[f"{at}_low"], row[f"{at}_high"]
     where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
     text = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}."
-    return Finding(text, *outcome(low, high, least), row[at], low, high, row.seeds)
+    return Finding(text, *outcome(low, high, least), row[at], low, high, row.seeds, kl)
 
 
 def _one_draw(tables: Tables) -> pd.Series:
@@ -76,7 +77,7 @@ def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     where = f"the possible gain from WARP at KL {rows.at_kl.iloc[0]:g} with {rows.seeds.max():.0f} seeds"
     none = f"Tuned alike (four settings each), no method differs measurably in its share of {where}"
     some = f"Tuned alike (four settings each), methods that differ in their share of {where}"
-    return counted(rows, none, some, "share")
+    return counted(rows, none, some, "share")._replace(kl=rows.at_kl.iloc[0])
 
 
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
@@ -96,7 +97,7 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     said = "is level with" if holds else "differs from" if clear(row.low, row.high) else "is not shown to be level with"
     text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
     text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
-    return Finding(text, holds, firm, row.difference, row.low, row.high, row.seeds)
+    return Finding(text, holds, firm, row.difference, row.low, row.high, row.seeds, row.at_kl)
 
 
 def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
@@ -114,8 +115,9 @@ def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
         return Finding("The best policy used with one draw is WARP's own.", False, False, 0.0)
     rows = rows_of(tables("6_order"), family=warp)
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
-    subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
-    return difference(turned(rows), subject, f"WARP at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
+    subject, kl = f"The best policy used with one draw ({rows.against.iloc[0]})", rows.at_kl.iloc[0]
+    found = difference(turned(rows), subject, f"WARP at a KL of {kl:g} (difference in share)", words)
+    return found._replace(kl=kl)
 
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
@@ -126,7 +128,7 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     own, size = f"the best policy used with one draw ({family})", interval_text(part, low, high, 2)
     text = f"Of the gold that {own} misses at a KL of {kl:g}, the proxy's share is {size}, optimisation's the rest"
     text += " (below zero: it keeps more than the proxy's own optimum)." if low > 1 else "."
-    return Finding(text, *outcome(low, high, least=0.5), part, low, high, len(parts))
+    return Finding(text, *outcome(low, high, least=0.5), part, low, high, len(parts), kl)
 
 
 def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
@@ -148,7 +150,8 @@ def anchored_keeps_more_gold(tables: Tables) -> Finding:
     kept = pd.DataFrame({name: _gold_for_one_of_reward(table, kl) for name, table in (("own", rows), ("best", optima))})
     words = ("gains more gold than", "gains less gold than", "does not measurably differ in gold from")
     rest = f"the proxy's own optimum for one nat of reward, both at a KL of {kl:g} (difference)"
-    return difference(over_seeds((kept.own - kept.best).dropna()), "Anchored RLOO", rest, words)
+    found = difference(over_seeds((kept.own - kept.best).dropna()), "Anchored RLOO", rest, words)
+    return found._replace(kl=kl)
 
 
 def _gold_for_one_of_reward(table: pd.DataFrame, kl: float) -> pd.Series:

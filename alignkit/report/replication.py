@@ -63,11 +63,13 @@ def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
 
 def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Findings with those of the same id in a replica, as replica_<column>, and `replicated`: of a finding that holds,
-    whether it holds there (not if its interval leaves it open); empty for others, and where the replica has no table.
+    whether it holds there (not if its interval leaves it open); empty for others, and where the replica has no table or
+    speaks of another KL.
     """
-    theirs = again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_")
+    theirs = again.dropna(subset="value").set_index("id")[[*OUTCOME, "kl"]].add_prefix("replica_")
     both = own.join(theirs, on="id")
-    asked = both.holds.eq(True) & both.replica_value.notna()
+    at_one_kl = both.kl.eq(both.replica_kl) | (both.kl.isna() & both.replica_kl.isna())
+    asked = both.holds.eq(True) & both.replica_value.notna() & at_one_kl
     return both.assign(replicated=both.replica_holds.eq(True).astype(object).where(asked))
 
 

@@ -40,6 +40,9 @@ class Finding(NamedTuple):
     low: float = np.nan
     high: float = np.nan
     seeds: float = np.nan
+    kl: float = np.nan
+    """The KL (nats) at which the tables allow to ask, where the claim is about the largest one: another run's may be
+    another, and then another question."""
 
 
 def rows_of(table: pd.DataFrame, **where: object) -> pd.DataFrame:

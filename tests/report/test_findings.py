@@ -288,6 +288,7 @@ def test_on_policy_pairs_are_compared_at_the_largest_kl():
     table = pd.DataFrame({"family": "DPO, on-policy", "measure": "reward", "at_kl": [1.0, 0.25, 0.5]})
     table = table.assign(difference=[0.3, 0.0, 0.1], low=[0.2, -0.1, 0.0], high=[0.4, 0.1, 0.2])
     found = claims.on_policy_gains_more(tables(t_2_beyond=table))
+    assert found.kl == 1
     assert (found.value, found.holds) == (0.3, True)
     assert "at KL 1 (+0.00 at 0.25, +0.10 at 0.5)" in found.statement
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -92,6 +93,14 @@ def test_what_the_replica_has_no_table_for_is_told_apart(figures: Path):
     assert replication.told(rows.reset_index()) == (
         "with fresh seeds 1 of 1 firm findings hold again; not asked again: warp raises reward"
     )
+
+
+def test_what_the_replica_says_of_another_kl_is_not_asked():
+    names = ["one", "other", "none"]
+    own = pd.DataFrame({"id": names, "statement": "", "value": 1, "low": 0, "high": 2, "holds": True, "firm": True})
+    again = own.assign(holds=False, kl=[0.5, 1.0, np.nan])
+    asked = replication.compare(own.assign(kl=[1.0, 1.0, np.nan]), again).replicated
+    assert asked.isna().tolist() == [True, False, False]
 
 
 def test_what_does_not_hold_here_is_not_replicated_either_way(figures: Path):
