@@ -112,7 +112,7 @@ def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     """Does the best policy used with one draw get more of the possible gain than WARP, at the same KL?"""
     warp = family_of_warp(tables("4_warp"))
     if _one_draw(tables).family == warp:
-        return Finding("The best policy used with one draw is WARP's own.", False, False, 0.0)
+        return Finding("The best policy used with one draw is WARP's own.", False, False, 0.0, kl=compared_at(tables))
     rows = rows_of(tables("6_order"), family=warp)
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
     subject, kl = f"The best policy used with one draw ({rows.against.iloc[0]})", rows.at_kl.iloc[0]
@@ -165,15 +165,15 @@ def _gold_for_one_of_reward(table: pd.DataFrame, kl: float) -> pd.Series:
 
 def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
     """Does one temperature for each reward model bring the seeds' optimal gains nearer to each other?"""
-    kl = f"KL {compared_at(tables):g}"
-    row = rows_of(tables("6_calibration"), quantity=f"optimal gain at {kl}").iloc[0]
+    kl = compared_at(tables)
+    row = rows_of(tables("6_calibration"), quantity=f"optimal gain at KL {kl:g}").iloc[0]
     before, after, p = row["spread / mean"], row["spread / mean, divided"], row["p"]
     if np.isnan(p):
         raise Unanswered("fewer than three seeds have no spread to compare")
     holds = bool(after < before) if p < DIFFERENT else None
     words = {True: "nearer to each other", False: "further apart", None: "as far apart, as far as these seeds tell"}
-    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at {kl} spread by {after:.1%} of their "
-    return Finding(f"{text}mean, in place of {before:.1%} (p = {p:.2f}).", holds, False, after / before)
+    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at KL {kl:g} spread by {after:.1%} of "
+    return Finding(f"{text}their mean, in place of {before:.1%} (p = {p:.2f}).", holds, False, after / before, kl=kl)
 
 
 CLAIMS = (

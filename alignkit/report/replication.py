@@ -10,7 +10,7 @@ from alignkit.report import findings
 from alignkit.workflow.batch import write_table
 from alignkit.workflow.parameters import REPLICA, TINY
 
-OUTCOME = ["statement", "value", "low", "high", "holds"]
+OUTCOME = ["statement", "value", "low", "high", "kl", "holds"]
 """Columns of a finding that two reports may have otherwise."""
 
 
@@ -30,11 +30,13 @@ def publish(profile: str) -> list[str]:
         return []
     own = asked_again(folder)
     both = compare(own[own.notebook.isin(there)], asked_again(replica))
-    shown = [*findings.COLUMNS, "replicated", "replica_value", "replica_low", "replica_high"]
+    shown = [*findings.COLUMNS, "replicated", *(f"replica_{name}" for name in ("value", "low", "high", "kl"))]
     changed = write_table(folder / "findings.csv", both[shown])
     if replica.is_dir():
         replicas = [f"replica_{column}" for column in OUTCOME]
-        changed += write_table(folder / "replication.csv", both[["id", "notebook", *OUTCOME, "firm", *replicas]])
+        changed += write_table(
+            folder / "replication.csv", both[["id", "notebook", *OUTCOME, "firm", *replicas, "replicated"]]
+        )
     if (beside := agreement(profile, both)) is not None:
         changed += write_table(folder / "agreement.csv", beside)
     return changed
@@ -63,13 +65,12 @@ def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
 
 def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Findings with those of the same id in a replica, as replica_<column>, and `replicated`: of a finding that holds,
-    whether it holds there (not if its interval leaves it open); empty for others, and where the replica has no table or
-    speaks of another KL.
+    whether it holds there (not if its interval leaves it open, nor at a smaller KL that is all that fresh seeds reach);
+    empty for others, and where the replica has no table.
     """
-    theirs = again.dropna(subset="value").set_index("id")[[*OUTCOME, "kl"]].add_prefix("replica_")
+    theirs = again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_")
     both = own.join(theirs, on="id")
-    at_one_kl = both.kl.eq(both.replica_kl) | (both.kl.isna() & both.replica_kl.isna())
-    asked = both.holds.eq(True) & both.replica_value.notna() & at_one_kl
+    asked = both.holds.eq(True) & both.replica_value.notna()
     return both.assign(replicated=both.replica_holds.eq(True).astype(object).where(asked))
 
 
@@ -87,7 +88,7 @@ def told(found: pd.DataFrame) -> str:
     ]
     text = f"with fresh seeds {' and '.join(counts)} hold again"
     for word, kept in (("not", asked & ~again), ("not asked again", held & ~asked)):
-        text += f"; {word}: {', '.join(found.id[kept].str.replace('_', ' '))}" if kept.any() else ""
+        text += f"; {word}: {', '.join(f'`{name}`' for name in found.id[kept])}" if kept.any() else ""
     return text
 
 

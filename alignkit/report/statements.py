@@ -41,8 +41,8 @@ class Finding(NamedTuple):
     high: float = np.nan
     seeds: float = np.nan
     kl: float = np.nan
-    """The KL (nats) at which the tables allow to ask, where the claim is about the largest one: another run's may be
-    another, and then another question."""
+    """The KL (nats) at which the claim was asked, which may be another in another report; NaN if at none or at several.
+    """
 
 
 def rows_of(table: pd.DataFrame, **where: object) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -60,7 +59,7 @@ def test_replicate_says_which_findings_hold_again(figures: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines() == [
         "figures/smoke/findings.csv",
         "figures/smoke/replication.csv",
-        "smoke: with fresh seeds 1 of 1 firm findings and 0 of 1 narrow ones hold again; not: warp raises reward",
+        "smoke: with fresh seeds 1 of 1 firm findings and 0 of 1 narrow ones hold again; not: `warp_raises_reward`",
     ]
     rows = published(figures)
     assert rows.replicated.dropna().to_dict() == {"dpo_raises_reward": True, "warp_raises_reward": False}
@@ -91,16 +90,14 @@ def test_what_the_replica_has_no_table_for_is_told_apart(figures: Path):
     rows = published(figures)
     assert pd.isna(rows.replicated["warp_raises_reward"])
     assert replication.told(rows.reset_index()) == (
-        "with fresh seeds 1 of 1 firm findings hold again; not asked again: warp raises reward"
+        "with fresh seeds 1 of 1 firm findings hold again; not asked again: `warp_raises_reward`"
     )
 
 
-def test_what_the_replica_says_of_another_kl_is_not_asked():
-    names = ["one", "other", "none"]
-    own = pd.DataFrame({"id": names, "statement": "", "value": 1, "low": 0, "high": 2, "holds": True, "firm": True})
-    again = own.assign(holds=False, kl=[0.5, 1.0, np.nan])
-    asked = replication.compare(own.assign(kl=[1.0, 1.0, np.nan]), again).replicated
-    assert asked.isna().tolist() == [True, False, False]
+def test_what_holds_at_no_kl_that_fresh_seeds_reach_is_not_replicated():
+    own = pd.DataFrame({"id": ["one"], "statement": "", "value": 1, "low": 0, "high": 2, "kl": 1.0, "holds": True})
+    both = replication.compare(own, own.assign(kl=0.5, holds=None))
+    assert both[["replicated", "kl", "replica_kl"]].to_numpy().tolist() == [[False, 1.0, 0.5]]
 
 
 def test_what_does_not_hold_here_is_not_replicated_either_way(figures: Path):
@@ -139,7 +136,7 @@ def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, 
         "- pocket: DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.50, 3.00]. (replicated)",
         "- pocket: WARP, η=0.5 raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]."
         " (narrow; not replicated)",
-        "- pocket: with fresh seeds 1 of 1 firm findings and 0 of 1 narrow ones hold again; not: warp raises reward.",
+        "- pocket: with fresh seeds 1 of 1 firm findings and 0 of 1 narrow ones hold again; not: `warp_raises_reward`.",
     ]
 
 
