@@ -133,15 +133,14 @@ def on_policy_gains_more(tables: Tables) -> Finding:
     row, at = _furthest(tables("2_beyond"), family="DPO, on-policy", measure="reward")
     words = ("gains more reward than", "gains less reward than", "does not measurably differ in reward from")
     rest = f"off-policy DPO with as many completions and steps, at {at}"
-    return difference(row, "DPO on pairs of the current policy", rest, words)._replace(kl=row.at_kl.iloc[0])
+    return difference(row, "DPO on pairs of the current policy", rest, words)
 
 
 def imitation_reaches_more_gold(tables: Tables) -> Finding:
     """Does fine-tuning on positive reviews reach more gold than DPO, at the largest KL of both?"""
     row, at = _furthest(tables("2_beyond"), family="fine-tuning on positive reviews", measure="gold")
     words = ("reaches more gold than", "reaches less gold than", "does not measurably differ in gold from")
-    found = difference(row, "Fine-tuning on positive reviews", f"DPO, at {at}", words)
-    return found._replace(kl=row.at_kl.iloc[0])
+    return difference(row, "Fine-tuning on positive reviews", f"DPO, at {at}", words)
 
 
 def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:

@@ -115,9 +115,8 @@ def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
         return Finding("The best policy used with one draw is WARP's own.", False, False, 0.0, kl=compared_at(tables))
     rows = rows_of(tables("6_order"), family=warp)
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
-    subject, kl = f"The best policy used with one draw ({rows.against.iloc[0]})", rows.at_kl.iloc[0]
-    found = difference(turned(rows), subject, f"WARP at a KL of {kl:g} (difference in share)", words)
-    return found._replace(kl=kl)
+    subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
+    return difference(turned(rows), subject, f"WARP at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
 
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
@@ -150,8 +149,8 @@ def anchored_keeps_more_gold(tables: Tables) -> Finding:
     kept = pd.DataFrame({name: _gold_for_one_of_reward(table, kl) for name, table in (("own", rows), ("best", optima))})
     words = ("gains more gold than", "gains less gold than", "does not measurably differ in gold from")
     rest = f"the proxy's own optimum for one nat of reward, both at a KL of {kl:g} (difference)"
-    found = difference(over_seeds((kept.own - kept.best).dropna()), "Anchored RLOO", rest, words)
-    return found._replace(kl=kl)
+    less = over_seeds((kept.own - kept.best).dropna()).assign(at_kl=kl)
+    return difference(less, "Anchored RLOO", rest, words)
 
 
 def _gold_for_one_of_reward(table: pd.DataFrame, kl: float) -> pd.Series:

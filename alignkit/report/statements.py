@@ -92,14 +92,15 @@ def outcome(
 
 
 def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES) -> Finding:
-    """A finding that a row of differences (difference, low, high, seeds) is above zero."""
+    """A finding that a row of differences (difference, low, high; seeds and at_kl, if it has them) is above zero."""
     row = gains.iloc[0]
     if np.isnan(row.low):
         raise Unanswered("one seed has no interval")
     said = words[(2, 0, 1)[clear(row.low, row.high)]]
     text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, 2)}."
     found = outcome(row.low, row.high, least=np.nextafter(0, 1))
-    return Finding(text, *found, row.difference, row.low, row.high, row.get("seeds", np.nan))
+    beside = (row.get(name, np.nan) for name in ("seeds", "at_kl"))
+    return Finding(text, *found, row.difference, row.low, row.high, *beside)
 
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:

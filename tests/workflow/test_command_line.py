@@ -122,8 +122,8 @@ def test_make_report_starts_what_is_needed(done: int, batch: int, code: int, sta
     commands = tmp_path / ".venv" / "bin"
     commands.mkdir(parents=True)
     (commands.parent / f"ready-{ready}").touch()
-    for name, told, ends in (("python", "$3", f"[ $3 != done ] || exit {done}"), ("snakemake", "snakemake", batch)):
-        ends = ends if isinstance(ends, str) else f"exit {ends}"
+    stand_ins = {"python": ("$3", f"[ $3 != done ] || exit {done}"), "snakemake": ("snakemake", f"exit {batch}")}
+    for name, (told, ends) in stand_ins.items():
         (commands / name).write_text(f'#!/bin/sh\necho {told} >> "{tmp_path}/started"\n{ends}\n')
         (commands / name).chmod(0o755)
     asked = ["make", "report", f"PYTHON={sys.executable}", "PROFILE=smoke"]
