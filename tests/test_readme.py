@@ -104,3 +104,18 @@ def test_a_method_on_the_front():
     assert given["share"] == pytest.approx(2 / 3, abs=0.02)
     assert given["axes"].get_xlabel() == "KL (nats)"
     plt.close("all")
+
+
+def test_the_library_alone():
+    [block] = re.findall(r"(?s)```python\n(.*?)```", TEXT.split("## The library alone")[1].split("\n## ")[0])
+    sides = {"policy_chosen": -3.0, "reference_chosen": -4.0, "policy_rejected": -6.0, "reference_rejected": -4.5}
+    namespace: dict[str, Any] = {f"{name}_logps": torch.tensor([value]) for name, value in sides.items()}
+    exec(block, namespace)
+    margin = 0.1 * (js_score(1.0) - js_score(-1.5))
+    assert namespace["loss"].item() == pytest.approx(max(0.0, 1.0 - margin), abs=1e-6)
+
+
+def js_score(log_ratio: float) -> float:
+    """f'(u) of Jensen-Shannon, f-DPO's (Wang et al. 2024): log(2u / (1 + u))."""
+    u = np.exp(log_ratio)
+    return float(np.log(2 * u / (1 + u)))

@@ -76,7 +76,8 @@ def elsewhere(figures: Path) -> str:
         if profile not in variants:
             shown = {"statement": "finding that holds in pocket", "statement_there": profile}
             shown |= {"there": f"holds there ({_counts(table)})"}
-            parts.append(markdown([table[table.there != "cannot tell"]], shown))
+            told = table[table.there != "cannot tell"].sort_values("there", kind="stable")  # what is contradicted first
+            parts.append(markdown([told], shown))
     return "\n\n".join(parts)
 
 
