@@ -123,6 +123,8 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     """How much of the gold that the best policy used with one draw misses is lost by the proxy?"""
     family, kl = _one_draw(tables).family, compared_at(tables)
     parts = rows_of(tables("6_losses"), family=family, at_kl=kl).part
+    if parts.isna().any():
+        raise Unanswered(f"at KL {kl:g} the gold of the optimum is not known for every seed")
     part, low, high = seed_interval(parts)
     own, size = f"the best policy used with one draw ({family})", interval_text(part, low, high, 2)
     text = f"Of the gold that {own} misses at a KL of {kl:g}, the proxy's share is {size}, optimisation's the rest"
@@ -168,7 +170,7 @@ def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
     row = rows_of(tables("6_calibration"), quantity=f"optimal gain at KL {kl:g}").iloc[0]
     before, after, p = row["spread / mean"], row["spread / mean, divided"], row["p"]
     if np.isnan(p):
-        raise Unanswered("fewer than three seeds have no spread to compare")
+        raise Unanswered("one temperature for all seeds, or fewer than three seeds, leaves nothing to compare")
     holds = bool(after < before) if p < DIFFERENT else None
     words = {True: "nearer to each other", False: "further apart", None: "as far apart, as far as these seeds tell"}
     text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at KL {kl:g} spread by {after:.1%} of "

@@ -239,10 +239,10 @@ def calibrated(rewards: Mapping[int, Run], values: pd.DataFrame) -> pd.DataFrame
 def spreads_differ(one: pd.Series, other: pd.Series) -> float:
     """Two-sided p-value that two measurements of the same seeds, both (seeds,), spread equally (Pitman 1939, Morgan).
 
-    Their sum and difference are correlated just when their variances differ.  NaN for fewer than three seeds, and where
-    a value is missing.
+    Their sum and difference are correlated just when their variances differ.  NaN for fewer than three seeds, where
+    a value is missing, and where both are the same, as with one scale for all seeds.
     """
-    if len(one) < 3 or not np.isfinite([one, other]).all():
+    if len(one) < 3 or not np.isfinite([one, other]).all() or np.allclose(one, other):
         return float("nan")
     return float(pearsonr(one + other, one - other).pvalue)
 

@@ -50,3 +50,4 @@ def test_the_spread_test_errs_as_often_as_it_says():
 def test_two_seeds_or_a_missing_value_have_no_spread_to_compare():
     assert np.isnan(spreads_differ([1, 2], [2, 3]))
     assert np.isnan(spreads_differ([1, 2, 3], [2, 3, np.nan]))
+    assert np.isnan(spreads_differ([0.9, 1.0, 1.1], [0.9, 1.0, 1.1 + 1e-12]))  # one scale for all seeds
