@@ -76,8 +76,8 @@ def elsewhere(figures: Path) -> str:
         if profile not in variants:
             shown = {"statement": "finding that holds in pocket", "statement_there": profile}
             shown |= {"there": f"holds there ({_counts(table)})"}
-            told = table[table.there != "cannot tell"].sort_values("there", kind="stable")  # what is contradicted first
-            parts.append(markdown([told], shown))
+            answered = table[table.there != "cannot tell"]
+            parts.append(markdown([answered.sort_values("there", kind="stable")], shown))  # what is contradicted first
     return "\n\n".join(parts)
 
 

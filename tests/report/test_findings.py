@@ -255,6 +255,13 @@ def test_the_proxys_part_is_that_of_the_best_policy_used_with_one_draw():
     assert "(best)" in found.statement
 
 
+def test_gold_that_the_optimum_of_a_seed_lacks_is_open():
+    shares = pd.DataFrame({"family": ["best"], "seeds": 2, "draws": np.nan, "KL 1": [0.6]})
+    losses = pd.DataFrame({"family": "best", "at_kl": 1.0, "part": [0.6, np.nan]})
+    with pytest.raises(Unanswered, match="not known for every seed"):
+        claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
+
+
 def test_what_differs_is_named():
     table = pd.DataFrame(
         {"method": ["hinge", "ipo"], "measure": "reward", "difference": [1.0, -1], "holm": [0.01, 0.5]}

@@ -1,5 +1,6 @@
 """What is true of any published report, whatever its seeds, sizes and results: its tables agree with each other."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,13 @@ def test_the_findings_are_what_the_tables_say(profile: str):
         for notebook, found in said.items():
             page = table(folder / f"{notebook.partition('_')[0]}_findings.csv")
             assert page.statement.tolist() == found.statement.tolist()
+
+
+@of_each_profile
+def test_no_finding_tells_a_number_that_is_missing(profile: str):
+    files = (FIGURES / profile).glob("*findings.csv")
+    told = [text for file in files for text in table(file).statement if re.search(r"\bnan\b", text)]
+    assert told == []
 
 
 @pytest.mark.skipif(not (FIGURES / "pocket" / "findings.csv").is_file(), reason="no findings are published yet")
