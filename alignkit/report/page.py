@@ -85,8 +85,9 @@ def clean(html: object) -> str:
 
 def index(root: Path, notebooks: Mapping[str, nbformat.NotebookNode]) -> str:
     """The README's opening, the main findings of pocket from its table, the front, and each notebook's question."""
-    title, *sections = (root / "README.md").read_text("utf-8").split("\n## ")
-    what, *about = [part for part in title.strip().split("\n\n")[1:] if not part.startswith("[![")]
+    written_there = (root / "README.md").read_text("utf-8").replace("](#", "](README.md#")  # its places are not here
+    title, *sections = written_there.split("\n## ")
+    what, *about = [part for part in title.strip().split("\n\n")[1:] if not part.startswith(("[![", "Contents:"))]
     found = next(part for part in sections if part.startswith("What was found\n"))
     figure, words = found.partition("<!--")[0].partition("\n")[2].strip().split("\n\n", 1)
     parts = [
