@@ -8,10 +8,12 @@ from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import parameters
-from alignkit.workflow.schema import NOTEBOOKS
+from alignkit.workflow.schema import NOTEBOOKS, Count
 from alignkit.world.reach import absolute
 
 IN_A_CLONE = ("execute", "publish", "done", "report", "replicate", "verify", "tune", "html")
@@ -71,7 +73,7 @@ def _tune(args: argparse.Namespace) -> None:
     if args.seed is not None:
         tuning.tried(args.profile, args.seed)
     else:
-        print(tuning.write(args.profile))
+        _tell(tuning.write(args.profile))
 
 
 def _execute(args: argparse.Namespace) -> None:
@@ -126,13 +128,6 @@ def _runs(args: argparse.Namespace) -> None:
     _tell(listing.runs(args.profile, args.function, args.seed, args.limit))
 
 
-def _positive(text: str) -> int:
-    """A whole number from 1 on; argparse tells another one in one line."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def _verify(args: argparse.Namespace) -> int:
     from alignkit.report.verify import verify
 
@@ -150,60 +145,57 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m alignkit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int | None], told: str) -> Callable[..., object]:
-        """Add a command; what is returned adds arguments to it."""
-        added = commands.add_parser(name, help=told)
+    def command(run: Callable[[argparse.Namespace], int | None], told: str, *places: str) -> Callable[..., object]:
+        """Add the command of a function and the arguments that stand at places; what is returned adds others."""
+        added = commands.add_parser(run.__name__.strip("_"), help=told)
         added.set_defaults(run=run)
+        for place in places:
+            added.add_argument(place)
         return added.add_argument
 
-    add = command("check", _check, "check parameter files; one line for each fault")
+    add = command(_check, "check parameter files; one line for each fault")
     add("path", nargs="+", help="a parameter file or a folder of them")
     add("--data", type=absolute, help="in place of the files' own data")
     add("--reach", action="store_true", help="also try whether data and models can be reached and used")
 
-    add = command("show", _show, "a notebook's parameters with their words")
+    add = command(_show, "a notebook's parameters with their words")
     add("path", type=Path, help="a parameter file")
 
-    add = command("train", _train, "train the runs of one notebook for one seed into the store")
+    add = command(_train, "train the runs of one notebook for one seed into the store")
     add("path", type=Path, help="a parameter file")
     add("--seed", type=int, required=True, help="one seed; any, whatever the file's own seeds are")
     add("--data", type=absolute, help="in place of the file's own data")
 
-    add = command("tune", _tune, "try every method's settings on tuning seeds, write tuning.csv")
-    add("profile")
+    add = command(_tune, "try every method's settings on tuning seeds, write tuning.csv", "profile")
     add("--seed", type=int, help="train for this tuning seed alone, and write nothing")
 
-    add = command("execute", _execute, "execute one notebook into the build folder")
-    add("profile")
+    add = command(_execute, "execute one notebook into the build folder", "profile")
     add("notebook", choices=NOTEBOOKS, metavar="notebook", help=", ".join(NOTEBOOKS))
     add("--data", type=absolute, help="in place of the profile's own data")
     add("--key", help="only if what the notebook depends on has this key still")
 
-    command("publish", _publish, "copy executed notebooks, figures and tables out of the build folder")("profile")
+    command(_publish, "copy executed notebooks, figures and tables out of the build folder", "profile")
 
-    add = command("done", _done, "exit 0 if a report stands as it was published, 1 if there may be something to do")
-    add("profile")
+    add = command(_done, "exit 0 if a report stands as it was published, 1 if there may be something to do", "profile")
     add("--data", type=absolute, help="in place of the profile's own data")
 
-    add = command("report", _report, "train, execute and publish a profile without Snakemake or network")
-    add("profile")
+    add = command(_report, "train, execute and publish a profile without Snakemake or network", "profile")
     add("--jobs", type=int, default=1, help="processes side by side, also on one GPU")
     add("--hub", type=Path, default=Path("hub"), help="a folder of models and data, named by their ids")
     add("--out", type=Path, default=paths.build() / "out", help="where records and the archive go")
 
-    command("replicate", _replicate, "say which findings of a profile its replica has as well")("profile")
+    command(_replicate, "say which findings of a profile its replica has as well", "profile")
 
-    add = command("verify", _verify, "compare a report with the committed one; exit 1 if a finding fails")
-    add("profile")
+    add = command(_verify, "compare a report with the committed one; exit 1 if a finding fails", "profile")
     add("--against", default="HEAD", help="the commit to compare with")
 
-    command("html", _html, "write the report as web pages to site/")
+    command(_html, "write the report as web pages to site/")
 
-    add = command("runs", _runs, "what ran: settings, minutes, folder, and the line that loads a policy")
+    add = command(_runs, "what ran: settings, minutes, folder, and the line that loads a policy")
     add("profile", nargs="?", help="only runs that the notebooks of this profile name")
     add("--function", help="only runs of training functions whose name holds this")
     add("--seed", type=int)
-    add("--limit", type=_positive, default=20, help="how many are shown at most, newest first")
+    add("--limit", type=TypeAdapter(Count).validate_strings, default=20, help="how many are shown, newest first")
 
     args = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):

@@ -13,6 +13,7 @@ from alignkit.report.statements import (
     DIFFERENT,
     Finding,
     Tables,
+    Unanswered,
     bounded,
     counted,
     difference,
@@ -28,8 +29,17 @@ from alignkit.report.statements import (
 def implicit_reward_follows_the_reward(tables: Tables) -> Finding:
     """Does the reward that DPO implies agree with the reward model on held-out pairs?"""
     found = over_seeds(tables("0_agreement")["correlation of differences"])
-    words = ("agrees with", "contradicts", "has no measurable relation to")
-    return difference(found, "The reward that DPO implies", "the reward model on held-out pairs (correlation)", words)
+    words = ("rises with", "falls with", "has no measurable relation to")
+    rest = "the reward model's on held-out pairs (correlation of differences within a pair)"
+    return difference(found, "The reward that DPO implies", rest, words)
+
+
+def losses_end_in_the_optimum(tables: Tables) -> Finding:
+    """Does DPO's loss have the optimal policy as its minimum, under every divergence that the condition allows?"""
+    furthest = tables("0_minimum").groupby("divergence").distance.max()
+    words = ("DPO's loss ends in the optimal policy under", "DPO's loss does not end in the optimal policy under")
+    rest = f"each of {len(furthest)} divergences with f'(0+) = −∞: furthest at a total variation of"
+    return plain(furthest.max(), furthest.max() < 1e-3, words, f"{rest} {furthest.max():.0e}")
 
 
 # Notebook 1
@@ -39,8 +49,8 @@ def reward_model_against_words(tables: Tables) -> Finding:
     """Does the reward model order as many pairs as counts of words and word pairs, or at most 0.01 fewer?"""
     table = tables("1_reward_model")
     own, theirs = (rows_of(table, method=m).pairwise_accuracy for m in ("reward", "tfidf_word_pairs"))
-    than = "(positive, negative) pairs than TF-IDF with word pairs"
-    words = (f"The reward model orders no fewer {than}, to within 0.01:", f"The reward model orders fewer {than}:")
+    than = "pairs of a positive and a negative review than TF-IDF with word pairs"
+    words = (f"The reward model orders at most 0.01 fewer {than}:", f"The reward model orders fewer {than}:")
     return bounded(own, words, f"{{}} and {theirs.iloc[0]:.3f}", least=theirs.iloc[0] - 0.01, digits=3)
 
 
@@ -116,8 +126,27 @@ def losses_do_not_differ(tables: Tables) -> Finding:
 def _furthest(table: pd.DataFrame, **where: object) -> tuple[pd.DataFrame, str]:
     """The row of a table at matched KLs at the largest one, and that KL with the differences at smaller ones."""
     rows = rows_of(table, **where).sort_values("at_kl")
-    smaller = ", ".join(f"{row.difference:+.2f} at {row.at_kl:g}" for row in rows[:-1].itertuples())
+    smaller = ", ".join(f"at KL {row.at_kl:g} {row.difference:+.2f}" for row in rows[:-1].itertuples())
     return rows[-1:], f"KL {rows.at_kl.iloc[-1]:g}" + (f" ({smaller})" if smaller else "")
+
+
+def a_smaller_beta_raises_gold(tables: Tables) -> Finding:
+    """Does DPO have more gold with the smallest β, with which it drifts further, than with the usual one?"""
+    rows = rows_of(tables("2_dpo_losses"), family="DPO, sigmoid loss", row="main", status="ok")
+    usual, least = rows_of(rows, method="sigmoid").set_index("seed"), rows[rows.beta == rows.beta.min()]
+    if (least.method == "sigmoid").any():
+        raise Unanswered("the usual β is the smallest")
+    less = over_seeds((least.set_index("seed").gold - usual.gold).dropna())
+    words = ("has more gold than", "has less gold than", "does not measurably differ in gold from")
+    subject = f"DPO with β = {least.beta.iloc[0]:g}, which ends at a mean KL of {least.kl.mean():.2f},"
+    return difference(less, subject, f"with β = {usual.beta.iloc[0]:g}, at {usual.kl.mean():.2f} (difference)", words)
+
+
+def more_pairs_raise_gold(tables: Tables) -> Finding:
+    """Do all pairs in place of the smallest share of them raise the gold, at as many steps?"""
+    gains = rows_of(tables("2_size_gain"), measure="gold").nsmallest(1, "share")
+    subject = f"DPO on all pairs instead of {gains.share.iloc[0]:.0%} of them, at as many steps,"
+    return difference(gains, subject, "the gold reward")
 
 
 def twice_the_pairs_raise_reward(tables: Tables) -> Finding:
@@ -156,7 +185,7 @@ def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:
 
 def divergences_gain_no_more(tables: Tables) -> Finding:
     """Which divergence gains more reward than reverse KL, at the same KL?"""
-    return _gains_no_more(tables("3_matched"))
+    return _gains_no_more(tables("3_matched"), ", rate and length of training")
 
 
 def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
@@ -248,14 +277,15 @@ def ipo_and_kto_gain_no_more(tables: Tables) -> Finding:
 
 
 CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
-    "0_primer": (implicit_reward_follows_the_reward,),
+    "0_primer": (losses_end_in_the_optimum, implicit_reward_follows_the_reward),
     "1_reward_model": (
         reward_model_against_words, reward_model_orders, reward_model_is_calibrated, all_pairs_order_more,
         sft_is_near_the_grammar,
     ),
     "2_dpo_losses": (
         losses_do_not_differ_at_equal_kl, dpo_raises_reward, dpo_raises_gold, losses_do_not_differ,
-        twice_the_pairs_raise_reward, on_policy_gains_more, imitation_reaches_more_gold,
+        a_smaller_beta_raises_gold, twice_the_pairs_raise_reward, more_pairs_raise_gold, on_policy_gains_more,
+        imitation_reaches_more_gold,
     ),
     "3_f_divergences": (divergences_gain_no_more, divergences_keep_no_more_diversity),
     "4_warp": (

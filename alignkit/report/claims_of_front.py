@@ -127,8 +127,9 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
         raise Unanswered(f"at KL {kl:g} the gold of the optimum is not known for every seed")
     part, low, high = seed_interval(parts)
     own, size = f"the best policy used with one draw ({family})", interval_text(part, low, high, 2)
-    text = f"Of the gold that {own} misses at a KL of {kl:g}, the proxy's share is {size}, optimisation's the rest"
-    text += " (below zero: it keeps more than the proxy's own optimum)." if low > 1 else "."
+    text = f"Of the gold that {own} misses at a KL of {kl:g}, {size} of 1 is lost because the reward model is not the "
+    text += "truth, the rest because training ends below the reward model's optimum"
+    text += " (less than nothing here: it has more gold than that optimum)." if low > 1 else "."
     return Finding(text, *outcome(low, high, least=0.5), part, low, high, len(parts), kl)
 
 
@@ -150,9 +151,9 @@ def anchored_keeps_more_gold(tables: Tables) -> Finding:
     optima = rows_of(tables("6_frontier"), optimal_for="reward")
     kept = pd.DataFrame({name: _gold_for_one_of_reward(table, kl) for name, table in (("own", rows), ("best", optima))})
     words = ("gains more gold than", "gains less gold than", "does not measurably differ in gold from")
-    rest = f"the proxy's own optimum for one nat of reward, both at a KL of {kl:g} (difference)"
+    rest = f"the reward model's own optimum, both at a KL of {kl:g} (difference)"
     less = over_seeds((kept.own - kept.best).dropna()).assign(at_kl=kl)
-    return difference(less, "Anchored RLOO", rest, words)
+    return difference(less, "For each nat of reward, anchored RLOO", rest, words)
 
 
 def _gold_for_one_of_reward(table: pd.DataFrame, kl: float) -> pd.Series:

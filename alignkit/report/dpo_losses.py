@@ -157,12 +157,10 @@ def policies(p: DpoLosses, runs: Mapping[int, Runs]) -> list[Policy]:
             found.append(Policy(imitated(eta), seed, record, True, IMITATION, tuned, where=where))
     seed, first = p.seeds[0], runs[p.seeds[0]]
     found += [Policy(name, seed, first[name + EVALUATION]) for name in BASELINES]
-    usual = {policy.method: policy for policy in found if policy.seed == seed}
-    again = {name + AGAIN: usual[name] for name in DRAWN_AGAIN}
-    return found + [
-        replace(policy, method=name, evaluation=first[name + EVALUATION], main=False, family="")
-        for name, policy in again.items()
-    ]
+    for policy in [one for one in found if one.seed == seed and one.method in DRAWN_AGAIN]:
+        name = policy.method + AGAIN
+        found.append(replace(policy, method=name, evaluation=first[name + EVALUATION], main=False, family=""))
+    return found
 
 
 def _on_a_part(p: DpoLosses, policy: Policy) -> Policy:
@@ -191,9 +189,8 @@ def _in_rounds(p: DpoLosses, seed: int, runs: Runs, name: str) -> Policy:
 
 def side_by_side(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Side rows of these methods; where a main row is asked for, the one of the same policy with a side row's draws."""
-    again = {name: name + AGAIN if name in DRAWN_AGAIN else name for name in names}
-    rows = table[(table.row == "side") & table.method.isin(again.values())].set_index("method")
-    rows = rows.loc[[again[name] for name in names]].reset_index()
+    drawn = [name + AGAIN if name in DRAWN_AGAIN else name for name in names]
+    rows = table[table.row == "side"].set_index("method").loc[drawn].reset_index()
     usual = {"sft": "sft", "sigmoid": family_of("sigmoid"), "hinge": family_of("hinge")}
     family = [usual.get(name, own or name) for name, own in zip(names, rows.family, strict=True)]
     return rows.assign(method=names, family=family)

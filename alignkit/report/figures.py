@@ -34,8 +34,7 @@ _saved: list[str] = []
 
 def house_style() -> None:
     """Set fonts, grid and palette; makes PNG and SVG repeat byte for byte."""
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update({
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={
         "figure.figsize": (7.2, 4.2), "figure.constrained_layout.use": True, "axes.titlesize": "medium",
         "legend.frameon": False, "svg.hashsalt": "alignkit", "svg.fonttype": "none",
     })  # fmt: skip
@@ -161,26 +160,6 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str
     return figure
 
 
-def planes(table: pd.DataFrame, x: str, ys: Sequence[str], *, lines: bool = False) -> Figure:
-    """Each family of runs on planes (x, y): every seed a small point, the mean over seeds a large one.
-
-    Columns family, beta, seed, x and ys.  With `lines` the means of a family are joined along beta.
-    """
-    ys = [y for y in ys if y in table and table[y].notna().any()]
-    seen = looks(list(table.family.unique()))
-    figure, axes = panels(len(ys))
-    for axis, y in zip(axes, ys, strict=True):
-        for name, rows in table.groupby("family", sort=False):
-            colour, marker = seen[name]
-            means = rows.groupby("beta", dropna=False)[[x, y]].mean()
-            axis.scatter(rows[x], rows[y], s=10, color=colour, alpha=0.45, marker=marker, linewidths=0)
-            line = {"linestyle": "-" if lines and len(means) > 1 else "none", "linewidth": 1.2}
-            axis.plot(means[x], means[y], marker=marker, color=colour, markersize=6, label=name, **line)
-        axis.set(xlabel=AXES[x], ylabel=AXES[y])
-    legend_below(figure)
-    return figure
-
-
 def fronts(
     table: pd.DataFrame,
     x: str,
@@ -192,29 +171,33 @@ def fronts(
 ) -> Figure:
     """Families of policies on planes (x, y): seeds as small points, their means joined along `along` from SFT on.
 
-    Columns family, seed, `along`, x and ys; rows of family "sft" are drawn as a star.  Where `along` has the value
-    `marked`, the mean is large and carries the 95 % t intervals of both axes.  Points beyond x = `most` are left out.
-    Points of the families in `apart` are not joined: there are too few of them for a line.
+    Columns family, seed, `along`, x and ys.  Rows of family "sft" are drawn as a star, and lines start there, if
+    `along` has a value for them, as η = 0; along β, which SFT has none of, they are a family like the others.  Where
+    `along` has the value `marked`, the mean is large and carries the 95 % t intervals of both axes.  Points beyond
+    x = `most` are left out.  Points of the families in `apart` are not joined: there are too few of them for a line.
     """
     ys = [y for y in ys if y in table and table[y].notna().any()]
     figure, axes = panels(len(ys))
     if most is not None:
         table = table[table.groupby(["family", along])[x].transform("max") <= most]
-    start = table[table.family == "sft"]
-    families = table[table.family != "sft"].groupby("family", sort=False)
+    from_here = (table.family == "sft") & table[along].notna()
+    start, families = table[from_here], table[~from_here].groupby("family", sort=False)
     seen = looks(list(families.groups))
     for axis, y in zip(axes, ys, strict=True):
         for name, rows in families:
             colour, marker = seen[name]
             axis.scatter(rows[x], rows[y], s=9, color=colour, alpha=0.45, marker=marker, linewidths=0)
             joined = rows if name in apart else pd.concat([start, rows])
-            means = joined.groupby(along)[sorted({x, y} - {along})].mean().reset_index()
-            line = {"linestyle": "none" if name in apart else "-", "linewidth": 1.2}
+            means = joined.groupby(along, dropna=False)[sorted({x, y} - {along})].mean().reset_index()
+            line = {"linestyle": "-" if len(means) > 1 and name not in apart else "none", "linewidth": 1.2}
             axis.plot(means[x], means[y], marker=marker, color=colour, markersize=5, label=name, **line)
             _mark(axis, rows[rows[along] == marked], x, y, colour, marker)
         if len(start):
             axis.plot(start[x].mean(), start[y].mean(), "k*", markersize=9, label="sft")
         axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
+        if x == "kl":  # lines are read in its root
+            axis.set_xscale("function", functions=(lambda kl: np.sign(kl) * np.abs(kl) ** 0.5, lambda x: x * np.abs(x)))
+            axis.set_xlabel(f"{AXES[x]}, √ scale")
     legend_below(figure)
     return figure
 

@@ -24,7 +24,10 @@ def found(notebook: str, tables: Tables) -> pd.DataFrame:
     for claim in CLAIMS.get(notebook, ()):
         row = {"id": claim.__name__, "notebook": notebook}
         try:
-            rows.append(row | claim(tables)._asdict())
+            finding = claim(tables)
+            if pd.isna(finding.value):
+                raise Unanswered("a number that it needs is not known for every seed")
+            rows.append(row | finding._asdict())
         except Unanswered as reason:
             rows.append(row | {"statement": f"Open: {claim.__doc__} ({reason})"})
         except (KeyError, IndexError, AttributeError):  # no such column or row, as at sizes that reach no KL of 1

@@ -59,6 +59,7 @@ DRAWN = (
     *("WARP + RLOO", SWEPT, "anchored, sentence credit", APPROACHED),
 )
 """What the front shows beside WARP and the draws of the last of `tilted`."""
+Pools = Mapping[int, Pool]  # one of each seed
 
 
 def recipe(p: OneFront, seed: int) -> Runs:
@@ -158,19 +159,13 @@ def frontier_gains(frontiers: Frontiers, kls: np.ndarray, of_gold: Frontiers | N
 def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
     """The tables of other notebooks in one: those just made, or those that are published.
 
-    Raises UserFault if one is missing, or has no families (an older version wrote it).
+    Raises UserFault if one is missing.
     """
-    read, found = of_folders(paths.figures(profile), paths.published(profile)), []
-    for name in notebooks:
-        file = paths.figures(profile) / f"{name}.csv"
-        try:
-            table = read(name)
-        except Unanswered:
-            raise UserFault(f"{file}: missing; notebook {name} writes it, execute that one first") from None
-        if "family" not in table:
-            raise UserFault(f"{file.name}: has no column family; execute notebook {name} again")
-        found.append(table.assign(notebook=name))
-    return pd.concat(found, ignore_index=True)
+    read = of_folders(paths.figures(profile), paths.published(profile))
+    try:
+        return pd.concat([read(name) for name in notebooks], ignore_index=True)
+    except Unanswered as reason:
+        raise UserFault(f"{paths.figures(profile)}: {reason}; the notebook of this name writes it") from None
 
 
 def followed(profile: str) -> list[str]:
@@ -283,11 +278,7 @@ def elsewhere(profile: str) -> str:
 
 
 def resampling_rows(
-    pools: Mapping[int, Pool],
-    names: Mapping[int, str],
-    ns: Sequence[int],
-    betas: Sequence[float],
-    faults: Mapping[int, Pool] | None = None,
+    pools: Pools, names: Mapping[int, str], ns: Sequence[int], betas: Sequence[float], faults: Pools | None = None
 ) -> pd.DataFrame:
     """`resampled` for the draws of some of a pool's policies (position -> name), each n and seed; `faults` are
     `gold.faulty` pools.  The KL is less its bias; column position says whose draws they are."""
@@ -295,15 +286,18 @@ def resampling_rows(
     for seed, drawn in pools.items():
         for position, name in names.items():
             own = drawn.of(position)
-            ratios = own.log_probs[position] - own.log_probs[0]
             for n in ns:
-                rows = resampled(own.reward, ratios, n, betas, own.gold, seed=seed)
+                rows = kept_one(own, position, n, betas, seed)
                 if faults:
-                    other = faults[seed].of(position).gold
-                    rows["faults"] = resampled(own.reward, ratios, n, betas, other, seed=seed).gold
+                    rows["faults"] = kept_one(faults[seed].of(position), position, n, betas, seed).gold
                 rows["kl"] -= bias_of_kl(own, position, n, betas, rows.kl, seed)
                 out.append(rows.assign(seed=seed, family=one_of(name, n), draws=n, position=position, status="ok"))
     return pd.concat(out, ignore_index=True)
+
+
+def kept_one(own: Pool, position: int, n: int, betas: Sequence[float], seed: int) -> pd.DataFrame:
+    """`resampled` for one policy's own draws in a pool."""
+    return resampled(own.reward, own.log_probs[position] - own.log_probs[0], n, betas, own.gold, seed=seed)
 
 
 def bias_of_kl(own: Pool, position: int, n: int, betas: Sequence[float], kl: pd.Series, seed: int) -> np.ndarray:
@@ -313,14 +307,12 @@ def bias_of_kl(own: Pool, position: int, n: int, betas: Sequence[float], kl: pd.
     """
     if 2 * n > own.reward.shape[1]:
         return np.zeros(len(betas))
-    halves = [own.without(half, 2) for half in (0, 1)]
-    ratios = [half.log_probs[position] - half.log_probs[0] for half in halves]
-    found = [resampled(h.reward, r, n, betas, seed=seed).kl for h, r in zip(halves, ratios, strict=True)]
+    found = [kept_one(own.without(half, 2), position, n, betas, seed).kl for half in (0, 1)]
     return np.mean(found, axis=0) - kl.to_numpy()
 
 
 def held_out_shares(
-    pools: Mapping[int, Pool], position: int, n: int, betas: Sequence[float], grid: Sequence[float], kl: float
+    pools: Pools, position: int, n: int, betas: Sequence[float], grid: Sequence[float], kl: float
 ) -> list[float]:
     """Efficiency at one KL of keeping one of n, with method and frontier from different halves of the pool's draws.
 
@@ -336,7 +328,7 @@ def held_out_shares(
     return [(share(one, two) + share(two, one)) / 2 for one, two in halves]
 
 
-def best_of_pool(pools: Mapping[int, Pool], ns: Sequence[int]) -> pd.DataFrame:
+def best_of_pool(pools: Pools, ns: Sequence[int]) -> pd.DataFrame:
     """Best of n of the reference's draws for each seed: kl (the bound log n - (n-1)/n), reward and gold."""
     out = []
     for seed, drawn in pools.items():

@@ -3,7 +3,8 @@
 import base64
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from html import escape
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
@@ -16,7 +17,6 @@ from nbconvert.filters import markdown2html
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 
 from alignkit import ADDRESS, paths
-from alignkit.faults import UserFault
 from alignkit.report import readme
 
 FRAME = Path(__file__).with_suffix(".html")
@@ -32,14 +32,11 @@ REPOSITORY = f"{ADDRESS}/blob/main"
 
 
 def publish() -> list[str]:
-    """Write site/ anew; returns the names of its pages.  Raises UserFault if it cannot be written."""
+    """Write site/ anew; returns the names of its pages."""
     site = paths.CHECKOUT / "site"
-    try:
-        shutil.rmtree(site, ignore_errors=True)
-        site.mkdir()
-        return write(paths.CHECKOUT, site)
-    except OSError as error:
-        raise UserFault(f"html: {error.filename} cannot be read or written ({error.strerror})") from None
+    shutil.rmtree(site, ignore_errors=True)
+    site.mkdir()
+    return write(paths.CHECKOUT, site)
 
 
 def write(root: Path, site: Path) -> list[str]:
@@ -124,20 +121,16 @@ def written(notebook: nbformat.NotebookNode) -> str:
 def finished(html: str, source: str, pages: Mapping[str, str], root: Path) -> str:
     """HTML made from a file of the repository, with its links resolved and each table in a box that scrolls."""
     boxed = re.sub(r"<table\b", '<div class="wide"><table', html).replace("</table>", "</table></div>")
-    return LINK.sub(resolver(source, pages, root), boxed)
+    return LINK.sub(partial(resolved, source=source, pages=pages, root=root), boxed)
 
 
-def resolver(source: str, pages: Mapping[str, str], root: Path) -> Callable[[re.Match], str]:
-    """Puts in place of a link: the page of a notebook, the picture itself, else the repository's address."""
-
-    def resolved(match: re.Match) -> str:
-        start, link = match.groups()
-        path, mark, place = link.partition("#")
-        if not path or re.match(r"[a-z]+:|//", path) or path in pages.values():
-            return match[0]
-        file = normpath(PurePosixPath(source).parent / unquote(path))
-        if start.endswith("src="):
-            return f'{start}"data:image/png;base64,{base64.b64encode((root / file).read_bytes()).decode()}"'
-        return f'{start}"{pages.get(file) or f"{REPOSITORY}/{quote(file)}"}{mark}{place}"'
-
-    return resolved
+def resolved(match: re.Match, source: str, pages: Mapping[str, str], root: Path) -> str:
+    """What stands in place of a link: the page of a notebook, the picture itself, else the repository's address."""
+    start, link = match.groups()
+    path, mark, place = link.partition("#")
+    if not path or re.match(r"[a-z]+:|//", path) or path in pages.values():
+        return match[0]
+    file = normpath(PurePosixPath(source).parent / unquote(path))
+    if start.endswith("src="):
+        return f'{start}"data:image/png;base64,{base64.b64encode((root / file).read_bytes()).decode()}"'
+    return f'{start}"{pages.get(file) or f"{REPOSITORY}/{quote(file)}"}{mark}{place}"'

@@ -17,7 +17,7 @@ from alignkit.divergences import Divergence, examples
 from alignkit.finite import newton
 from alignkit.losses import LOSSES, needs, preference_loss
 from alignkit.report.figures import seed_lines
-from alignkit.report.looks import COLOURS, DASHES, NEGATIVE, NEUTRAL, POSITIVE, looks
+from alignkit.report.looks import AXES, COLOURS, DASHES, NEGATIVE, NEUTRAL, POSITIVE, looks
 from alignkit.report.policies import Method, Runs, aligned, dpo, prepared
 from alignkit.sampling import sequence_log_probs
 from alignkit.workflow.schema import Primer
@@ -195,13 +195,6 @@ def tilting(policies: pd.DataFrame, optima: pd.DataFrame) -> Figure:
     return figure
 
 
-AXES = {
-    "u": "ratio u = π/π_ref",
-    "log_u": "log-ratio log u (nats)",
-    "f": "f(u) − f(1)",
-    "score": "score f′(u) − f′(1)",
-    "slope": "slope u f″(u) (score a nat)",
-}
 LIMITS = {"f": (-1.8, 5), "score": (-6, 6), "slope": (5e-3, 2e2)}
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.report import replication, tables
+from alignkit.workflow.batch import write
 from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
@@ -124,8 +125,7 @@ def reward_models(figures: Path) -> str:
     for file in _published(figures, "1_reward_model"):
         table = pd.read_csv(file)
         rows = pd.concat(table[table.method == name].assign(method=told) for name, told in MODELS.items())
-        plain = rows[rows.seed.isna()].assign(seeds="", **rows[list(MEASURES)].map("{:.3f}".format))
-        told = pd.concat([tables.intervals(rows[rows.seed.notna()], list(MEASURES), digits=3), plain])
+        told = tables.intervals(rows, list(MEASURES), digits=3).replace({"seeds": {0: ""}})
         found.append(told.assign(reviews=file.parent.name))
     return markdown(found, {"reviews": "reviews", "method": "model", "seeds": "seeds", **MEASURES})
 
@@ -156,12 +156,9 @@ def times(figures: Path) -> str:
     parts = []
     for notebook in NOTEBOOKS:
         for runs in _published(figures, f"{notebook.partition('_')[0]}_runs"):
-            timings = runs.with_name(runs.name.replace("_runs", "_timings"))
-            if timings.is_file():
-                both = pd.read_csv(runs).merge(pd.read_csv(timings), on=["run", "seed"])
-                parts.append(both.assign(notebook=notebook, profile=runs.parent.name))
-    if not parts:
-        return ""
+            timings = pd.read_csv(runs.with_name(runs.name.replace("_runs", "_timings")))
+            both = pd.read_csv(runs).merge(timings, on=["run", "seed"])
+            parts.append(both.assign(notebook=notebook, profile=runs.parent.name))
     once = pd.concat(parts).drop_duplicates(["profile", "id"])
     counted = once.groupby(["notebook", "profile"]).seconds.agg(["size", "sum"])
     told = [f"{runs:.0f} runs, {seconds / 60:.0f} min" for runs, seconds in counted.to_numpy()]
@@ -184,10 +181,7 @@ def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str] | None = 
 
 def speeds(figures: Path) -> str:
     """Medians and quartiles of the ratios that `make bench` measured; benchmarks/ lies beside `figures`."""
-    file = figures.with_name("benchmarks") / "peers.csv"
-    if not file.is_file():
-        return ""
-    rows = pd.read_csv(file)
+    rows = pd.read_csv(figures.with_name("benchmarks") / "peers.csv")
     cells = rows.assign(cell=[tables.interval_text(r.ratio, r.low, r.high, 2) for r in rows.itertuples()])
     wide = cells.pivot(index="benchmark", columns="column", values="cell").loc[rows.benchmark.unique()]
     wide = wide[rows.column.unique()].fillna("").reset_index()
@@ -196,10 +190,7 @@ def speeds(figures: Path) -> str:
 
 def estimates(figures: Path) -> str:
     """What each notebook of imdb is estimated to take, with one seed and with all (`benchmarks/estimates.py`)."""
-    file = figures.with_name("benchmarks") / "estimates.csv"
-    if not file.is_file():
-        return ""
-    table = pd.read_csv(file)
+    table = pd.read_csv(figures.with_name("benchmarks") / "estimates.csv")
     total = table.groupby("seeds", as_index=False).sum().assign(notebook="all", peak_gb=table.peak_gb.max())
     rows = pd.concat([table, total]).set_index(["notebook", "seeds"])
     rows = rows.map(lambda number: f"{number:,.0f}" if number >= 10 else f"{number:.2g}")
@@ -224,9 +215,4 @@ def with_results(text: str, figures: Path) -> str:
 def update() -> list[str]:
     """Rewrite the README's results if they have changed; returns the changed file, if any."""
     file = paths.CHECKOUT / "README.md"
-    old = file.read_text(encoding="utf-8")
-    new = with_results(old, paths.CHECKOUT / "figures")
-    if new == old:
-        return []
-    file.write_text(new, encoding="utf-8")
-    return [file.name]
+    return write(file, with_results(file.read_text(encoding="utf-8"), paths.CHECKOUT / "figures").encode())

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from alignkit.report import dpo_losses, improvements, policies
 from alignkit.report.policies import EVALUATION, Method, Policy, Variation, f_dpo
 from alignkit.training.pool import PoolSettings, draw_pool, load_pool
 from alignkit.workflow import parameters
+from alignkit.workflow.batch import write_table
 from alignkit.workflow.schema import NOTEBOOKS, OneFront, World
 from alignkit.workflow.store import Run, get
 
@@ -205,12 +205,9 @@ def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRI
     return choose(pd.concat([tried(profile, seed, grids) for seed in seeds], ignore_index=True))
 
 
-def write(profile: str) -> Path:
-    """`tune`, kept as tuning.csv among the published tables of the profile; returns the file."""
-    file, table = paths.published(profile) / f"{FILE}.csv", tune(profile)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
-    return file
+def write(profile: str) -> list[str]:
+    """`tune`, kept as tuning.csv among the published tables of the profile; returns the file if it changed."""
+    return write_table(paths.published(profile) / f"{FILE}.csv", tune(profile))
 
 
 # In notebook 6

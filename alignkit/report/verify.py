@@ -3,6 +3,7 @@
 import io
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from scipy import stats
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.report import findings
-from alignkit.report.statements import Tables, Unanswered
+from alignkit.report.replication import asked_again
 from alignkit.workflow.schema import NOTEBOOKS
 
 SETTINGS = ["iteration", "eta", "steps", "beta", "pairs", "reviews"]
@@ -37,42 +37,44 @@ def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
     if not list(folder.glob("*.csv")):
         known = sorted({file.parent.name for file in folder.parent.glob("*/*.csv")})
         raise UserFault(f"verify: {profile!r} has no tables in figures; allowed: {', '.join(known)}")
-    before, after = committed(profile, against), {f.stem: f.read_text(encoding="utf-8") for f in folder.glob("*.csv")}
-    told, sound = _told(before, after)
-    head = f"{profile}: the tables in figures/{profile} against those of {against}"
-    return [head, *_files(before, after), *_moves(_main_rows(before), _main_rows(after)), *told], sound
+    with tempfile.TemporaryDirectory() as place:
+        before = committed(profile, against, Path(place))
+        told, sound = _told(before, folder)
+        head = f"{profile}: the tables in figures/{profile} against those of {against}"
+        return [head, *_files(before, folder), *_moves(_main_rows(before), _main_rows(folder)), *told], sound
 
 
-def committed(profile: str, revision: str) -> dict[str, str]:
-    """The text of each table of a profile at a revision; raises UserFault if git has none."""
+def committed(profile: str, revision: str, place: Path) -> Path:
+    """The folder of a profile's tables at a revision, unpacked in `place`; raises UserFault if git has none."""
     if not revision.isprintable() or revision.startswith("-"):  # to git it would be an option
         raise UserFault(f"verify: --against {revision!r}; allowed: a commit, a branch or a tag")
     wanted = f"figures/{profile}/*.csv"
     try:
         command = ["git", "archive", revision, wanted]
         packed = subprocess.run(command, cwd=paths.CHECKOUT, capture_output=True, check=True).stdout
-    except FileNotFoundError:
-        raise UserFault("verify: git is not installed; the committed tables are read with it") from None
     except subprocess.CalledProcessError as error:
         why = error.stderr.decode(errors="replace").partition("\n")[0]
         raise UserFault(f"verify: {revision} has no tables in figures/{profile} ({why})") from None
     with tarfile.open(fileobj=io.BytesIO(packed)) as tables:
-        return {Path(file.name).stem: tables.extractfile(file).read().decode() for file in tables if file.isfile()}
+        tables.extractall(place, filter="data")
+    return place / "figures" / profile
 
 
-def _files(before: dict[str, str], after: dict[str, str]) -> list[str]:
+def _files(before: Path, after: Path) -> list[str]:
     """How many tables are equal byte for byte; those of times never are, and do not count."""
-    names = {name for name in before.keys() | after.keys() if "timings" not in name}
-    same = sum(before.get(name) == after.get(name) for name in names)
+    old, new = ({f.stem: f.read_bytes() for f in folder.glob("*.csv")} for folder in (before, after))
+    names = {name for name in old.keys() | new.keys() if "timings" not in name}
+    same = sum(old.get(name) == new.get(name) for name in names)
     lines = [f"tables: {same} of {len(names)} are equal byte for byte"]
-    for told, only in [("no longer made", names - after.keys()), ("new", names - before.keys())]:
+    for told, only in [("no longer made", names - new.keys()), ("new", names - old.keys())]:
         lines += [f"tables {told}: {', '.join(sorted(only))}"] if only else []
     return lines
 
 
-def _main_rows(tables: dict[str, str]) -> pd.DataFrame:
+def _main_rows(folder: Path) -> pd.DataFrame:
     """The rows of all main tables, one a policy or model and seed; columns place, notebook, seed and MEASURES."""
-    read = [pd.read_csv(io.StringIO(tables[name])).assign(notebook=name) for name in NOTEBOOKS if name in tables]
+    files = [file for name in NOTEBOOKS if (file := folder / f"{name}.csv").is_file()]
+    read = [pd.read_csv(file).assign(notebook=file.stem) for file in files]
     rows = pd.concat([pd.DataFrame(columns=["method", *SETTINGS]), *read], ignore_index=True)
     rows["place"] = [_place(row) for row in rows.to_dict("records")]
     return rows.reindex(columns=["place", "notebook", "seed", *MEASURES])
@@ -112,10 +114,8 @@ def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     """How many rows are equal, how far the means over seeds moved, and which moved most."""
-    paired = before.merge(after, on=["place", "notebook", "seed"])
-    old, new = (paired[[f"{m}_{side}" for m in MEASURES]].to_numpy(float) for side in "xy")
-    same = int(((old == new) | (np.isnan(old) & np.isnan(new))).all(axis=1).sum())
-    both = f"{len(paired)} of one policy and seed in both; {same} equal"
+    paired, same = len(before.merge(after, on=["place", "notebook", "seed"])), len(before.merge(after))
+    both = f"{paired} of one policy and seed in both; {same} equal"
     lines = [f"rows: {len(before)} there, {len(after)} here, {both}"]
     if same == len(before) == len(after):
         return [*lines, "same bits: nothing moved"]
@@ -125,37 +125,24 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     size = means.moved.abs()
     equal, close, beyond = (size == 0).sum(), ((size > 0) & (size <= LIMIT)).sum(), (size > LIMIT).sum()
     chance = 2 * stats.t.sf(LIMIT, means.df[size > 0]).sum()
-    lines.append(
-        f"means over seeds: {len(means)} compared, {equal} equal, {close} moved by at most {LIMIT} standard errors"
-    )
-    lines.append(
-        f"  of the difference, {beyond} by more (by chance alone about {chance:.0f}), {size.isna().sum()} unknown"
-    )
+    lines += [
+        f"means over seeds: {len(means)} compared, {equal} equal, {close} moved by at most {LIMIT} standard errors",
+        f"  of the difference, {beyond} by more (by chance alone about {chance:.0f}), {size.isna().sum()} unknown",
+    ]
     moved = means.assign(size=size)[size > 0].sort_values("size", ascending=False, kind="stable").head(TOLD)
     for row in moved.itertuples():
         lines.append(f"  {row.moved:+5.1f}  {row.place}, {row.measure}: {row.old:.4g} -> {row.new:.4g}")
     return lines
 
 
-def _told(before: dict[str, str], after: dict[str, str]) -> tuple[list[str], bool]:
+def _told(before: Path, after: Path) -> tuple[list[str], bool]:
     """A line for each finding, and whether what was firm holds, and nothing that held is contradicted; what has no
     table is not asked."""
-    lines, sound = [], True
-    for notebook in findings.CLAIMS:
-        old = findings.found(notebook, _tables(before)).set_index("id")
-        for row in findings.found(notebook, _tables(after)).itertuples():
-            held = old.holds[row.id] is True and row.holds is not True and pd.notna(row.value)
-            fails = held and (old.firm[row.id] is True or row.holds is False)
-            sound &= not fails
-            word = "FAILS" if fails else "lost" if held else {True: "holds", False: "no"}.get(row.holds, "open")
-            lines.append(f"  {word:5}  {notebook}, {row.id}: {row.statement}")
+    lines, sound, old = [], True, asked_again(before).set_index("id")
+    for row in asked_again(after).itertuples():
+        held = old.holds[row.id] is True and row.holds is not True and pd.notna(row.value)
+        fails = held and (old.firm[row.id] is True or row.holds is False)
+        sound &= not fails
+        word = "FAILS" if fails else "lost" if held else {True: "holds", False: "no"}.get(row.holds, "open")
+        lines.append(f"  {word:5}  {row.notebook}, {row.id}: {row.statement}")
     return ["findings (lost: narrow before, open now; no: does not hold, nor did it before):", *lines], sound
-
-
-def _tables(texts: dict[str, str]) -> Tables:
-    def read(name: str) -> pd.DataFrame:
-        if name not in texts:
-            raise Unanswered(f"no table {name}")
-        return pd.read_csv(io.StringIO(texts[name]))
-
-    return read

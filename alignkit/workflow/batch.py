@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 import re
 from functools import lru_cache
 from modulefinder import ModuleFinder
@@ -168,10 +169,8 @@ def execute(profile: str, notebook: str, data: str = "", key: str | None = None)
 
 def seal_up(profile: str, notebook: str, key: str, data: str = "") -> None:
     """Write the seal of what lies in the build folder now."""
-    file = seal(profile, notebook, key)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".part").write_text(json.dumps({"data": data, "files": _made(profile, notebook)}, indent=1))
-    file.with_suffix(".part").rename(file)
+    record = {"data": data, "files": _made(profile, notebook)}
+    write(seal(profile, notebook, key), json.dumps(record, indent=1).encode())
 
 
 def _made(profile: str, notebook: str) -> dict[str, str]:
@@ -319,14 +318,14 @@ def write_table(file: Path, table: pd.DataFrame) -> list[str]:
 
 
 def write(file: Path, content: bytes) -> list[str]:
-    """Write a file into the checkout, whole or not at all; returns the files that changed."""
+    """Write a file, whole or not at all; returns the files that changed, as seen from the checkout."""
     if file.is_file() and file.read_bytes() == content:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(file.suffix + ".part")
     part.write_bytes(content)
     part.replace(file)
-    return [str(file.relative_to(paths.CHECKOUT))]
+    return [os.path.relpath(file, paths.CHECKOUT)]
 
 
 def published(profile: str, notebook: str) -> "nbformat.NotebookNode":

@@ -113,8 +113,8 @@ def test_every_family_of_a_front_is_drawn_and_those_apart_not_joined():
 
 def test_every_family_of_a_plane_is_in_the_legend_below_the_panels():
     names = [f"method {i}" for i in range(15)]
-    figure = figures.planes(table(names), "kl", ["reward", "gold"], lines=True)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", *names]
+    figure = figures.fronts(table(names), "kl", ["reward", "gold"], "beta")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*names, "sft"]
     assert len(figure.axes) == 1  # no gold in the table
     figure.canvas.draw()
     below = figure.legends[0].get_window_extent()

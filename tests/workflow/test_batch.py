@@ -542,8 +542,8 @@ def test_one_command_trains_executes_and_draws(smoke: Batch):
     assert {"1_training", "1_reliability", "1_second_opinion", "2_plane", "3_plane"} <= drawn
     assert {name[0] for name in drawn} <= {name[0] for name in NOTEBOOKS}
     assert {Path(name).suffix for name in smoke.figures()} == {".png", ".svg"}
-    # Notebook 1's three; notebook 5's two weak ones and three members; one for each new seed of the confirmation.
-    assert len(list((smoke.build / "store").glob("train_reward-*"))) == 3 + 5 + 2
+    # Notebook 1's three; notebook 5's weak one and three members; one for the new seed of the confirmation.
+    assert len(list((smoke.build / "store").glob("train_reward-*"))) == 3 + 4 + 1
     assert not list(smoke.build.rglob("*.failed.ipynb"))
     assert not (smoke.root / "build").exists()
 
