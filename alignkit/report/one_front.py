@@ -229,9 +229,10 @@ def order(at: pd.DataFrame, families: Sequence[str], against: Sequence[str], kl:
     """
     here = at[(at.at_kl == kl) & at.family.isin([*families, *against])]
     known = here.groupby("family").efficiency.agg(lambda x: x.notna().all())
-    found = []
-    for i, other in enumerate(name for name in dict.fromkeys(against) if known.get(name, False)):
-        rows = here[~here.family.isin(list(dict.fromkeys(against))[:i])]
+    found, done = [], []
+    for other in (name for name in dict.fromkeys(against) if known.get(name, False)):
+        rows = here[~here.family.isin(done)]
+        done.append(other)
         less = differences(rows, other, ["efficiency"], by="family").sort_values("difference", ascending=False)
         found.append(less.assign(against=other, label=less.family + " − " + other))
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["family", "p"])

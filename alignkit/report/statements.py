@@ -138,14 +138,14 @@ def counted(table: pd.DataFrame, none: str, some: str, measure: str, above: bool
         raise Unanswered("one seed has no interval")
     level, unit = LEVEL[measure], UNITS[measure]
     name = "label" if "label" in table else "method"
-    clear = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
-    told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in clear.iterrows()]
+    apart = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
+    told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in apart.iterrows()]
     text = f"{some}: {', '.join(told)}" if told else none
-    text += f" ({len(clear)} of {len(table)} after Holm)"
+    text += f" ({len(apart)} of {len(table)} after Holm)"
     holds, firm = outcome(table.low, table.high, -np.inf if above else -level, level)
     if holds:
-        return Finding(f"{text}, and none by more than {level:g} {unit}.", True, firm, len(clear))
+        return Finding(f"{text}, and none by more than {level:g} {unit}.", True, firm, len(apart))
     if told:
-        return Finding(f"{text}.", False, False, len(clear))
+        return Finding(f"{text}.", False, False, len(apart))
     furthest = table.high.max() if above else max(-table.low.min(), table.high.max())
-    return Finding(f"{text}; but up to {furthest:.2f} {unit} is not excluded.", None, False, len(clear))
+    return Finding(f"{text}; but up to {furthest:.2f} {unit} is not excluded.", None, False, len(apart))

@@ -114,7 +114,7 @@ def test_every_pair_of_methods_is_compared_once_and_holm_counts_all():
     shares = {"a": [0.5, 0.6, 0.7], "b": [0.4, 0.45, 0.6], "c": [0.1, 0.2, 0.25], "d": [0.3, np.nan, 0.2]}
     at = pd.DataFrame([{"family": f, "seed": s, "at_kl": 1.0, "efficiency": v, "status": "ok"}
                        for f, values in shares.items() for s, v in enumerate(values)])  # fmt: skip
-    found = one_front.order(at, ["a", "b", "c", "d"], ["a", "c"], 1.0)
+    found = one_front.order(at, ["a", "b", "c", "d"], ["d", "a", "c"], 1.0)  # d is not known everywhere
     assert found.label.tolist() == ["b − a", "c − a", "b − c"]
     assert found.difference.tolist() == pytest.approx([-0.35 / 3, -1.25 / 3, 0.9 / 3])
     assert found.holm.min() == pytest.approx(3 * found.p.min())
