@@ -287,13 +287,6 @@ def since_start(log: pd.DataFrame) -> pd.DataFrame:
     return points.assign(**{side: values - values.groupby(groups).transform("first") for side, values in sides.items()})
 
 
-def quantiles(samples: Mapping[str, pd.Series]) -> pd.DataFrame:
-    """What a box plot draws: 5, 25, 50, 75 and 95 percent quantile and mean of each sample."""
-    wide = pd.DataFrame(samples)
-    table = wide.quantile([0.05, 0.25, 0.5, 0.75, 0.95]).rename(lambda q: f"q{100 * q:02.0f}").T
-    return table.assign(mean=wide.mean()).rename_axis("method").reset_index()
-
-
 def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
     """Best of n by the reward model among the SFT policy's completions, for each n, with its KL bound in nats."""
     from alignkit.training.baselines import best_of

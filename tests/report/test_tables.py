@@ -20,7 +20,6 @@ from alignkit.report.tables import (
     histories,
     interval_text,
     matched_differences,
-    quantiles,
     readable,
     shown_fits,
     side_by_side,
@@ -209,13 +208,6 @@ def test_the_bound_of_best_of_n_is_its_kl_where_all_rewards_differ() -> None:
     bound = best_of_rows(samples, [n]).kl_bound[0]
     assert kl <= bound + 1e-12
     assert kl == pytest.approx(bound, abs=1e-3)
-
-
-def test_quantiles_are_what_a_box_plot_draws() -> None:
-    found = quantiles({"a": pd.Series(np.arange(101.0)), "b": pd.Series([2.0, 4.0])}).set_index("method")
-    assert found.columns.tolist() == ["q05", "q25", "q50", "q75", "q95", "mean"]
-    assert found.loc["a"].tolist() == [5, 25, 50, 75, 95, 50]
-    assert found.loc["b", ["q50", "mean"]].tolist() == [3, 3]
 
 
 def test_a_mean_and_its_interval_are_one_text() -> None:
