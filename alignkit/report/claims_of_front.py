@@ -126,10 +126,10 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     if parts.isna().any():
         raise Unanswered(f"at KL {kl:g} the gold of the optimum is not known for every seed")
     part, low, high = seed_interval(parts)
-    own, size = f"the best policy used with one draw ({family})", interval_text(part, low, high, 2)
-    text = f"Of the gold that {own} misses at a KL of {kl:g}, {size} of 1 is lost because the reward model is not the "
-    text += "truth, the rest because training ends below the reward model's optimum"
-    text += " (less than nothing here: it has more gold than that optimum)." if low > 1 else "."
+    size = f"the reward model's error explains {interval_text(part, low, high, 2)}"
+    text = f"Of the possible gold that the best policy used with one draw ({family}) misses at a KL of {kl:g}, {size}"
+    beside = "it has more gold than" if low > 1 else "it stays below" if high < 1 else "it has about as much gold as"
+    text += f"; {beside} the policy that is optimal for the reward model."
     return Finding(text, *outcome(low, high, least=0.5), part, low, high, len(parts), kl)
 
 

@@ -25,8 +25,8 @@ PLACED |= {"unigram_entropy": "entropy of words"}
 GPUS = ("T4", "A100", "H100")
 MAIN = (
     "best_with_many_draws best_with_one_draw one_draw_far_from_sft one_draw_at_warps_tokens "
-    "tuned_alike_none_beats_warp "
-    "proxy_loses_more_gold_than_optimisation reinforce_is_level_with_warp reinforce_is_cheaper_than_warp "
+    "tuned_alike_none_beats_warp proxy_loses_more_gold_than_optimisation reinforce_is_level_with_warp "
+    "reinforce_is_cheaper_than_warp a_larger_beta_keeps_more_gold "
     "dpo_raises_reward losses_do_not_differ_at_equal_kl divergences_gain_no_more reward_model_against_words"
 ).split()
 """The findings that the README tells; figures/<profile>/findings.csv has all."""

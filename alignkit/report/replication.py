@@ -33,10 +33,9 @@ def publish(profile: str) -> list[str]:
     shown = [*findings.COLUMNS, "replicated", *(f"replica_{name}" for name in ("value", "low", "high", "kl"))]
     changed = write_table(folder / "findings.csv", both[shown])
     if replica.is_dir():
-        replicas = [f"replica_{column}" for column in OUTCOME]
-        changed += write_table(
-            folder / "replication.csv", both[["id", "notebook", *OUTCOME, "firm", *replicas, "replicated"]]
-        )
+        beside = [f"replica_{column}" for column in OUTCOME]
+        table = both[["id", "notebook", *OUTCOME, "firm", *beside, "replicated"]]
+        changed += write_table(folder / "replication.csv", table)
     if (beside := agreement(profile, both)) is not None:
         changed += write_table(folder / "agreement.csv", beside)
     return changed

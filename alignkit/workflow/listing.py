@@ -80,7 +80,5 @@ def told(folder: Path, record: dict[str, Any], often: dict[tuple[str, str], str]
     weights = json.loads((folder / "config.json").read_text("utf-8")) if "config.json" in record["files"] else {}
     kind = weights.get("architectures", [""])[0]
     loaded = f"transformers.{kind}.from_pretrained({str(folder)!r})" if kind.isidentifier() else str(folder)
-    return [
-        f"{name}  seed {seed}  {record['seconds'] / 60:.1f} min  {' '.join(own) or 'usual settings'}",
-        f"    {loaded}",
-    ]
+    ran = f"{name}  seed {seed}  {record['seconds'] / 60:.1f} min  {' '.join(own) or 'usual settings'}"
+    return [ran, f"    {loaded}"]
