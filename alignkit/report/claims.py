@@ -226,7 +226,11 @@ def longer_runs_buy_no_more(tables: Tables) -> Finding:
     rows = rows_of(tables("4_task_matched"), measure="reward")
     task, own = rows.family.iloc[0], family_of_warp(tables("4_warp"))
     none = f"At no KL does {task} (the task's steps) differ measurably in reward from {own}"
-    return counted(rows, none, f"Where {task} (the task's steps) differs in reward from {own}", "reward")
+    found = counted(rows, none, f"Where {task} (the task's steps) differs in reward from {own}", "reward")
+    table = tables("4_task_matched")
+    gold = table[(table.measure == "gold") & (table.holm < DIFFERENT)]
+    told = ", ".join(f"{row.difference:+.2f} at KL {row.at_kl:g}" for row in gold.itertuples())
+    return found._replace(statement=found.statement + (f" In gold it does: {told}." if told else ""))
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
@@ -242,8 +246,8 @@ def anchors_rates_do_not_differ(tables: Tables) -> Finding:
 def _anchored_against_warp(tables: Tables, measure: str, rest: str) -> Finding:
     words = ("has a larger hypervolume than", "has a smaller hypervolume than", "does not measurably differ from")
     gains = rows_of(tables("5_confirmation_gain"), measure=measure, method="WARP")
-    rest = f"WARP at equal tokens, in {rest} and on fresh seeds (difference, nats²)"
-    return difference(gains, "Anchored RLOO with credit by sentence", rest, words)
+    rest = f"WARP at equal tokens up to the KL that both reach, in {rest}, on seeds that it was not chosen on (nats²)"
+    return difference(gains, "Anchored RLOO with credit by sentence", rest, words, adjusted=True)
 
 
 def anchored_beats_warp(tables: Tables) -> Finding:
@@ -258,8 +262,8 @@ def anchored_beats_warp_in_gold(tables: Tables) -> Finding:
 
 def no_single_change_moves_warp(tables: Tables) -> Finding:
     """Which single change of WARP moves its hypervolume in reward?"""
-    none = "No single change of WARP moves its hypervolume in reward"
-    some = "Single changes of WARP that move its hypervolume in reward (nats²)"
+    none = "No single change of WARP moves its hypervolume in reward, up to the KL that both reach"
+    some = "Single changes of WARP that move its hypervolume in reward, up to the KL that both reach (nats²)"
     return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, "volume")
 
 

@@ -73,7 +73,7 @@ def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     """Under the same tuning and the same budget, which method's share differs from WARP's at the least KL?"""
     rows = tables("6_tuned_order")
     if rows.empty:
-        raise Unanswered("no method was tuned")
+        raise Unanswered("no methods were tuned under one budget")
     where = f"the possible gain from WARP at KL {rows.at_kl.iloc[0]:g} with {rows.seeds.max():.0f} seeds"
     none = f"Tuned alike (four settings each), no method differs measurably in its share of {where}"
     some = f"Tuned alike (four settings each), methods that differ in their share of {where}"
@@ -95,7 +95,9 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
     holds, firm = outcome(row.low, row.high, -LEVEL["share"], LEVEL["share"])
     said = "is level with" if holds else "differs from" if clear(row.low, row.high) else "is not shown to be level with"
-    text = f"REINFORCE interpolated back {said} WARP in its share of the possible gain at a KL of {row.at_kl:g} "
+    text = (
+        f"REINFORCE interpolated back {said} {row.against} in its share of the possible gain at a KL of {row.at_kl:g} "
+    )
     text += f"(difference): {interval_text(row.difference, row.low, row.high, 2)}."
     return Finding(text, holds, firm, row.difference, row.low, row.high, row.seeds, row.at_kl)
 
@@ -116,21 +118,21 @@ def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     rows = rows_of(tables("6_order"), family=warp)
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
     subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
-    return difference(turned(rows), subject, f"WARP at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
+    return difference(turned(rows), subject, f"{warp} at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
 
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     """How much of the gold that the best policy used with one draw misses is lost by the proxy?"""
     family, kl = _one_draw(tables).family, compared_at(tables)
-    parts = rows_of(tables("6_losses"), family=family, at_kl=kl).part
-    if parts.isna().any():
+    rows = rows_of(tables("6_losses"), family=family, at_kl=kl)
+    if rows.part.isna().any():
         raise Unanswered(f"at KL {kl:g} the gold of the optimum is not known for every seed")
-    part, low, high = seed_interval(parts)
-    size = f"the reward model's error explains {interval_text(part, low, high, 2)}"
-    text = f"Of the possible gold that the best policy used with one draw ({family}) misses at a KL of {kl:g}, {size}"
-    beside = "it has more gold than" if low > 1 else "it stays below" if high < 1 else "it has about as much gold as"
-    text += f"; {beside} the policy that is optimal for the reward model."
-    return Finding(text, *outcome(low, high, least=0.5), part, low, high, len(parts), kl)
+    part, low, high = seed_interval(rows.part)
+    optimal, own = rows["proxy error"].mean(), (rows["proxy error"] + rows["optimisation error"]).mean()
+    text = f"At a KL of {kl:g} the best policy used with one draw ({family}) has {own:.2f} nats of gold less than is "
+    text += f"possible; the policy that is optimal for the reward model {optimal:.2f} less, "
+    text += f"{interval_text(part, low, high, 2)} times as much."
+    return Finding(text, *outcome(low, high, least=0.5), part, low, high, len(rows), kl)
 
 
 def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
@@ -150,25 +152,29 @@ def anchored_keeps_more_gold(tables: Tables) -> Finding:
     rows = pd.concat([rows_of(rows, family=name) for name in ("sft", "anchored RLOO, over β")])
     optima = rows_of(tables("6_frontier"), optimal_for="reward")
     kept = pd.DataFrame({name: _gold_for_one_of_reward(table, kl) for name, table in (("own", rows), ("best", optima))})
+    if kept.isna().any(axis=None):
+        raise Unanswered(f"some seed has no such policy on both sides of a KL of {kl:g}")
     words = ("gains more gold than", "gains less gold than", "does not measurably differ in gold from")
     rest = f"the reward model's own optimum, both at a KL of {kl:g} (difference)"
-    less = over_seeds((kept.own - kept.best).dropna()).assign(at_kl=kl)
+    less = over_seeds(kept.own - kept.best).assign(at_kl=kl)
     return difference(less, "For each nat of reward, anchored RLOO", rest, words)
 
 
 def _gold_for_one_of_reward(table: pd.DataFrame, kl: float) -> pd.Series:
-    """Gain in gold over gain in reward at a KL, by seed, of the points of a front (kl, reward, gold) from SFT on."""
+    """Gain in gold over gain in reward at a KL, by seed, of a front (kl, reward, gold) whose first point is SFT."""
     kept = {}
     for seed, front in table.sort_values("kl", kind="stable").groupby("seed"):
-        reward, gold = (along_root_kl(kl, front.kl, front[name]) - front[name].iloc[0] for name in ("reward", "gold"))
+        start, line = front.iloc[0], front.iloc[1:]  # SFT is no policy of the method, so no line begins there
+        reward, gold = (along_root_kl(kl, line.kl, line[name]) - start[name] for name in ("reward", "gold"))
         kept[seed] = gold / reward
     return pd.Series(kept)
 
 
 def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
     """Does one temperature for each reward model bring the seeds' optimal gains nearer to each other?"""
-    kl = compared_at(tables)
-    row = rows_of(tables("6_calibration"), quantity=f"optimal gain at KL {kl:g}").iloc[0]
+    table = tables("6_calibration")
+    row = table[table.quantity.str.startswith("optimal gain at KL")].iloc[0]
+    kl = float(row.quantity.split()[-1])
     before, after, p = row["spread / mean"], row["spread / mean, divided"], row["p"]
     if np.isnan(p):
         raise Unanswered("one temperature for all seeds, or fewer than three seeds, leaves nothing to compare")

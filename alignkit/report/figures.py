@@ -197,7 +197,7 @@ def fronts(
         axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
         if x == "kl":  # lines are read in its root
             axis.set_xscale("function", functions=(lambda kl: np.sign(kl) * np.abs(kl) ** 0.5, lambda x: x * np.abs(x)))
-            axis.set_xlabel(f"{AXES[x]}, √ scale")
+            axis.set_xlabel(f"{AXES[x] if len(ys) < 3 else 'KL to SFT (nats)'}, √ scale")
     legend_below(figure)
     return figure
 
@@ -257,7 +257,7 @@ def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> F
         colour, marker = seen[name]
         axis.plot(np.sqrt(rows.kl.clip(lower=0)), rows.gold, marker, color=colour, markersize=4, alpha=0.6, label=name)
         if len(found):
-            d = np.linspace(0.05, np.sqrt(rows.kl.max()), 100)
+            d = np.linspace(np.sqrt(max(0.0025, rows.kl.min())), np.sqrt(rows.kl.max()), 100)
             axis.plot(d, curve(d**2, found.alpha.mean(), found.beta.mean()), color=colour, linewidth=1.6)
     axis.axhline(0, color="black", linewidth=1, linestyle=":")
     axis.set(xlabel="d = √KL(π ‖ π_sft) (√nats)", ylabel=GAINS["gold"])

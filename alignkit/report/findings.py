@@ -29,9 +29,9 @@ def found(notebook: str, tables: Tables) -> pd.DataFrame:
                 raise Unanswered("a number that it needs is not known for every seed")
             rows.append(row | finding._asdict())
         except Unanswered as reason:
-            rows.append(row | {"statement": f"Open: {claim.__doc__} ({reason})"})
+            rows.append(row | {"statement": f"Not asked here: {claim.__doc__} ({reason})"})
         except (KeyError, IndexError, AttributeError):  # no such column or row, as at sizes that reach no KL of 1
-            rows.append(row | {"statement": f"Open: {claim.__doc__} (its tables do not reach so far)"})
+            rows.append(row | {"statement": f"Not asked here: {claim.__doc__} (its tables do not hold it)"})
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object, "firm": object})
 
 
@@ -59,7 +59,15 @@ def tell(place: DisplayHandle, p: Rewarded) -> None:
     save_table(table, f"{p.notebook.partition('_')[0]}_findings", profile=p.profile)
     narrow = table.holds.eq(True) & table.firm.eq(False)
     told = table.statement + narrow.map({True: f" *({NARROW})*", False: ""})
-    place.update(Markdown("\n".join(f"- {text}" for text in told) + about_gold(p)))
+    place.update(Markdown("\n".join(f"- {text}" for text in told) + about_models(p) + about_gold(p)))
+
+
+def about_models(p: Rewarded) -> str:
+    """That seeds share their models, where they do."""
+    if p.base_seed is None:
+        return ""
+    shared = "All seeds of this profile start from one supervised policy and are scored by one reward model"
+    return f"\n\n{shared}, so the intervals of notebooks 2 to 6 do not tell what other ones would change."
 
 
 def about_gold(p: Rewarded) -> str:

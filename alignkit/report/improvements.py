@@ -10,7 +10,7 @@ from alignkit.divergences import FIXED, WITH_ALPHA, divergence
 from alignkit.metrics import holm
 from alignkit.report import policies
 from alignkit.report.policies import EVALUATION, Method, Policy, Runs, Variation, f_dpo
-from alignkit.report.tables import differences, turned
+from alignkit.report.tables import turned
 from alignkit.report.towards import apart, approach, steps_of, warp_from, with_few_tokens
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import between
@@ -140,10 +140,9 @@ def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Seq
     return out
 
 
-def against(volume: pd.DataFrame, method: str, others: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
-    """Hypervolume of a method less that of each of the others, seed by seed: mean, 95 % t interval, p, and Holm's p
-    over all of them."""
-    found = turned(differences(volume[volume.method.isin([method, *others])], method, list(measures)))
+def against(less: pd.DataFrame, method: str) -> pd.DataFrame:
+    """A method less each of the others, from differences the other way round; Holm's p over all of them."""
+    found = turned(less)
     return found.assign(label=method + " − " + found.method, holm=holm(found.p.to_numpy()))
 
 

@@ -91,14 +91,16 @@ def outcome(
     return holds, settled(np.min(middle - room), np.max(middle + room), least, most) is True
 
 
-def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES) -> Finding:
-    """A finding that a row of differences (difference, low, high; seeds and at_kl, if it has them) is above zero."""
+def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES, adjusted: bool = False) -> Finding:
+    """A finding that a row of differences (difference, low, high; seeds and at_kl, if it has them) is above zero;
+    `adjusted`: only where Holm's p is small as well."""
     row = gains.iloc[0]
     if np.isnan(row.low):
         raise Unanswered("one seed has no interval")
-    said = words[(2, 0, 1)[clear(row.low, row.high)]]
+    among_several = adjusted and row.holm >= DIFFERENT
+    said = words[2 if among_several else (2, 0, 1)[clear(row.low, row.high)]]
     text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, 2)}."
-    found = outcome(row.low, row.high, least=np.nextafter(0, 1))
+    found = (None, False) if among_several else outcome(row.low, row.high, least=np.nextafter(0, 1))
     beside = (row.get(name, np.nan) for name in ("seeds", "at_kl"))
     return Finding(text, *found, row.difference, row.low, row.high, *beside)
 

@@ -170,23 +170,38 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{c: table[c] - table.seed.map(start[c]) for c in columns})
 
 
-def volumes(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """Hypervolume of each front for each seed, one column for each measure; columns method, seed, tokens, status.
+def volumes(table: pd.DataFrame, measures: Sequence[str], most: float = MOST_KL) -> pd.DataFrame:
+    """Hypervolume of each front up to a KL of `most` for each seed; columns method, seed, tokens, status, measures.
 
     `table` has SFT's rows among its own, the method "sft".  The fronts are read every STEP nats, level beyond their
     last point, so that the volume does not hang on which η were evaluated.  Status is "diverged" if any point is.
     """
-    kls = np.arange(0, MOST_KL + STEP, STEP)
+    kls = np.arange(0, most + STEP, STEP)
     out = []
     for name, seed, start, rows in _lines(table, "method"):
         line, sound = pd.concat([start, rows]), (rows.status == "ok").all()
         found = dict.fromkeys(measures, np.nan)
         for m in measures if sound else ():
             read = along_root_kl(kls, line.kl.clip(lower=0), line[m], beyond=True)
-            found[m] = hypervolume(kls, read, start[m].iloc[0], MOST_KL)
+            found[m] = hypervolume(kls, read, start[m].iloc[0], most)
         row = {"method": name, "seed": seed, "tokens": rows.tokens_generated.max(), **found}
         out.append(row | {"status": "ok" if sound else "diverged"})
     return pd.DataFrame(out)
+
+
+def volume_gains(table: pd.DataFrame, base: str, others: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    """Hypervolume of each of `others` less that of `base`, each pair up to the largest KL that both reach with a seed.
+
+    So a front that ends early is not lower for that.  Columns of `differences`; `table` is that of `volumes`.
+    """
+    found = []
+    for other in others:
+        pair = table[table.method.isin(["sft", base, other])]
+        ends = pair[pair.method != "sft"].groupby(["seed", "method"]).kl.max().groupby("seed").min().clip(upper=MOST_KL)
+        both = [volumes(pair[pair.seed == seed], measures, end) for seed, end in ends.items()]
+        found.append(differences(pd.concat(both), base, measures))
+    gains = pd.concat(found, ignore_index=True)
+    return gains.assign(holm=gains.groupby("measure").p.transform(lambda p: holm(p.to_numpy())))
 
 
 # Reward-model over-optimisation (Gao et al. 2023): how the true reward bends while the proxy rises.  With d = √KL its

@@ -110,7 +110,7 @@ def estimator_table(policy: torch.Tensor, reference: torch.Tensor) -> pd.DataFra
 def gradient_table(logits: torch.Tensor, rewards: torch.Tensor, k: int) -> pd.DataFrame:
     """REINFORCE's gradient of E[r] in the logits of one choice, over all k-tuples of samples, for each baseline.
 
-    `share` is how much of the exact gradient it is on average, bias the length of what is wrong, and
+    `mean / exact` is how much of the exact gradient it is on average, bias the length of what is wrong, and
     standard deviation the root mean squared distance of one estimate from their mean.
     """
     choices = torch.tensor(list(product(range(len(logits)), repeat=k)))
@@ -125,7 +125,7 @@ def gradient_table(logits: torch.Tensor, rewards: torch.Tensor, k: int) -> pd.Da
         mean = weights @ estimates
         spread = (weights @ ((estimates - mean) ** 2).sum(dim=1)).sqrt()
         rows.append((baseline, k, (mean @ exact / (exact @ exact)).item(), (mean - exact).norm().item(), spread.item()))
-    return pd.DataFrame(rows, columns=["baseline", "k", "share", "bias", "standard deviation"])
+    return pd.DataFrame(rows, columns=["baseline", "k", "mean / exact", "bias", "standard deviation"])
 
 
 # Tables

@@ -13,7 +13,7 @@ from alignkit.metrics import seed_interval
 from alignkit.report import claims, claims_of_front
 from alignkit.report.claims import CLAIMS
 from alignkit.report.figures import save_table
-from alignkit.report.findings import found, tell
+from alignkit.report.findings import about_models, found, tell
 from alignkit.report.statements import Finding, Tables, Unanswered, compared_at, counted, outcome, plain, settled
 from alignkit.report.warp import clear_of_zero
 
@@ -51,7 +51,7 @@ def test_a_sentence_says_what_its_interval_allows(low: float, high: float, said:
 
 def test_one_seed_allows_no_sentence():
     row = found("2_dpo_losses", tables(**gains(1.0, np.nan, np.nan))).set_index("id").loc["dpo_raises_reward"]
-    assert row.statement.startswith("Open: ")
+    assert row.statement.startswith("Not asked here: ")
     assert pd.isna(row.holds)
     assert pd.isna(row.value)
 
@@ -60,7 +60,7 @@ def test_one_seed_allows_no_sentence():
 def test_without_tables_every_claim_is_open(notebook: str):
     rows = found(notebook, tables())
     assert len(rows) == len(CLAIMS[notebook])
-    assert rows.statement.str.startswith("Open: ").all()
+    assert rows.statement.str.startswith("Not asked here: ").all()
 
 
 @pytest.mark.parametrize("notebook", CLAIMS)
@@ -68,7 +68,7 @@ def test_tables_without_a_column_leave_every_claim_open(notebook: str):
     # As on real reviews, where the grammar's entropy and gold have no columns.
     table = found(notebook, lambda _: pd.DataFrame({"seed": [0, 1]}))
     assert table.value.isna().all()
-    assert table.statement.str.startswith("Open: ").all()
+    assert table.statement.str.startswith("Not asked here: ").all()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_page_marks_what_holds_narrowly(low: float, marked: bool, build: Path,
     for name, table in gains((low + 3) / 2, low, 3.0).items():
         save_table(table, name.removeprefix("t_"), profile="smoke")
     monkeypatch.setattr("alignkit.report.findings.about_gold", lambda _: "")
-    tell(place, SimpleNamespace(notebook="2_dpo_losses", profile="smoke"))
+    tell(place, SimpleNamespace(notebook="2_dpo_losses", profile="smoke", base_seed=None))
     line = next(line for line in shown[0].splitlines() if "over SFT" in line)
     assert (" *(narrow: fresh seeds may leave it open)*" in line) == marked
 
@@ -214,15 +214,17 @@ def test_the_same_policy_is_followed_to_a_kl_of_two():
 def test_gold_for_one_of_reward_is_compared_within_each_seed():
     start = pd.DataFrame({"family": "sft", "seed": [0, 1], "kl": 0.0, "reward": 1.0, "gold": 0.0})
     # Gold for one of reward: at KL 1 0.9 and 0.8, farther away less.
-    swept = pd.DataFrame({"family": "anchored RLOO, over β", "seed": [0, 0, 1], "kl": [4.0, 1.0, 1.0]})
-    swept = swept.assign(reward=[5.0, 3.0, 2.0], gold=[0.4, 1.8, 0.8])
-    frontier = pd.DataFrame({"optimal_for": "reward", "kl": [0.0, 4.0] * 2, "seed": [0, 0, 1, 1]})
-    frontier = frontier.assign(reward=[1.0, 5.0] * 2, gold=[0.0, 2.0] * 2)  # 0.5 along the whole of it
-    found = claims_of_front.anchored_keeps_more_gold(
-        tables(t_6_efficiency=reaching(1), t_6_rows=pd.concat([start, swept]), t_6_frontier=frontier)
-    )
+    swept = pd.DataFrame({"family": "anchored RLOO, over β", "seed": [0, 0, 1, 1], "kl": [4.0, 1.0, 1.0, 4.0]})
+    swept = swept.assign(reward=[5.0, 3.0, 2.0, 3.0], gold=[0.4, 1.8, 0.8, 0.9])
+    frontier = pd.DataFrame({"optimal_for": "reward", "kl": [0.0, 0.25, 4.0] * 2, "seed": [0, 0, 0, 1, 1, 1]})
+    frontier = frontier.assign(reward=[1.0, 2.0, 5.0] * 2, gold=[0.0, 0.5, 2.0] * 2)  # 0.5 along the whole of it
+    given = {"t_6_efficiency": reaching(1), "t_6_frontier": frontier}
+    found = claims_of_front.anchored_keeps_more_gold(tables(**given, t_6_rows=pd.concat([start, swept])))
     assert found.value == pytest.approx(np.mean([0.4, 0.3]))
     assert found.seeds == 2
+    for gone in (swept[swept.kl > 1], swept[swept.seed == 0]):  # no line is drawn from SFT to the first policy
+        with pytest.raises(Unanswered, match="no such policy on both sides of a KL of 1"):
+            claims_of_front.anchored_keeps_more_gold(tables(**given, t_6_rows=pd.concat([start, gone])))
 
 
 @pytest.mark.parametrize(
@@ -230,11 +232,11 @@ def test_gold_for_one_of_reward_is_compared_within_each_seed():
     [(0.04, 0.01, True, "nearer"), (0.09, 0.01, False, "further apart"), (0.04, 0.4, None, "as far as these seeds")],
 )
 def test_a_spread_narrows_where_a_test_says_so(after: float, p: float, holds: bool | None, said: str):
-    row = {"quantity": "optimal gain at KL 1", "spread / mean": 0.07, "spread / mean, divided": after, "p": p}
+    row = {"quantity": "optimal gain at KL 0.5", "spread / mean": 0.07, "spread / mean, divided": after, "p": p}
     found = claims_of_front.a_temperature_narrows_the_spread(
-        tables(t_6_efficiency=reaching(1), t_6_calibration=pd.DataFrame([row]))
+        tables(t_6_calibration=pd.DataFrame([{"quantity": "temperature"}, row]))
     )
-    assert found.holds is holds
+    assert (found.holds, found.kl) == (holds, 0.5)
     assert said in found.statement
 
 
@@ -249,10 +251,12 @@ def test_an_order_survives_another_cost_where_the_ranks_do(ranks: list[int], hol
 def test_the_proxys_part_is_that_of_the_best_policy_used_with_one_draw():
     shares = pd.DataFrame({"family": ["many", "best", "other"], "seeds": 2, "draws": [8, np.nan, np.nan],
                            "KL 1": [0.9, 0.6, 0.5]})  # fmt: skip
-    losses = pd.DataFrame({"family": ["best", "best", "other"], "at_kl": 1.0, "part": [0.598, 0.602, 0.1]})
+    losses = pd.DataFrame({"family": ["best", "best", "other"], "at_kl": 1.0, "part": [0.598, 0.602, 0.1],
+                           "proxy error": [0.6, 0.6, 0.1], "optimisation error": [0.4, 0.4, 0.9]})  # fmt: skip
     found = claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
     assert (found.value, found.holds, found.seeds) == (pytest.approx(0.6), True, 2)
-    assert "(best)" in found.statement
+    assert "(best) has 1.00 nats" in found.statement
+    assert "0.60 less" in found.statement
 
 
 def test_gold_that_the_optimum_of_a_seed_lacks_is_open():
@@ -260,6 +264,20 @@ def test_gold_that_the_optimum_of_a_seed_lacks_is_open():
     losses = pd.DataFrame({"family": "best", "at_kl": 1.0, "part": [0.6, np.nan]})
     with pytest.raises(Unanswered, match="not known for every seed"):
         claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
+
+
+@pytest.mark.parametrize(("holm", "holds", "said"), [(0.01, True, "larger"), (0.06, None, "does not measurably")])
+def test_the_confirmation_asks_for_holms_p_as_well(holm: float, holds: bool | None, said: str):
+    row = {"method": "WARP", "measure": "reward", "seeds": 3, "difference": 2.0, "low": 1.0, "high": 3.0, "holm": holm}
+    found = claims.anchored_beats_warp(tables(t_5_confirmation_gain=pd.DataFrame([row])))
+    assert found.holds is holds
+    assert said in found.statement
+
+
+@pytest.mark.parametrize("base_seed", [None, 0])
+def test_a_page_says_where_all_seeds_share_their_models(base_seed: int | None):
+    told = about_models(SimpleNamespace(base_seed=base_seed))
+    assert ("one reward model" in told) == (base_seed is not None)
 
 
 def test_what_differs_is_named():

@@ -21,6 +21,7 @@ from alignkit.report.improvements import (
     strength_to_beta,
     unused_seeds,
 )
+from alignkit.report.tables import differences
 from alignkit.workflow import parameters, schema
 
 
@@ -87,7 +88,7 @@ def test_the_method_is_what_is_left_when_another_is_subtracted():
     volume = pd.DataFrame(
         {"method": ["a"] * 3 + ["b"] * 3, "seed": [0, 1, 2] * 2, "reward": [5.0, 6, 7, 1, 2, 3.5], "status": "ok"}
     )
-    row = against(volume, "a", ["b"], ["reward"]).iloc[0]
+    row = against(differences(volume, "a", ["reward"]), "a").iloc[0]
     assert (row.label, row.difference) == ("a − b", pytest.approx(11.5 / 3))
     assert row.low < row.difference < row.high
 
@@ -95,7 +96,8 @@ def test_the_method_is_what_is_left_when_another_is_subtracted():
 def test_holms_adjustment_is_over_all_measures_and_methods_of_one_claim():
     rewards = [5.0, 6, 7, 1, 2, 3.5, 4, 5.2, 6.6]
     volume = pd.DataFrame({"method": list("aaabbbccc"), "seed": [0, 1, 2] * 3, "reward": rewards, "status": "ok"})
-    found = against(volume.assign(gold=2 * volume.reward + volume.seed), "a", ["b", "c"], ["reward", "gold"])
+    volume = volume.assign(gold=2 * volume.reward + volume.seed)
+    found = against(differences(volume, "a", ["reward", "gold"]), "a")
     assert len(found) == 4
     np.testing.assert_allclose(found.holm, holm(found.p.to_numpy()))
 

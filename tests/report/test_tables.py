@@ -26,6 +26,7 @@ from alignkit.report.tables import (
     since_start,
     summary,
     verdict,
+    volume_gains,
     volumes,
 )
 from alignkit.training.evaluate import measures
@@ -292,6 +293,21 @@ def test_a_front_is_level_beyond_its_last_policy() -> None:
     assert found.reward["a"] == pytest.approx(2 * 2 / 3 + 2 * 3, rel=0.01)
     assert np.isnan(found.reward["b"])
     assert found.status.to_dict() == {"a": "ok", "b": "diverged"}
+
+
+def test_a_front_that_ends_early_is_not_lower_for_that() -> None:
+    kls = np.array([0.25, 1.0, 4.0])
+    rows = [("sft", seed, 0.0, 0.0) for seed in range(3)]
+    for seed in range(3):
+        rows += [("long", seed, kl, 3 * kl**0.5) for kl in kls]
+        rows += [("short", seed, kl, 3 * kl**0.5) for kl in kls[:2]]
+        rows += [("short and high", seed, kl, (4 + 0.1 * seed) * kl**0.5) for kl in kls[:2]]
+    table = pd.DataFrame(rows, columns=["method", "seed", "kl", "reward"]).assign(tokens_generated=7, status="ok")
+    found = volume_gains(table, "long", ["short", "short and high"], ["reward"]).set_index("method")
+    assert found.difference["short"] == pytest.approx(0)
+    assert found.difference["short and high"] == pytest.approx(1.1 * 2 / 3, rel=0.03)
+    assert volumes(table, ["reward"]).groupby("method").reward.mean()["short and high"] < 3 * 16 / 3
+    np.testing.assert_allclose(found.holm, holm(found.p.to_numpy()))
 
 
 def test_shown_fits_have_ranges_of_what_has_bounds() -> None:
