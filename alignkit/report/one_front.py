@@ -42,7 +42,7 @@ SETTING = ("beta", "eta", "steps", "n")
 KINDS = {
     f"{SFT}, one of": "no training, one of n draws kept by weight",
     "best of n": "no training, the best of n draws kept",
-    "WARP in one run": "one run, its anchor follows or none",
+    "WARP in one run": "the steps of all of WARP's runs in one",
     "distilled, then WARP": "several runs averaged",
     "fine-tuning": "labelled reviews only",
     "DPO, on-policy": "pairs drawn anew from the policy",
