@@ -13,8 +13,6 @@ from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
-from ipykernel import kernelspec
-
 from alignkit import paths
 from alignkit.workflow import batch
 from alignkit.workflow.schema import Rewarded
@@ -32,9 +30,11 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
     before is not trained again.  Raises UserFault while another process does the same.
     """
     _held = batch.only(profile, ".report-lock")  # released as this function ends
-    for folder in (out, paths.build() / profile / "logs"):
+    kernel = paths.build() / "jupyter" / "kernels" / "python3" / "kernel.json"  # of this Python, whatever else is there
+    for folder in (out, kernel.parent, paths.build() / profile / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
-    kernelspec.install(prefix=str(paths.build()))  # of this Python, whatever else is there
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "language": "python", "display_name": "Python 3"}), encoding="utf-8")
     os.environ["ALIGNKIT_BUILD"] = str(paths.build())  # in full
     os.chdir(hub if hub.is_dir() else paths.CHECKOUT)  # a folder of such a name is found before the Hub
     run, params = partial(_run, profile), paths.PARAMS / profile
@@ -91,7 +91,7 @@ def _run(profile: str, *command: str) -> bool:
     name = "-".join(Path(word).stem for word in command if not word.startswith("--"))
     log = paths.build() / profile / "logs" / f"{name}.log"
     places = os.pathsep.join(filter(None, [str(paths.CHECKOUT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": places, "JUPYTER_PATH": str(paths.build() / "share" / "jupyter")}
+    own = {"PYTHONPATH": places, "JUPYTER_PATH": str(paths.build() / "jupyter")}
     own |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as stream:
         how = {"env": os.environ | own, "stdout": stream, "stderr": subprocess.STDOUT, "check": False}
