@@ -159,6 +159,8 @@ def times(figures: Path) -> str:
             timings = pd.read_csv(runs.with_name(runs.name.replace("_runs", "_timings")))
             both = pd.read_csv(runs).merge(timings, on=["run", "seed"])
             parts.append(both.assign(notebook=notebook, profile=runs.parent.name))
+    if not parts:
+        return ""
     once = pd.concat(parts).drop_duplicates(["profile", "id"])
     counted = once.groupby(["notebook", "profile"]).seconds.agg(["size", "sum"])
     told = [f"{runs:.0f} runs, {seconds / 60:.0f} min" for runs, seconds in counted.to_numpy()]

@@ -45,19 +45,22 @@ def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
 
 
 def committed(profile: str, revision: str, place: Path) -> Path:
-    """The folder of a profile's tables at a revision, unpacked in `place`; raises UserFault if git has none."""
+    """The folder `place` with a profile's tables at a revision; raises UserFault if git has none."""
     if not revision.isprintable() or revision.startswith("-"):  # to git it would be an option
         raise UserFault(f"verify: --against {revision!r}; allowed: a commit, a branch or a tag")
     wanted = f"figures/{profile}/*.csv"
     try:
         command = ["git", "archive", revision, wanted]
         packed = subprocess.run(command, cwd=paths.CHECKOUT, capture_output=True, check=True).stdout
+    except FileNotFoundError:
+        raise UserFault("verify: git is not installed; the committed tables are read with it") from None
     except subprocess.CalledProcessError as error:
         why = error.stderr.decode(errors="replace").partition("\n")[0]
         raise UserFault(f"verify: {revision} has no tables in figures/{profile} ({why})") from None
     with tarfile.open(fileobj=io.BytesIO(packed)) as tables:
-        tables.extractall(place, filter="data")
-    return place / "figures" / profile
+        for file in filter(tarfile.TarInfo.isfile, tables):
+            (place / Path(file.name).name).write_bytes(tables.extractfile(file).read())
+    return place
 
 
 def _files(before: Path, after: Path) -> list[str]:
