@@ -8,12 +8,10 @@ from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import parameters
-from alignkit.workflow.schema import NOTEBOOKS, Count
+from alignkit.workflow.schema import NOTEBOOKS
 from alignkit.world.reach import absolute
 
 IN_A_CLONE = ("execute", "publish", "done", "report", "replicate", "verify", "tune", "html")
@@ -136,6 +134,13 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if sound else 1
 
 
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number from 1 on")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
@@ -180,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--data", type=absolute, help="in place of the profile's own data")
 
     add = command(_report, "train, execute and publish a profile without Snakemake or network", "profile")
-    add("--jobs", type=int, default=1, help="processes side by side, also on one GPU")
+    add("--jobs", type=_count, default=1, help="processes side by side, also on one GPU")
     add("--hub", type=Path, default=Path("hub"), help="a folder of models and data, named by their ids")
     add("--out", type=Path, default=paths.build() / "out", help="where records and the archive go")
 
@@ -195,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("profile", nargs="?", help="only runs that the notebooks of this profile name")
     add("--function", help="only runs of training functions whose name holds this")
     add("--seed", type=int)
-    add("--limit", type=TypeAdapter(Count).validate_strings, default=20, help="how many are shown, newest first")
+    add("--limit", type=_count, default=20, help="how many are shown, newest first")
 
     args = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,8 +27,9 @@ def bench():
         import plan
         import starts
         import steps
+        import untuned
 
-        modules = (estimates, growth, peers, plan, starts, steps)
+        modules = (estimates, growth, peers, plan, starts, steps, untuned)
         yield {module.__name__: module for module in modules}
 
 
@@ -120,3 +122,15 @@ def test_more_work_is_estimated_to_take_longer_on_the_smaller_gpu(bench) -> None
     for kind in bench["steps"].KINDS:
         assert seconds(kind, 1.0, "H100") < seconds(kind, 2.0, "H100") < seconds(kind, 2.0, "A100")
         assert seconds(kind, 2.0, "A100") < seconds(kind, 2.0, "T4")
+
+
+def test_nats_a_character_are_nats_a_token_over_the_tokens_characters(bench, here, monkeypatch) -> None:
+    texts = ["a fine film , and a dull one .", "what a film ."]
+    reviews = SimpleNamespace(load=lambda _: {"test": {"text": texts}})
+    given = SimpleNamespace(reviews=lambda: reviews, sft_held_out=2, sft_tokens=6)
+    monkeypatch.setattr(bench["untuned"], "load", lambda *_: given)
+    row = bench["untuned"].measured("anywhere", here.policy)
+    read = [" ".join(text.split()[:6]).partition(" ")[2] for text in texts]  # six words, the first is given
+    assert row["texts"] == 2
+    characters = sum(len(text) + 1 for text in read)
+    assert row["nats_a_token"] / row["nats_a_character"] == pytest.approx(characters / (5 + 4), rel=0.2)

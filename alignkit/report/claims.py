@@ -18,10 +18,12 @@ from alignkit.report.statements import (
     counted,
     difference,
     family_of_warp,
+    listed,
     over_seeds,
     plain,
     rows_of,
 )
+from alignkit.report.tables import gains as over_sft
 
 # Notebook 0
 
@@ -74,7 +76,7 @@ def all_pairs_order_more(tables: Tables) -> Finding:
     words = ("orders more pairs than", "orders fewer pairs than", "orders not measurably more or fewer pairs than")
     found = over_seeds(tables("1_all_pairs_gain").pairwise_accuracy)
     rest = "training on plain pairs of the same reviews (difference in pairwise accuracy)"
-    return difference(found, "Training on all pairs of a batch", rest, words)
+    return difference(found, "Training on all pairs of a batch", rest, words, digits=3)
 
 
 def sft_is_near_the_grammar(tables: Tables) -> Finding:
@@ -145,16 +147,20 @@ def a_larger_beta_keeps_more_gold(tables: Tables) -> Finding:
 def more_pairs_raise_gold(tables: Tables) -> Finding:
     """Do all pairs in place of the smallest share of them raise the gold, at as many steps?"""
     gains = rows_of(tables("2_size_gain"), measure="gold").nsmallest(1, "share")
-    subject = f"DPO on all pairs instead of {gains.share.iloc[0]:.0%} of them, at as many steps,"
-    return difference(gains, subject, "the gold reward")
+    return _on_all_pairs(gains, "the gold reward")
 
 
 def twice_the_pairs_raise_reward(tables: Tables) -> Finding:
     """Do twice the pairs raise the reward, at as many steps?"""
     gains = rows_of(tables("2_size_gain"), measure="reward").nlargest(1, "share")
     kl = rows_of(tables("2_size_gain"), measure="kl").nlargest(1, "share").difference.iloc[0]
+    return _on_all_pairs(gains, f"the reward (and moves the KL by {kl:+.2f} nats)")
+
+
+def _on_all_pairs(gains: pd.DataFrame, rest: str) -> Finding:
+    """That DPO on all pairs has more than on the share of them that a row of differences names."""
     subject = f"DPO on all pairs instead of {gains.share.iloc[0]:.0%} of them, at as many steps,"
-    return difference(gains, subject, f"the reward (and moves the KL by {kl:+.2f} nats)")
+    return difference(gains, subject, rest)
 
 
 def on_policy_gains_more(tables: Tables) -> Finding:
@@ -179,8 +185,7 @@ def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:
     none = f"No divergence gains measurably more reward than reverse KL at the same KL{under}"
     some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
     found = counted(rows, none, some, "reward", above=True)
-    told = ", ".join(f"{row.label} ({row.difference:+.2f})" for row in less.itertuples())
-    return found._replace(statement=found.statement + (f" Less: {told}." if told else ""))
+    return found._replace(statement=found.statement + (f" Less: {listed(less)}." if len(less) else ""))
 
 
 def divergences_gain_no_more(tables: Tables) -> Finding:
@@ -229,8 +234,7 @@ def longer_runs_buy_no_more(tables: Tables) -> Finding:
     found = counted(rows, none, f"Where {task} (the task's steps) differs in reward from {own}", "reward")
     table = tables("4_task_matched")
     gold = table[(table.measure == "gold") & (table.holm < DIFFERENT)]
-    told = ", ".join(f"{row.difference:+.2f} at KL {row.at_kl:g}" for row in gold.itertuples())
-    return found._replace(statement=found.statement + (f" In gold it does: {told}." if told else ""))
+    return found._replace(statement=found.statement + (f" In gold it does: {listed(gold)}." if len(gold) else ""))
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
@@ -267,6 +271,22 @@ def no_single_change_moves_warp(tables: Tables) -> Finding:
     return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, "volume")
 
 
+def _distilled(tables: Tables, measure: str) -> Finding:
+    rows = rows_of(over_sft(tables("5_improvements")), method="distilled draws", eta=1, status="ok").set_index("seed")
+    gain = over_seeds(rows[measure]).assign(measure=measure)
+    return _over_sft(gain, "Distilling the supervised policy's weighted draws", measure, rows.kl.mean())
+
+
+def distilling_raises_reward(tables: Tables) -> Finding:
+    """Does the supervised policy, fine-tuned on its own draws, resampled by their reward, have more reward?"""
+    return _distilled(tables, "reward")
+
+
+def distilling_raises_gold(tables: Tables) -> Finding:
+    """And more of the true reward?"""
+    return _distilled(tables, "gold")
+
+
 def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
     """Did the compared methods see as many tokens?"""
     tokens = tables("5_confirmation").groupby("method").tokens.mean()
@@ -298,7 +318,7 @@ CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
     ),
     "5_improvements": (
         anchored_beats_warp, anchored_beats_warp_in_gold, confirmation_is_at_equal_tokens, no_single_change_moves_warp,
-        ipo_and_kto_gain_no_more,
+        ipo_and_kto_gain_no_more, distilling_raises_reward, distilling_raises_gold,
     ),
     "6_one_front": claims_of_front.CLAIMS,
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Notebook 3: DPO under other divergences than reverse KL; runs, lengths of prompts, bells."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -39,19 +39,17 @@ def recipe(p: FDivergences, seed: int) -> Runs:
     return aligned(p, seed, methods(p), prepared(p, seed))
 
 
-def at_kl_by_prompt_length(
-    runs: Mapping[int, Runs], table: pd.DataFrame, kls: Iterable[float], columns: Sequence[str]
-) -> pd.DataFrame:
-    """`at_kl` of columns of `completions`, for the shorter and the longer half of the test prompts (column prompts)."""
+def reward_by_prompt_length(runs: Mapping[int, Runs], table: pd.DataFrame, kl: float) -> pd.DataFrame:
+    """The reward at a KL (`at_kl`) for the shorter and the longer half of the test prompts (column prompts)."""
     found = []
     for row in table.itertuples():
         texts = completions(runs[row.seed][row.method + EVALUATION])
         words = texts.prompt.str.split().str.len()
         for half, kept in (("short", words <= words.median()), ("long", words > words.median())):
-            means = texts.loc[kept, ["kl", *columns]].mean()
+            means = texts.loc[kept, ["kl", "reward"]].mean()
             found.append({"prompts": half, "family": row.family, "seed": row.seed, "status": "ok", **means})
     halves = pd.DataFrame(found).groupby("prompts", sort=False)
-    return pd.concat(at_kl(part, kls, columns).assign(prompts=half) for half, part in halves)
+    return pd.concat(at_kl(part, [kl], ["reward"]).assign(prompts=half) for half, part in halves)
 
 
 # What a divergence does when the policy cannot be everything: mode-seeking and mass-covering

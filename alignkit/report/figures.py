@@ -195,11 +195,25 @@ def fronts(
         if len(start):
             axis.plot(start[x].mean(), start[y].mean(), "k*", markersize=9, label="sft")
         axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
-        if x == "kl":  # lines are read in its root
-            axis.set_xscale("function", functions=(lambda kl: np.sign(kl) * np.abs(kl) ** 0.5, lambda x: x * np.abs(x)))
-            axis.set_xlabel(f"{AXES[x] if len(ys) < 3 else 'KL to SFT (nats)'}, √ scale")
+        if x == "kl":
+            root_scale(axis, "x")
     legend_below(figure)
     return figure
+
+
+def root_scale(axis: Axes, side: str) -> None:
+    """Give the axis of a KL, "x" or "y", the scale of its root, in which lines are read; marked are round numbers with
+    room between them, as the root brings large ones together."""
+    (_, most), label = (getattr(axis, f"get_{side}{what}")() for what in ("lim", "label"))
+    marks = [0.0]
+    for kl in [digits * 10.0**power for power in range(-4, 4) for digits in (1, 2.5, 5)]:
+        if kl <= most and np.sqrt(kl) - np.sqrt(marks[-1]) > np.sqrt(most) / 9:
+            marks.append(kl)
+    roots = (lambda kl: np.sign(kl) * np.abs(kl) ** 0.5, lambda root: root * np.abs(root))
+    getattr(axis, f"set_{side}scale")("function", functions=roots)
+    told = {"ticks": marks, "ticklabels": [f"{kl:g}" for kl in marks], "label": f"{label}, √ scale"}
+    told["lim"] = (-0.002 * most, most)  # a root makes a margin below zero wide
+    axis.set(**{f"{side}{what}": value for what, value in told.items()})
 
 
 def _mark(axis: Axes, rows: pd.DataFrame, x: str, y: str, colour: Any, marker: str) -> None:

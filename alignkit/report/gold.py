@@ -8,18 +8,13 @@ import pandas as pd
 from scipy.special import softmax
 
 from alignkit import paths
-from alignkit.frontier import optimal_frontier, optimal_reward
+from alignkit.frontier import optimal_reward
 from alignkit.pocket import FAULT_COST
 from alignkit.training.pool import Pool
 
 COSTS = (2.0, 5.0, 10.0)
 """Nats that a fault may cost; the gold of all tables has `FAULT_COST`."""
 Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
-
-
-def gold_optimum(pool: Pool, betas: Sequence[float]) -> pd.DataFrame:
-    """`optimal_frontier` of the policies that are optimal for gold itself: its column reward is gold."""
-    return optimal_frontier(pool.gold, betas, pool.log_weights())
 
 
 def loss_split(at: pd.DataFrame, frontiers: Frontiers, of_gold: Frontiers) -> pd.DataFrame:

@@ -7,8 +7,9 @@ from itertools import product
 import pandas as pd
 
 from alignkit.divergences import FIXED, WITH_ALPHA, divergence
-from alignkit.metrics import holm
+from alignkit.metrics import holm, unigram_entropy
 from alignkit.report import policies
+from alignkit.report.gold import evaluated_texts
 from alignkit.report.policies import EVALUATION, Method, Policy, Runs, Variation, f_dpo
 from alignkit.report.tables import turned
 from alignkit.report.towards import apart, approach, steps_of, warp_from, with_few_tokens
@@ -67,6 +68,19 @@ def methods(p: Improvements) -> list[Method]:
 def on_pairs(p: Improvements, seed: int) -> Runs:
     """The runs on notebook 3's pairs."""
     return policies.aligned(p, seed, methods(p), policies.prepared(p, seed))
+
+
+def of_as_many(rows: pd.DataFrame, completions: int) -> pd.DataFrame:
+    """Rows whose entropy of words is that of as many completions of each prompt, since it rises with their number.
+
+    The first ones are read; a row whose texts are not kept here stays as it is.
+    """
+    out = rows.copy()
+    for index, run in rows.run.items():
+        if (texts := evaluated_texts(run)) is not None:
+            few = texts.groupby("prompt", sort=False).head(completions)
+            out.loc[index, "unigram_entropy"] = unigram_entropy(few.completion)
+    return out
 
 
 # Variations of WARP at equal tokens

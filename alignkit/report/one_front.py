@@ -144,7 +144,7 @@ def ceiling(frontier: pd.DataFrame, kl: float) -> float:
 def frontier_gains(frontiers: Frontiers, kls: np.ndarray, of_gold: Frontiers | None = None) -> pd.DataFrame:
     """The optimal gain in reward over SFT at given KLs, mean over seeds, and gold's along the same policies.
 
-    With `of_gold` (of `gold_optimum`) also "possible gold": that of the policies that are optimal for gold.
+    With `of_gold`, the frontiers of gold itself, also "possible gold": that of the policies that are optimal for it.
     """
     wanted = {"reward": (frontiers, "reward"), "gold": (frontiers, "gold"), "possible gold": (of_gold or {}, "reward")}
     out = {"kl": kls}
@@ -272,9 +272,8 @@ def elsewhere(profile: str) -> str:
         return "Pages of profiles with a report of their own answer this here, beside pocket's findings."
     pages = [file.relative_to(paths.CHECKOUT) for file in sorted(paths.CHECKOUT.glob("figures/*/6_one_front.ipynb"))]
     told = ", ".join(f"[{page.parent.name}](../{page.as_posix()})" for page in pages)
-    return f"The pages of other reviews answer this, beside these findings: {told or 'there is none yet'}. The " + (
-        "[README](../README.md#what-was-found) has the same as a table."
-    )
+    table = "The [README](../README.md#what-was-found) has the same as a table."
+    return f"The pages of other reviews answer this, beside these findings: {told or 'there is none yet'}. {table}"
 
 
 # Several draws, one kept

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from alignkit import paths
 from alignkit.report import replication, tables
@@ -12,36 +13,17 @@ from alignkit.workflow.schema import NOTEBOOKS
 
 START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end of {} -->"
 """Around each block of the README that is written here."""
-MODELS = {
-    "reward": "reward model, all pairs, all training reviews",
-    "tfidf_words": "TF-IDF, words",
-    "tfidf_word_pairs": "TF-IDF, words and word pairs",
-    "exact posterior": "exact posterior (nobody can do better)",
-}
-MEASURES = {"pairwise_accuracy": "pairwise accuracy", "sign_accuracy": "sign accuracy", "ece": "calibration error"}
-PLACED = {"kl": "KL to SFT (nats)", "reward": "reward (proxy)", "gold": "gold reward"}
-PLACED |= {"unigram_entropy": "entropy of words"}
-"""What the README tells of a reward model, and of a policy."""
+DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+MODELS, MEASURES, PLACED, PREDICTED = (DATA[name] for name in ("models", "measures", "placed", "predicted"))
+"""What the README tells of reward models and of policies, by the names of the tables."""
+MAIN, FAMILIES, TUNED = (DATA[name] for name in ("main", "families", "tuned"))
+"""The findings and the families of notebook 6 that it tells."""
 GPUS = ("T4", "A100", "H100")
-MAIN = (
-    "best_with_many_draws best_with_one_draw one_draw_far_from_sft one_draw_at_warps_tokens "
-    "tuned_alike_none_beats_warp proxy_loses_more_gold_than_optimisation reinforce_is_level_with_warp "
-    "reinforce_is_cheaper_than_warp a_larger_beta_keeps_more_gold "
-    "dpo_raises_reward losses_do_not_differ_at_equal_kl divergences_gain_no_more reward_model_against_words"
-).split()
-"""The findings that the README tells; figures/<profile>/findings.csv has all."""
-FAMILIES = (
-    r"^(?:distilled|fine-tuning|RLOO in |SFT, |best of n$|anchored|regression|WARP, (?:μ|T)=|REINFORCE, EMA anchor$"
-    r"|DPO, (?:on-policy|sigmoid loss|reverse_kl|js|forward_kl)$)"
-)
-"""The families that the README tells, without the variations of one; figures/<profile>/6_efficiency.csv has all."""
-TUNED = ("DPO, sigmoid", "DPO, reverse_kl", "WARP", "REINFORCE, EMA anchor", "anchored RLOO")
-"""The methods that the README also tells as tuned, on the fewer seeds that they have."""
 
 
 def results(figures: Path) -> str:
     """Main findings and tables of every profile but smoke and replicas: efficiencies, reward models, policies."""
-    blocks = (told, elsewhere, efficiencies, reward_models, policies)
+    blocks = (told, elsewhere, efficiencies, reward_models, language, policies)
     return "\n\n".join(filter(None, (block(figures) for block in blocks)))
 
 
@@ -108,15 +90,17 @@ def efficiencies(figures: Path) -> str:
 def _shares(table: pd.DataFrame) -> pd.DataFrame:
     """The families of notebook 6 that the README tells, with all seeds, and tuned ones: family, seeds, shares as texts.
 
-    The best at KL 1 stand first; what has no policy there stands last.
+    The best at KL 1 stand first; what has no policy there stands last.  Of DPO the best one stands there, too; of
+    families that keep one of n draws, those with the largest n.
     """
     columns = [c for c in ("KL 0.25", "KL 0.5", "KL 1", "KL 2") if c in table and table[c].notna().any()]
-    kept = table.dropna(subset=columns, how="all")
-    whole = (kept.seeds == kept.seeds.max()) & kept.family.str.contains(FAMILIES)
-    kept = kept[whole | kept.family.isin([f"{name}, tuned" for name in TUNED])]
-    kept = kept.sort_values(["KL 1", columns[0]], ascending=False)
-    # Of the numbers of draws the largest; notebook 6 has all.
-    return tables.readable(kept[kept.draws.isna() | (kept.draws == kept.draws.max())], columns)
+    kept = table.dropna(subset=columns, how="all").sort_values(["KL 1", columns[0]], ascending=False)
+    whole = kept.seeds == kept.seeds.max()
+    best = whole & kept.family.isin(kept.family[whole & kept.family.str.startswith("DPO, ")].head(1))
+    one_of = kept.family.str.contains(", one of ")
+    fewer = one_of & (kept.draws < kept.draws[one_of].max())
+    told = (whole & kept.family.str.contains(FAMILIES) & ~fewer) | best
+    return tables.readable(kept[told | kept.family.isin([f"{name}, tuned" for name in TUNED])], columns)
 
 
 def reward_models(figures: Path) -> str:
@@ -130,13 +114,29 @@ def reward_models(figures: Path) -> str:
     return markdown(found, {"reviews": "reviews", "method": "model", "seeds": "seeds", **MEASURES})
 
 
+def language(figures: Path) -> str:
+    """The Markdown table of how well supervised policies predict test reviews, beside a pretrained one as it comes;
+    benchmarks/ lies beside `figures`."""
+    found = []
+    for file in _published(figures, "1_sft"):
+        table = pd.read_csv(file).rename(columns={"test_cross_entropy": "nats_a_token"}).assign(policy=file.parent.name)
+        seen = f"{table.tokens_seen.mean():,.0f}"
+        found.append(tables.intervals(table, list(PREDICTED), by="policy", digits=3).assign(seen=seen))
+    pretrained = figures.with_name("benchmarks") / "untuned.csv"
+    if found and pretrained.is_file():
+        found.append(pd.read_csv(pretrained).round(3).assign(seen="as it comes", seeds=""))
+    return markdown(found, {"policy": "policy", "seeds": "seeds", "seen": "tokens seen in training", **PREDICTED})
+
+
 def policies(figures: Path) -> str:
-    """The Markdown table of notebook 2's main rows and of WARP after its last iteration; nothing if not published."""
+    """The Markdown table of notebook 2's main rows, of WARP after its last iteration, and of the distilled policy."""
     found = []
     for file in (file for file in _published(figures, "2_dpo_losses") if not is_variant(file.parent.name)):
-        table = pd.read_csv(file)
-        table = pd.concat([table, *(_warp(pd.read_csv(f)) for f in [file.with_name("4_warp.csv")] if f.is_file())])
-        swept = r"^(?!WARP).*(?: β=| of the prompts|, η=(?!1$))"  # of a sweep its usual setting is shown
+        others = {"4_warp": _warp, "5_improvements": _distilled}
+        places = {file.with_name(f"{name}.csv"): rows for name, rows in others.items()}
+        more = [rows(pd.read_csv(place)) for place, rows in places.items() if place.is_file()]
+        table = pd.concat([pd.read_csv(file), *more])
+        swept = r"^(?!WARP|distilled).*(?: β=| of the prompts|, η=(?!1$))"  # of a sweep its usual setting is shown
         main = table[(table.row == "main") & ~table.method.str.contains(swept, regex=True)]
         main = main.reindex(columns=["method", "seed", "status", *PLACED])
         found.append(tables.intervals(main, list(PLACED)).assign(reviews=file.parent.name))
@@ -144,11 +144,17 @@ def policies(figures: Path) -> str:
 
 
 def _warp(table: pd.DataFrame) -> pd.DataFrame:
-    """The main points of WARP's last front, and REINFORCE at its last step, each named."""
-    last = table[(table.method == "WARP") & (table.iteration == table.iteration.max())]
+    """The main points of WARP's last front, at its two lengths, and REINFORCE at its last step, each named."""
+    last = table[table.method.str.match(r"WARP$|WARP, T=") & (table.iteration == table.iteration.max())]
     alone = table[(table.method == "REINFORCE, EMA anchor") & (table.eta == 1)]
     alone = alone[alone.steps == alone.steps.max()]
-    return pd.concat([alone, last.assign(method="WARP, η=" + last.eta.map("{:g}".format))])
+    return pd.concat([alone, last.assign(method=last.family + ", η=" + last.eta.map("{:g}".format))])
+
+
+def _distilled(table: pd.DataFrame) -> pd.DataFrame:
+    """The distilled policy and RLOO after it, each named."""
+    rows = table[table.method.isin(["distilled draws", "distilled, then RLOO"]) & (table.eta == 1)]
+    return rows.assign(method=rows.method + ", β=" + rows.beta.map("{:g}".format))
 
 
 def times(figures: Path) -> str:

@@ -12,6 +12,8 @@ from alignkit.workflow.parameters import REPLICA, TINY
 
 OUTCOME = ["statement", "value", "low", "high", "kl", "holds"]
 """Columns of a finding that two reports may have otherwise."""
+MADE_SO = ("losses_end_in_the_optimum", "confirmation_is_at_equal_tokens", "reinforce_is_cheaper_than_warp")
+"""Findings that lie in how every report is made, whatever its reviews: that they hold elsewhere says nothing."""
 
 
 def is_report(profile: str) -> bool:
@@ -42,11 +44,13 @@ def publish(profile: str) -> list[str]:
 
 
 def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
-    """Each finding of pocket and whether it holds there (yes, no, cannot tell); None for pocket itself and its like."""
+    """Each finding of pocket but MADE_SO and whether it holds there (yes, no, cannot tell); None for pocket itself and
+    its like."""
     pocket = paths.published("pocket")
     if profile == "pocket" or not is_report(profile) or not list(pocket.glob("?_findings.csv")):
         return None
-    both = asked_again(pocket)[["id", "notebook", *OUTCOME]].merge(found[["id", *OUTCOME]], on="id", suffixes=("", "_"))
+    own = asked_again(pocket)[["id", "notebook", *OUTCOME]]
+    both = own[~own.id.isin(MADE_SO)].merge(found[["id", *OUTCOME]], on="id", suffixes=("", "_"))
     answer = both.holds_.map({True: "yes", False: "no"}).fillna("cannot tell")
     return both.assign(there=answer).rename(columns={f"{column}_": f"{column}_there" for column in OUTCOME})
 

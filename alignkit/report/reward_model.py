@@ -13,9 +13,6 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from scipy.stats import pearsonr, spearmanr
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import Pipeline
 from transformers import AutoTokenizer
 
@@ -109,19 +106,6 @@ def run_rows(runs: Mapping[int, Runs], rewards: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def word_effects(texts: list[str], rewards: np.ndarray, min_count: int) -> tuple[pd.Series, float]:
-    """What each word adds to the reward in a linear reading of it, and how much of the reward that reading explains.
-
-    Ridge regression of the reward on the presence of words that stand in at least `min_count` texts;
-    returns the coefficients, sorted, and the cross-validated R².
-    """
-    words = CountVectorizer(binary=True, min_df=min_count)
-    present = words.fit_transform(texts)
-    model = Ridge(alpha=10.0)
-    r2 = cross_val_score(model, present, rewards, cv=5).mean()
-    return pd.Series(model.fit(present, rewards).coef_, words.get_feature_names_out()).sort_values(), float(r2)
-
-
 def length_correlation(texts: list[str], rewards: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """Spearman correlation of reward and number of words within each label, with its 95 % interval (Fisher)."""
     length = np.array([len(text.split()) for text in texts])
@@ -181,7 +165,9 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
     each = [by_name["sft"] for seed, by_name in runs.items() if first[by_name["sft"]] == seed]
     table = pd.DataFrame([{"seed": first[run], **run.metrics} for run in each])
     read = list(texts[: int(table.texts.iloc[0])])
-    table["nats_a_character"] = table.test_cross_entropy / [characters_a_token(run, read) for run in each]
+    table["nats_a_character"] = table.test_cross_entropy / [
+        characters_a_token(run.path, read, run.record["settings"]["tokens"]) for run in each
+    ]
     table = table.drop(columns=["status", "diverged_at"], errors="ignore")
     table = table.rename(columns={"tokens_trained": "tokens_seen"})
     if truth:
@@ -191,10 +177,9 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
     return table
 
 
-def characters_a_token(sft: Run, texts: Sequence[str]) -> float:
-    """Characters of the texts, as the policy was tested on them (cut, without the first token), by predicted token."""
-    tokenizer = AutoTokenizer.from_pretrained(sft.path, trust_remote_code=False)
-    tokens = sft.record["settings"]["tokens"]
+def characters_a_token(policy: Path, texts: Sequence[str], tokens: int) -> float:
+    """Characters of texts, as a policy is tested on them (cut to `tokens`, without the first), by predicted token."""
+    tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)
     places = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)["offset_mapping"]
     characters = sum(row[:tokens][-1][1] - row[0][1] for row in places)
     return characters / sum(min(len(row), tokens - 1) for row in places)
@@ -224,7 +209,10 @@ def calibrated(rewards: Mapping[int, Run], values: pd.DataFrame) -> pd.DataFrame
     tests = {seed: scores(run).query("split == 'test'") for seed, run in rewards.items()}
     scale = {seed: temperature(t.reward.to_numpy(), t.label.to_numpy()) for seed, t in tests.items()}
     both = values.assign(divided=values.nats / values.seed.map(scale))
-    own = pd.DataFrame({"quantity": "temperature", "nats": scale}).assign(divided=np.nan)
+    first = {
+        run.path: seed for seed, run in reversed(rewards.items())
+    }  # seeds that share a model share its temperature
+    own = pd.DataFrame({"quantity": "temperature", "nats": [scale[seed] for seed in first.values()], "divided": np.nan})
     groups = pd.concat([own, both]).groupby("quantity", sort=False)
     table = pd.DataFrame({"seeds": groups.size()})
     for name, column in (("", "nats"), (", divided", "divided")):

@@ -91,7 +91,9 @@ def outcome(
     return holds, settled(np.min(middle - room), np.max(middle + room), least, most) is True
 
 
-def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES, adjusted: bool = False) -> Finding:
+def difference(
+    gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES, adjusted: bool = False, digits: int = 2
+) -> Finding:
     """A finding that a row of differences (difference, low, high; seeds and at_kl, if it has them) is above zero;
     `adjusted`: only where Holm's p is small as well."""
     row = gains.iloc[0]
@@ -99,7 +101,7 @@ def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHAN
         raise Unanswered("one seed has no interval")
     among_several = adjusted and row.holm >= DIFFERENT
     said = words[2 if among_several else (2, 0, 1)[clear(row.low, row.high)]]
-    text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, 2)}."
+    text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, digits)}."
     found = (None, False) if among_several else outcome(row.low, row.high, least=np.nextafter(0, 1))
     beside = (row.get(name, np.nan) for name in ("seeds", "at_kl"))
     return Finding(text, *found, row.difference, row.low, row.high, *beside)
@@ -139,15 +141,20 @@ def counted(table: pd.DataFrame, none: str, some: str, measure: str, above: bool
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
     level, unit = LEVEL[measure], UNITS[measure]
-    name = "label" if "label" in table else "method"
     apart = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
-    told = [f"{row[name]} ({row['difference']:+.2f})" for _, row in apart.iterrows()]
-    text = f"{some}: {', '.join(told)}" if told else none
-    text += f" ({len(apart)} of {len(table)} after Holm)"
     holds, firm = outcome(table.low, table.high, -np.inf if above else -level, level)
+    told, within = listed(apart), f"none by more than {level:g} {unit}"
+    text = f"{some}{f', {within}' if holds else ''}: {told}" if told else none
+    text += f" ({len(apart)} of {len(table)} after Holm)"
     if holds:
-        return Finding(f"{text}, and none by more than {level:g} {unit}.", True, firm, len(apart))
+        return Finding(f"{text}." if told else f"{text}, and {within}.", True, firm, len(apart))
     if told:
         return Finding(f"{text}.", False, False, len(apart))
     furthest = table.high.max() if above else max(-table.low.min(), table.high.max())
     return Finding(f"{text}; but up to {furthest:.2f} {unit} is not excluded.", None, False, len(apart))
+
+
+def listed(differences: pd.DataFrame) -> str:
+    """Each row's label or method with its difference."""
+    name = "label" if "label" in differences else "method"
+    return ", ".join(f"{row[name]} ({row['difference']:+.2f})" for _, row in differences.iterrows())

@@ -278,6 +278,12 @@ def completions(run: "Run") -> pd.DataFrame:
     return pd.read_parquet(run.path / "completions.parquet")
 
 
+def first_texts(evaluations: "Mapping[str, Run]", prompts: int = 5) -> pd.DataFrame:
+    """The first completion of each of the first prompts, a column for each evaluation."""
+    each = {name: completions(run).groupby("prompt", sort=False).completion for name, run in evaluations.items()}
+    return pd.DataFrame({name: texts.first() for name, texts in each.items()}).head(prompts).reset_index()
+
+
 def histories(policies: "Sequence[Policy]", methods: Iterable[str], window: int = 1) -> pd.DataFrame:
     """The training log of the first run of each method and seed, as means over windows of steps.
 

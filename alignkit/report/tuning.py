@@ -35,7 +35,6 @@ LEAST_REACH = 0.25
 """Nats; a setting that stays below is not chosen, so that it does not draw all others down to its KL."""
 TIE = 0.01
 """Share of the optimal gain by which the best setting has to beat the profile's own."""
-FILE = "tuning"
 SETTING = ("rate", "epochs", "beta", "mu", "steps")
 
 
@@ -180,8 +179,7 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
     """
     chosen = pd.Series(False, index=table.index)
     for _, rows in table.groupby("method", sort=False):
-        groups = rows.groupby(list(SETTING), dropna=False, sort=False)
-        number = groups.ngroup()
+        number = rows.groupby(list(SETTING), dropna=False, sort=False).ngroup()
         means = rows.share.groupby(number).agg(lambda shares: shares.mean(skipna=False))
         usual = number[rows.usual]
         kept = len(usual) and (means.isna().all() or means.max() <= means[usual.iloc[0]] + TIE)
@@ -207,7 +205,7 @@ def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRI
 
 def write(profile: str) -> list[str]:
     """`tune`, kept as tuning.csv among the published tables of the profile; returns the file if it changed."""
-    return write_table(paths.published(profile) / f"{FILE}.csv", tune(profile))
+    return write_table(paths.published(profile) / "tuning.csv", tune(profile))
 
 
 # In notebook 6
@@ -227,7 +225,7 @@ def as_tuned(p: OneFront, seed: int) -> list[Policy]:
 
 def published(profile: str) -> pd.DataFrame | None:
     """The published table of `tune`, if this profile was tuned."""
-    file = paths.published(profile) / f"{FILE}.csv"
+    file = paths.published(profile) / "tuning.csv"
     return pd.read_csv(file) if file.is_file() else None
 
 

@@ -2,20 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 import torch
-from datasets import Dataset
-from trl import RLOOConfig, RLOOTrainer
 
 from alignkit.kl import kl_estimates
-from alignkit.policy_gradient import BASELINES, advantages, completion_sums
+from alignkit.policy_gradient import BASELINES, advantages
 from alignkit.report.policies import Policy, Runs, Variation, each_once, on_fronts, parts, started
-from alignkit.sampling import pad_left
 from alignkit.training.deviations import train_greedily, train_on_token_means
 from alignkit.workflow.schema import Warp
-from alignkit.world.models import load_policy, quiet_training
 
 
 def over_steps(name: str, steps: Sequence[int]) -> str:
@@ -129,44 +124,6 @@ def gradient_table(logits: torch.Tensor, rewards: torch.Tensor, k: int) -> pd.Da
 
 
 # Tables
-
-
-def angle_table(found: Sequence[Policy], method: str) -> pd.DataFrame:
-    """Angle between the first two task vectors of each layer, in degrees; columns seed, iteration, layer, angle."""
-    out = []
-    for policy in found:
-        if policy.method == method and policy.where["eta"] == 1:
-            angles = pd.read_csv(policy.merged.path / "angles.csv")
-            angles["layer"] = angles.layer.str.removeprefix("transformer.")
-            out.append(angles.assign(seed=policy.seed, iteration=policy.where["iteration"]))
-    return pd.concat(out, ignore_index=True)
-
-
-def padding_table(policy: Path, text: str, prompt_tokens: int, pads: Sequence[int]) -> pd.DataFrame:
-    """log π(rest of the text | its first tokens) with padding on the left: here, and in TRL's RLOOTrainer.
-
-    The completion's log-prob should not depend on padding; RLOOTrainer gives GPT-2 no positions, which then counts the
-    padding as words.  Columns left_pads, alignkit, trl (nats).
-    """
-    model, tokenizer = load_policy(policy)
-    ids = tokenizer(text)["input_ids"]
-    prompt, completion = ids[:prompt_tokens], ids[prompt_tokens:]
-    with quiet_training() as folder:
-        args = RLOOConfig(output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, beta=0.0)
-        asked = Dataset.from_dict({"prompt": [text]})
-        judge = lambda completions, **_: [0.0] * len(completions)  # noqa: E731
-        trainer = RLOOTrainer(model, judge, args, asked, processing_class=tokenizer)
-    out = []
-    for n in pads:
-        # Beside a prompt that is n tokens longer, the text gets n tokens of padding.
-        longer = (prompt * (n + 1))[: len(prompt) + n]
-        both = pd.DataFrame({"prompt_ids": [prompt, longer], "completion_ids": [completion] * 2})
-        with torch.no_grad():
-            ours = completion_sums(model, model, both)[0][0].item()
-            row, mask = pad_left([prompt + completion, [0] * (n + len(ids))], tokenizer.pad_token_id)
-            theirs, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, row[:1], mask[:1], len(completion))
-        out.append((n, ours, theirs.sum().item()))
-    return pd.DataFrame(out, columns=["left_pads", "alignkit", "trl"])
 
 
 def clear_of_zero(table: pd.DataFrame) -> str:

@@ -60,7 +60,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         if not there(name):
             batch.executed(profile, name).unlink(missing_ok=True)
 
-    with ThreadPoolExecutor(max(1, jobs)) as workers, ThreadPoolExecutor(len(wanted)) as finishers:
+    with ThreadPoolExecutor(jobs) as workers, ThreadPoolExecutor(len(wanted)) as finishers:
         trained, done, ended = {name: [] for name in wanted}, {}, False
         for name, seed in order(wanted):
             trained[name].append(workers.submit(run, "train", str(params / f"{name}.yaml"), "--seed", str(seed)))

@@ -1,14 +1,13 @@
 """What an executed notebook depends on, by content and not by file time; executing it; publishing what it made."""
 
 import ast
-import hashlib
 import json
 import os
 import re
 from functools import lru_cache
 from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -54,19 +53,20 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     """Hash of all that an executed notebook depends on.
 
     These are its cells, its parameters, the alignkit modules that they reach, the lock, what lies at a local path among
-    the parameters, and all of this of the notebooks whose tables it reads.
+    the parameters, and all of this of the notebooks whose tables it reads; of the last notebook also what pocket is
+    published to have found, which other profiles show beside their own.
     """
-    digest, p = hashlib.sha256(), values(notebook, profile, data)
+    p = values(notebook, profile, data)
     cells = json.loads(_source(notebook).read_text(encoding="utf-8"))["cells"]
     told = [[cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells]
-    digest.update(json.dumps(told).encode() + _given(p))
     code = "\n".join(source for kind, source, _ in told if kind == "code")
-    for module in _reached(code, tuple((file, file.stat().st_mtime_ns) for file in _files(paths.PACKAGE))):
-        for file in filter(Path.is_file, (module, module.with_suffix(".yaml"))):  # a module's data lie beside it
-            digest.update(str(file.relative_to(paths.PACKAGE)).encode() + file.read_bytes())
-    for name in sorted(set(p.reads) & set(notebooks(profile))):
-        digest.update(content_key(name, profile, data).encode())
-    return digest.hexdigest()[:16]
+    modules = _reached(code, tuple((file, file.stat().st_mtime_ns) for file in _files(paths.PACKAGE)))
+    files = [*modules, *(module.with_suffix(".yaml") for module in modules)]  # a module's data lie beside it
+    if p.reads and profile != "pocket":
+        files.append(paths.published("pocket") / "findings.csv")
+    read = [content_key(name, profile, data) for name in sorted(set(p.reads) & set(notebooks(profile)))]
+    content = checksums.of(paths.PACKAGE, filter(Path.is_file, files))
+    return checksums.of_values([told, _given(p), content, read])
 
 
 def training_key(notebook: str, profile: str, data: str = "") -> str:
@@ -76,17 +76,14 @@ def training_key(notebook: str, profile: str, data: str = "") -> str:
     `recipe` of its module reaches: neither its cells nor its figures, tables and sentences.
     """
     asked = identity.reached(f"{identity.PACKAGE}.report.{notebook.partition('_')[2]}", "recipe")
-    digest = hashlib.sha256(_given(values(notebook, profile, data)))
-    digest.update(identity.digest(asked).encode())
-    return digest.hexdigest()[:16]
+    return checksums.of_values([_given(values(notebook, profile, data)), identity.digest(asked)])
 
 
-def _given(p: World) -> bytes:
+def _given(p: World) -> list[Any]:
     """Parameters, what lies at a local path among them, and the lock."""
-    told = json.dumps(p.model_dump(), sort_keys=True)
-    for source in sorted({p.data, p.policy, p.reward_model} - {*GENERATORS, "scratch"}):
-        told += f"{source} {checksums.content(source)}"
-    return told.encode() + (paths.CHECKOUT / "requirements.lock").read_bytes()
+    places = {p.data, p.policy, p.reward_model} - {*GENERATORS, "scratch"}
+    lock = (paths.CHECKOUT / "requirements.lock").read_text(encoding="utf-8")
+    return [p.model_dump(), {place: checksums.content(place) for place in places}, lock]
 
 
 @lru_cache(maxsize=64)
@@ -259,7 +256,7 @@ def standing(profile: str, data: str = "") -> str:
     names, root = notebooks(profile), paths.CHECKOUT
     if not all(executed(profile, name).is_file() for name in names):
         return ""
-    given = [_given(values(name, profile, data)).decode() for name in names]
+    given = [_given(values(name, profile, data)) for name in names]
     folders = ("alignkit", "benchmarks", "figures", "notebooks", "params")
     files = [file for folder in folders for file in _files(root / folder)]
     made = [_made(profile, name) for name in names]
@@ -343,7 +340,6 @@ def published(profile: str, notebook: str) -> "nbformat.NotebookNode":
         run.cells = cells
     kept = {k: run.metadata[k] for k in ("kernelspec", "language_info") if k in run.metadata}
     run.metadata = nbformat.from_dict(kept)
-    count = 0
     own = {name for name in NOTEBOOKS if profile == "pocket" or executed(profile, name).is_file()}
     for cell in run.cells:
         if cell.cell_type == "markdown":
@@ -354,9 +350,8 @@ def published(profile: str, notebook: str) -> "nbformat.NotebookNode":
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if INJECTED in tags:
             cell.source = re.sub(r"(?m)^(data|policy|reward_model) = (.*)$", _without_folder, cell.source)
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        count += 1
+    code = [cell for cell in run.cells if cell.cell_type == "code" and cell.source.strip()]
+    for count, cell in enumerate(code, start=1):
         cell.execution_count = count
         # An erased progress line leaves an empty stream behind, a progress bar a widget without its state.
         cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and not o.text.strip())]

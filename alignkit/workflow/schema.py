@@ -71,7 +71,9 @@ class World(BaseModel):
     trained_with: ClassVar[str | None] = None  # the notebook among whose runs this one's are, if any
     notebook: str = Field(min_length=1, description="which notebook these values are for")
     profile: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="a folder of params/ and of figures/")
-    seeds: Seeds = Field(description="one policy and reward model each; intervals are over seeds")
+    seeds: Seeds = Field(
+        description="one policy and reward model each, unless base_seed is set; intervals are over seeds"
+    )
     base_seed: Seed | None = Field(description="seed whose SFT policy and reward model serve all; null: own")
     data: Place = Field(description="pocket, a file or folder of reviews, or a Hub id")
     text_column: Name | None = Field(description="column of own reviews that holds the text; null: a common name")

@@ -34,6 +34,15 @@ def test_seeds_that_differ_by_a_scale_alone_do_not_differ_when_divided(tmp_path:
     assert np.isnan(row["p"])  # two seeds have no test
 
 
+def test_a_temperature_of_seeds_that_share_a_model_counts_once(tmp_path: Path):
+    pd.DataFrame({"split": "test", "label": LABELS, "reward": REWARDS}).to_parquet(tmp_path / "scores.parquet")
+    shared = dict.fromkeys([0, 1, 2], SimpleNamespace(path=tmp_path))
+    values = pd.DataFrame({"seed": [0, 1, 2], "quantity": "gain", "nats": [3.0, 4.0, 5.0]})
+    table = calibrated(shared, values).set_index("quantity")
+    assert table.seeds.to_dict() == {"temperature": 1, "gain": 3}
+    assert np.isnan(table.loc["temperature", "spread"])
+
+
 def test_equal_spreads_are_told_from_unequal_ones():
     shared, own = np.random.default_rng(0).normal(size=(2, 200))
     assert spreads_differ(shared, shared + 0.1 * own) > 0.01

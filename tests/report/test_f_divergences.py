@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from alignkit.report.f_divergences import at_kl_by_prompt_length
+from alignkit.report.f_divergences import reward_by_prompt_length
 
 
 def test_prompts_are_halved_by_length_before_the_kl_is_matched(run) -> None:
@@ -18,7 +18,7 @@ def test_prompts_are_halved_by_length_before_the_kl_is_matched(run) -> None:
         pd.DataFrame({"prompt": prompts, "kl": kl, "reward": reward}).to_parquet(made.path / "completions.parquet")
         runs[0][f"{method}: evaluation"] = made
         table.append({"method": method, "seed": 0, "family": family})
-    found = at_kl_by_prompt_length(runs, pd.DataFrame(table), [1.0, 4.0], ["reward"])
+    found = pd.concat(reward_by_prompt_length(runs, pd.DataFrame(table), kl) for kl in (1.0, 4.0))
     at = found.dropna(subset="reward").set_index(["prompts", "at_kl"]).reward
     assert at.to_dict() == pytest.approx({("short", 1.0): 2.0, ("long", 4.0): 11.0})
     assert set(found.family) == {"js"}

@@ -121,6 +121,18 @@ def test_every_family_of_a_plane_is_in_the_legend_below_the_panels():
     assert below.y1 <= figure.axes[0].get_window_extent().y0
 
 
+@pytest.mark.parametrize("most", [0.05, 0.7, 2.1, 4, 15, 40])
+def test_marks_of_a_kl_are_round_and_have_room_between_them(most: float):
+    _, (axis,) = figures.panels(1)
+    axis.set(xlim=(0, most), xlabel="KL")
+    figures.root_scale(axis, "x")
+    marks, written = axis.get_xticks(), [text.get_text() for text in axis.get_xticklabels()]
+    assert written == [f"{mark:g}" for mark in marks]
+    assert 4 <= len(marks) <= 9
+    assert np.diff(np.sqrt(marks)).min() > np.sqrt(most) / 9
+    assert (marks[0], axis.get_xscale(), axis.get_xlabel()) == (0, "function", "KL, √ scale")
+
+
 def test_no_row_of_a_forest_lies_on_its_frame():
     rows = pd.DataFrame({"label": ["a", "b"], "difference": 1.0, "low": 0.5, "high": 1.5, "holm": [0.01, 0.5]})
     (axis,) = figures.forest(rows, "label", "difference").axes

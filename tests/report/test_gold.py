@@ -26,7 +26,7 @@ def samples(texts: list[str]) -> pd.DataFrame:
 
 def test_the_two_errors_add_up_to_what_a_method_misses():
     frontiers = {0: optimal_frontier(REWARD, BETAS, gold=GOLD)}
-    of_gold = {0: gold.gold_optimum(POOL, BETAS)}
+    of_gold = {0: optimal_frontier(GOLD, BETAS, POOL.log_weights())}
     at = pd.DataFrame({"family": "a", "seed": 0, "at_kl": [0.2, 0.5], "draws": np.nan, "gold": [0.1, 0.2]})
     found = gold.loss_split(at, frontiers, of_gold)
     # Rewards and gold are normal with correlation 0.8: the optimum gains √(2 KL), in gold 0.8 of that along the reward.

@@ -7,7 +7,7 @@ import pytest
 from alignkit import paths
 from alignkit.divergences import NAMES, divergence
 from alignkit.faults import UserFault
-from alignkit.metrics import holm
+from alignkit.metrics import holm, unigram_entropy
 from alignkit.report import improvements
 from alignkit.report.improvements import (
     COMPARED,
@@ -17,6 +17,7 @@ from alignkit.report.improvements import (
     ideas,
     members,
     methods,
+    of_as_many,
     proxies,
     strength_to_beta,
     unused_seeds,
@@ -117,3 +118,12 @@ def test_beside_the_averaged_proxy_stands_the_first_that_is_averaged(p, monkeypa
     assert found[single] == three[0]
     assert [run[1].lr / p.reward_lr for run in three] == pytest.approx([share for share, _ in MEMBERS])
     assert {run[1].n_train for run in three} == {p.weak_reviews[-1]}
+
+
+def test_entropies_are_those_of_as_many_completions_of_each_prompt(monkeypatch: pytest.MonkeyPatch):
+    texts = pd.DataFrame({"prompt": ["p", "p", "q", "p"], "completion": ["a", "b", "a", "c d e"]})
+    monkeypatch.setattr(improvements, "evaluated_texts", lambda run: texts if run == "kept" else None)
+    rows = pd.DataFrame({"run": ["kept", "gone"], "unigram_entropy": 9.0})
+    few = of_as_many(rows, 2).unigram_entropy.tolist()
+    assert few == [pytest.approx(unigram_entropy(["a", "b", "a"])), 9.0]
+    assert rows.unigram_entropy.tolist() == [9.0, 9.0]

@@ -117,10 +117,10 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
         {"id": [readme.MAIN[0], "another"], "statement": ["It is so.", "It is not."], "value": [1.0, 2]}
     )
     told.to_csv(folder / "findings.csv", index=False)
-    names = ["DPO, alpha 0.5", "fine-tuning on positive reviews", "WARP, tuned", "DPO, js"]
-    shares = pd.DataFrame({"family": names, "KL 0.25": [0.9, 0.7, 0.6, 0.5], "KL 1": [0.9, None, 0.6, 0.5]})
+    names = ["DPO, alpha 0.5", "fine-tuning on positive reviews", "WARP, tuned", "DPO, js", "DPO, alpha 0.1"]
+    shares = pd.DataFrame({"family": names, "KL 0.25": [0.9, 0.7, 0.6, 0.5, 0.4], "KL 1": [0.9, None, 0.6, 0.5, 0.4]})
     ends = {f"KL {kl}_{end}": value for kl in ("0.25", "1") for end, value in (("low", 0.1), ("high", 1.0))}
-    shares = shares.assign(seeds=[3, 3, 2, 3], draws=None, **ends)
+    shares = shares.assign(seeds=[3, 3, 2, 3, 3], draws=None, **ends)
     shares.to_csv(folder / "6_efficiency.csv", index=False)
     (folder / "4_warp.csv").write_text("method,family\n")  # a table without rows names no WARP
     for other, left_out in (("near", ["KL 1"]), ("nowhere", ["KL 1", "KL 0.25"]), ("older", ["draws"])):
@@ -131,12 +131,15 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     assert "It is not." not in found
     lines = [line for line in found.splitlines() if "[0.10, 1.00]" in line]
     assert [line.split(" | ")[:2] for line in lines] == [  # by KL 1, tuned ones with the seeds that they have
-        ["| WARP, tuned", "2"], ["| DPO, js", "3"], ["| fine-tuning on positive reviews", "3"],
-    ]  # fmt: skip
-    assert lines[1] == "| DPO, js | 3 | 0.50 [0.10, 1.00] | 0.50 [0.10, 1.00] |"
-    assert "DPO, alpha 0.5" not in found  # a variation
+        ["| DPO, alpha 0.5", "3"],
+        ["| WARP, tuned", "2"],
+        ["| DPO, js", "3"],
+        ["| fine-tuning on positive reviews", "3"],
+    ]
+    assert lines[2] == "| DPO, js | 3 | 0.50 [0.10, 1.00] | 0.50 [0.10, 1.00] |"
+    assert "DPO, alpha 0.1" not in found  # a variation, and not the best of DPO
     (tmp_path / "pocket_other").mkdir()
-    other = shares.assign(**{"KL 1": [0.8, 0.8, None, None]})
+    other = shares.assign(**{"KL 1": [None, 0.8, None, None, None]})
     other.to_csv(tmp_path / "pocket_other" / "6_efficiency.csv", index=False)
     beside = readme.results(tmp_path).removeprefix(found).strip().splitlines()
     assert beside[0] == "| share of the optimal gain at KL 1 | pocket, 3 seeds | pocket_other, 3 seeds |"
@@ -179,3 +182,31 @@ def test_a_profile_with_one_seed_is_told_without_intervals(tmp_path: Path):
         rows.to_csv(tmp_path / "one" / file.name, index=False)
     assert "(1 seed) |" in readme.results(tmp_path)
     assert "nan" not in readme.results(tmp_path)
+
+
+def test_the_readme_keeps_the_most_draws_and_best_of_n_whatever_its_n(tmp_path: Path):
+    names = ["best of n", "SFT, one of 4", "SFT, one of 16", "distilled draws"]
+    shares = pd.DataFrame({"family": names, "seeds": 3, "draws": [32, 4, 16, None], "KL 1": [0.9, 0.8, 1.0, 0.5]})
+    ends = {f"KL 1_{end}": 0.1 for end in ("low", "high")}
+    (tmp_path / "reviews").mkdir()
+    shares.assign(**ends).to_csv(tmp_path / "reviews" / "6_efficiency.csv", index=False)
+    told = [line.split(" | ")[0] for line in readme.efficiencies(tmp_path).splitlines()[2:]]
+    assert told == ["| SFT, one of 16", "| best of n", "| distilled draws"]
+
+
+def test_the_readme_has_each_policys_nats_beside_a_pretrained_ones(tmp_path: Path):
+    for folder in ("figures/pocket", "benchmarks"):
+        (tmp_path / folder).mkdir(parents=True)
+    rows = {
+        "seed": [0, 1],
+        "tokens_seen": [900, 1100],
+        "test_cross_entropy": [1.2, 1.4],
+        "nats_a_character": [0.2, 0.4],
+    }
+    pd.DataFrame(rows).to_csv(tmp_path / "figures" / "pocket" / "1_sft.csv", index=False)
+    (tmp_path / "benchmarks" / "untuned.csv").write_text(
+        "policy,texts,nats_a_token,nats_a_character\nlarge,9,4.1,0.9\n"
+    )
+    *_, own, pretrained = readme.language(tmp_path / "figures").splitlines()
+    assert own.startswith("| pocket | 2 | 1,000 | 1.300 [")
+    assert pretrained == "| large |  | as it comes | 4.1 | 0.9 |"

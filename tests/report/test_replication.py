@@ -158,6 +158,9 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
         "cannot tell",  # no table says
     ]
     assert rows.loc["dpo_raises_reward", ["low", "low_there"]].tolist() == [1.5, 0.5]
+    whole = replication.asked_again(figures / "real")
+    left_out = set(whole.id) - set(replication.agreement("real", whole).id)
+    assert left_out == set(replication.MADE_SO)  # of these every report has the same
     told = readme.elsewhere(figures)
     assert told.splitlines()[0].startswith(
         "| finding that holds in pocket | real | holds there (yes 1, no 1, cannot tell "

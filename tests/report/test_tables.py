@@ -14,6 +14,7 @@ from alignkit.report.tables import (
     best_of_rows,
     curve,
     differences,
+    first_texts,
     fits,
     front,
     gains,
@@ -337,6 +338,17 @@ def logged(run, seed: int) -> Policy:
     sides = {"eval_logps/chosen": [-50.0 - seed, -49, -48], "eval_logps/rejected": [-60.0 - seed, -62, -64]}
     log = pd.DataFrame({"step": steps, "eval_loss": [0.7, np.nan, 0.5], **sides})
     return Policy("sigmoid", seed, run({}), trained=(run({}, history=log),))
+
+
+def test_the_first_text_of_each_prompt_stands_beside_the_others(run) -> None:
+    made = {}
+    for name, written in (("SFT", ["a", "b", "c"]), ("tuned", ["d", "e", "f"])):
+        made[name] = run({})
+        texts = pd.DataFrame({"prompt": ["second", "second", "first"], "completion": written})
+        texts.to_parquet(made[name].path / "completions.parquet")
+    found = first_texts(made, prompts=1)
+    assert found.to_dict("list") == {"prompt": ["second"], "SFT": ["a"], "tuned": ["d"]}
+    assert len(first_texts(made)) == 2
 
 
 def test_histories_are_those_of_the_methods_with_method_and_seed(run) -> None:

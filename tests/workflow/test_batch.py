@@ -209,6 +209,16 @@ def test_a_notebook_that_reads_tables_depends_on_what_made_them(checkout: Path):
     assert batch.content_key("6_one_front", "imdb") != before
 
 
+@pytest.mark.parametrize(("profile", "moves"), [("imdb", True), ("pocket", False)])
+def test_the_last_page_of_another_profile_depends_on_pockets_findings(profile: str, moves: bool, checkout: Path):
+    shutil.copy(source(), source().with_name("6_one_front.ipynb"))
+    before = batch.content_key("6_one_front", profile), batch.content_key(NOTEBOOK, profile)
+    (checkout / "figures" / "pocket").mkdir(parents=True)
+    (checkout / "figures" / "pocket" / "findings.csv").write_text("id,statement")
+    after = batch.content_key("6_one_front", profile), batch.content_key(NOTEBOOK, profile)
+    assert [new != old for new, old in zip(after, before, strict=True)] == [moves, False]
+
+
 def test_a_key_is_the_same_in_every_process():
     code = "from alignkit.workflow import batch; print(batch.content_key('6_one_front', 'imdb'))"
     keys = {

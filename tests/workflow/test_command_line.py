@@ -26,12 +26,20 @@ def test_only_the_name_of_a_profile_is_one(command: str, profile: str, capsys: p
     assert "allowed: imdb, " in line
 
 
-@pytest.mark.parametrize("asked", [["execute", "smoke", "../1_reward_model"], ["runs", "--limit", "0"], ["nope"]])
-def test_an_argument_that_is_none_is_told_with_the_usage(asked: list[str], capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["execute", "smoke", "../1_reward_model"], "argument notebook: invalid choice: "),
+        (["runs", "--limit", "0"], "argument --limit: '0'; allowed: a whole number from 1 on"),
+        (["report", "smoke", "--jobs", "two"], "argument --jobs: 'two'; allowed: a whole number from 1 on"),
+        (["nope"], "argument command: invalid choice: 'nope'"),
+    ],
+)
+def test_an_argument_that_is_none_is_told_with_the_usage(asked: list[str], told: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as ended:
         main(asked)
     assert ended.value.code == 2
-    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {told}" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_revision_is_never_an_option_of_git(tmp_path: Path, capsys: pytest.CaptureFixture):
