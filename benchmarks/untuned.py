@@ -24,7 +24,7 @@ def measured(data: str, folder: Path) -> dict[str, object]:
     model, tokenizer = load_policy(str(folder))
     nats = cross_entropy(model.eval(), tokenizer, texts, p.sft_tokens)
     each = {"nats_a_token": nats, "nats_a_character": nats / characters_a_token(folder, texts, p.sft_tokens)}
-    return {"policy": f"{folder.name}, not fine-tuned", "texts": len(texts), **each}
+    return {"policy": f"{folder.name}, not fine-tuned, on IMDB", "texts": len(texts), **each}
 
 
 if __name__ == "__main__":

@@ -145,21 +145,20 @@ def a_larger_beta_keeps_more_gold(tables: Tables) -> Finding:
 
 
 def more_pairs_raise_gold(tables: Tables) -> Finding:
-    """Do all pairs in place of the smallest share of them raise the gold, at as many steps?"""
-    gains = rows_of(tables("2_size_gain"), measure="gold").nsmallest(1, "share")
-    return _on_all_pairs(gains, "the gold reward")
+    """Do the pairs of all prompts in place of those of the fewest raise the gold, at as many steps?"""
+    return _on_all_pairs(tables, "gold", pd.DataFrame.nsmallest)
 
 
 def twice_the_pairs_raise_reward(tables: Tables) -> Finding:
-    """Do twice the pairs raise the reward, at as many steps?"""
-    gains = rows_of(tables("2_size_gain"), measure="reward").nlargest(1, "share")
-    kl = rows_of(tables("2_size_gain"), measure="kl").nlargest(1, "share").difference.iloc[0]
-    return _on_all_pairs(gains, f"the reward (and moves the KL by {kl:+.2f} nats)")
+    """Do the pairs of twice the prompts raise the reward, at as many steps?"""
+    return _on_all_pairs(tables, "reward", pd.DataFrame.nlargest)
 
 
-def _on_all_pairs(gains: pd.DataFrame, rest: str) -> Finding:
-    """That DPO on all pairs has more than on the share of them that a row of differences names."""
-    subject = f"DPO on all pairs instead of {gains.share.iloc[0]:.0%} of them, at as many steps,"
+def _on_all_pairs(tables: Tables, measure: str, extreme: Callable[..., pd.DataFrame]) -> Finding:
+    """That DPO on the pairs of all prompts has more of a measure than on those of the smallest or largest share."""
+    gains, kl = (extreme(rows_of(tables("2_size_gain"), measure=name), 1, "share") for name in (measure, "kl"))
+    subject = f"DPO on all pairs instead of those of {100 * gains.share.iloc[0]:g} % of the prompts, at as many steps,"
+    rest = f"the {measure.replace('gold', 'gold reward')} (and moves the KL by {kl.difference.iloc[0]:+.2f} nats)"
     return difference(gains, subject, rest)
 
 

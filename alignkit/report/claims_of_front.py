@@ -64,8 +64,7 @@ def one_draw_at_warps_tokens(tables: Tables) -> Finding:
     table, warp = shares(tables).set_index("family", drop=False), family_of_warp(tables("4_warp"))
     tokens = tables("6_hypervolume").groupby("method").tokens.mean()
     cheap = table[table.draws.isna() & (table.family.map(tokens) <= 1.01 * tokens[warp])]
-    name = "With at most 1 % more tokens drawn than WARP, the best way with one draw"
-    told = _share(tables, cheap.iloc[0], name, 0.8)
+    told = _share(tables, cheap.iloc[0], "With at most 1 % more tokens than WARP, the best way with one draw", 0.8)
     beside = f"; {warp} gets {table.loc[warp, f'KL {compared_at(tables):g}']:.2f}." if cheap.index[0] != warp else "."
     return told._replace(statement=told.statement.removesuffix(".") + beside)
 

@@ -271,7 +271,8 @@ def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> F
         colour, marker = seen[name]
         axis.plot(np.sqrt(rows.kl.clip(lower=0)), rows.gold, marker, color=colour, markersize=4, alpha=0.6, label=name)
         if len(found):
-            d = np.linspace(np.sqrt(max(0.0025, rows.kl.min())), np.sqrt(rows.kl.max()), 100)
+            ends = max(0.0025, rows.kl.min()), rows.groupby("seed").kl.max().min()  # as far as every seed reaches
+            d = np.linspace(*np.sqrt(ends), 100)
             axis.plot(d, curve(d**2, found.alpha.mean(), found.beta.mean()), color=colour, linewidth=1.6)
     axis.axhline(0, color="black", linewidth=1, linestyle=":")
     axis.set(xlabel="d = √KL(π ‖ π_sft) (√nats)", ylabel=GAINS["gold"])

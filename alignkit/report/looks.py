@@ -45,9 +45,11 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     """The look of each name of one figure.
 
     Stages of a method ("WARP, iteration 1") have shades of its colour.  Other names without a look of their own, such
-    as the values of a parameter, have shades in this order, or beside methods the colours that those leave.
+    as the values of a parameter, have shades in this order, or beside methods the colours that those leave.  Of names
+    with one look the first has it, the others count as without.
     """
-    own = {name: found for name in names if (found := look(name))}
+    first = {found: name for name in reversed(names) if (found := look(name))}
+    own = {name: found for found, name in first.items()}
     others = [name for name in names if name not in own]
     used, taken = {seen.color for seen in own.values()}, {seen.marker for seen in own.values()}
     stages = {name: method for name in others for method in LOOKS if name.startswith(f"{method}, ")}

@@ -27,7 +27,7 @@ from alignkit.report.looks import NEUTRAL, looks
 from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs
 from alignkit.report.statements import Unanswered
 from alignkit.report.tables import at_kl, differences
-from alignkit.report.towards import APPROACHED, anchored, approach, steps_of
+from alignkit.report.towards import APPROACHED, AT_WARPS_TOKENS, anchored, approach, steps_of
 from alignkit.report.tuning import as_tuned
 from alignkit.training.judge import judge_pool
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
@@ -42,7 +42,7 @@ SETTING = ("beta", "eta", "steps", "n")
 KINDS = {
     f"{SFT}, one of": "no training, one of n draws kept by weight",
     "best of n": "no training, the best of n draws kept",
-    "WARP in one run": "the steps of all of WARP's runs in one",
+    "WARP in one run": "the steps of all runs of notebook 5's WARP in one",
     "distilled, then WARP": "several runs averaged",
     "fine-tuning": "labelled reviews only",
     "DPO, on-policy": "pairs drawn anew from the policy",
@@ -58,7 +58,7 @@ KINDS = {
 SEVERAL = "a trained policy, one of n draws kept by weight"
 DRAWN = (
     *("DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews", "REINFORCE, EMA anchor"),
-    *("WARP + RLOO", SWEPT, "anchored, sentence credit", APPROACHED),
+    *("WARP + RLOO", SWEPT, "anchored, sentence credit", APPROACHED, AT_WARPS_TOKENS),
 )
 """What the front shows beside WARP and the draws of the last of `tilted`."""
 Pools = Mapping[int, Pool]  # one of each seed
@@ -218,10 +218,10 @@ def kind(family: str, draws: float) -> str:
     return SEVERAL if several else named or family
 
 
-def best_of_each(shares: pd.DataFrame, columns: Sequence[str], most: int = 12) -> pd.DataFrame:
+def best_of_each(shares: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """The best family of each kind (column kind) that has all seeds, by the first of `columns` that says anything."""
     full = shares[shares.seeds == shares.seeds.max()].dropna(subset=list(columns), how="all")
-    return full.sort_values(list(columns), ascending=False).drop_duplicates("kind").head(most)
+    return full.sort_values(list(columns), ascending=False).drop_duplicates("kind")
 
 
 def order(at: pd.DataFrame, families: Sequence[str], against: Sequence[str], kl: float) -> pd.DataFrame:

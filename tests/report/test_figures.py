@@ -81,6 +81,14 @@ def test_names_of_one_method_look_alike():
     assert looks.look("SFT, one of 4") is None
 
 
+def test_of_two_with_one_look_in_a_figure_the_first_keeps_it():
+    names = ["DPO", "WARP, T=40", "WARP, T=100"]
+    seen = looks.looks(names)
+    assert list(seen) == names
+    assert seen["WARP, T=40"] == looks.look("WARP")
+    assert len({str(look.color) for look in seen.values()}) == len({look.marker for look in seen.values()}) == 3
+
+
 def test_stages_of_a_method_have_shades_of_its_colour():
     seen = looks.looks(["REINFORCE, EMA anchor", "WARP, iteration 1", "WARP, iteration 2"])
     assert seen["WARP, iteration 2"].color == looks.look("WARP").color
