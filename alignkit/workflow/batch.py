@@ -62,7 +62,7 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     code = "\n".join(source for kind, source, _ in told if kind == "code")
     modules = _reached(code, tuple((file, file.stat().st_mtime_ns) for file in _files(paths.PACKAGE)))
     files = [*modules, *(module.with_suffix(".yaml") for module in modules)]  # a module's data lie beside it
-    if p.reads and profile != "pocket":
+    if p.reads and profile not in ("pocket", f"pocket{parameters.REPLICA}"):
         files.append(paths.published("pocket") / "findings.csv")
     read = [content_key(name, profile, data) for name in sorted(set(p.reads) & set(notebooks(profile)))]
     content = checksums.of(paths.PACKAGE, filter(Path.is_file, files))

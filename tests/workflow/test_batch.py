@@ -209,7 +209,7 @@ def test_a_notebook_that_reads_tables_depends_on_what_made_them(checkout: Path):
     assert batch.content_key("6_one_front", "imdb") != before
 
 
-@pytest.mark.parametrize(("profile", "moves"), [("imdb", True), ("pocket", False)])
+@pytest.mark.parametrize(("profile", "moves"), [("imdb", True), ("pocket", False), ("pocket_replica", False)])
 def test_the_last_page_of_another_profile_depends_on_pockets_findings(profile: str, moves: bool, checkout: Path):
     shutil.copy(source(), source().with_name("6_one_front.ipynb"))
     before = batch.content_key("6_one_front", profile), batch.content_key(NOTEBOOK, profile)
