@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from alignkit import paths
 from alignkit.report.reward_model import characters_a_token
 from alignkit.training.sft import cross_entropy
-from alignkit.workflow.parameters import load
+from alignkit.workflow import parameters
 from alignkit.world.models import load_policy
 
 
 def measured(data: str, folder: Path) -> dict[str, object]:
     """The row of one policy, in a folder that has its tokenizer as well."""
-    p = load(Path("params/imdb_scratch/1_reward_model.yaml"), data)
+    p = parameters.load(paths.PARAMS / "imdb_scratch" / "1_reward_model.yaml", data)
     texts = list(p.reviews().load(0)["test"]["text"])[: p.sft_held_out]
     model, tokenizer = load_policy(str(folder))
     nats = cross_entropy(model.eval(), tokenizer, texts, p.sft_tokens)

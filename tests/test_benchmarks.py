@@ -128,7 +128,7 @@ def test_nats_a_character_are_nats_a_token_over_the_tokens_characters(bench, her
     texts = ["a fine film , and a dull one .", "what a film ."]
     reviews = SimpleNamespace(load=lambda _: {"test": {"text": texts}})
     given = SimpleNamespace(reviews=lambda: reviews, sft_held_out=2, sft_tokens=6)
-    monkeypatch.setattr(bench["untuned"], "load", lambda *_: given)
+    monkeypatch.setattr(parameters, "load", lambda *_: given)
     row = bench["untuned"].measured("anywhere", here.policy)
     read = [" ".join(text.split()[:6]).partition(" ")[2] for text in texts]  # six words, the first is given
     assert row["texts"] == 2

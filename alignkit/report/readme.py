@@ -132,10 +132,8 @@ def policies(figures: Path) -> str:
     """The Markdown table of notebook 2's main rows, of WARP after its last iteration, and of the distilled policy."""
     found = []
     for file in (file for file in _published(figures, "2_dpo_losses") if not is_variant(file.parent.name)):
-        others = {"4_warp": _warp, "5_improvements": _distilled}
-        places = {file.with_name(f"{name}.csv"): rows for name, rows in others.items()}
-        more = [rows(pd.read_csv(place)) for place, rows in places.items() if place.is_file()]
-        table = pd.concat([pd.read_csv(file), *more])
+        others = [(file.with_name("4_warp.csv"), _warp), (file.with_name("5_improvements.csv"), _distilled)]
+        table = pd.concat([pd.read_csv(file), *(rows(pd.read_csv(other)) for other, rows in others if other.is_file())])
         swept = r"^(?!WARP|distilled).*(?: β=| of the prompts|, η=(?!1$))"  # of a sweep its usual setting is shown
         main = table[(table.row == "main") & ~table.method.str.contains(swept, regex=True)]
         main = main.reindex(columns=["method", "seed", "status", *PLACED])
