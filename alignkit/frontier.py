@@ -94,25 +94,25 @@ def along_root_kl(kl: Any, kls: Any, values: Any, *, beyond: bool = False) -> An
     NaN outside the points' KLs; with beyond, level there.
     """
     if not len(kls):
-        return np.full(np.shape(kl), np.nan)
+        return np.full(np.shape(kl), np.nan)[()]
     order = np.argsort(kls, kind="stable")
     at, known = np.sqrt(np.maximum(np.asarray(kls, dtype=float), 0)[order]), np.asarray(values, dtype=float)[order]
     outside = {} if beyond else {"left": np.nan, "right": np.nan}
     return np.interp(np.sqrt(np.maximum(kl, 0)), at, known, **outside)  # a KL of nothing may be -1e-9
 
 
-def optimal_reward(kl: float, frontier: pd.DataFrame, column: str = "reward") -> float:
-    """The frontier's reward (or gold) at a KL, by `along_root_kl`; NaN beyond its points."""
+def optimal_reward(kl: Any, frontier: pd.DataFrame, column: str = "reward") -> Any:
+    """The frontier's reward (or gold) at one KL or several, by `along_root_kl`; NaN beyond its points."""
     known = frontier.dropna(subset=["kl", column])
-    return float(along_root_kl(kl, known.kl, known[column]))
+    return along_root_kl(kl, known.kl, known[column])
 
 
-def efficiency(kl: float, reward: float, frontier: pd.DataFrame) -> float:
-    """(reward - SFT) / (optimal reward at that KL - SFT); NaN below LEAST_KL nats and where the frontier is unknown."""
-    if not kl >= LEAST_KL:
-        return float("nan")
+def efficiency(kl: Any, reward: Any, frontier: pd.DataFrame) -> Any:
+    """(reward - SFT) / (optimal reward at that KL - SFT), of one policy or several; NaN below LEAST_KL nats and where
+    the frontier is unknown."""
+    far = np.where(np.greater_equal(kl, LEAST_KL), kl, np.nan)[()]
     start = optimal_reward(0.0, frontier)
-    return (reward - start) / (optimal_reward(kl, frontier) - start)
+    return (reward - start) / (optimal_reward(far, frontier) - start)
 
 
 def hypervolume(kl: Sequence[float], reward: Sequence[float], sft_reward: float, most_kl: float = 4.0) -> float:
@@ -136,14 +136,15 @@ def kept_share(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.
     if not 1 <= n <= size:
         raise ValueError(f"{n} draws; allowed: 1 to {size}, those of a prompt")
     # A draw e^600 times less likely than the best of its prompt keeps a tiny weight, so that no sum is zero.
-    weights = np.exp(np.maximum(log_weights - log_weights.max(axis=1, keepdims=True), -600.0)).T
+    weights = np.ascontiguousarray(np.exp(np.maximum(log_weights - log_weights.max(axis=1, keepdims=True), -600.0)).T)
     share = np.zeros_like(weights)
     for _ in range(REPEATS):
         # One order serves all prompts: their draws are independent of each other.
         order = rng.permutation(size)
         shuffled = weights[order]
-        share[order] += shuffled / ring_sums(shuffled, n)
-    share = share.T * (n / REPEATS)
+        shuffled /= ring_sums(shuffled, n)
+        share += shuffled[np.argsort(order)]
+    share = np.ascontiguousarray(share.T) * (n / REPEATS)
     return share / share.mean(axis=1, keepdims=True)
 
 
@@ -152,12 +153,12 @@ def ring_sums(values: np.ndarray, n: int) -> np.ndarray:
 
     Sums of 1, 2, 4, ... rows put together: a difference of cumulative sums would lose small values beside large ones.
     """
-    total, taken, width = np.zeros_like(values), 0, 1
+    sums, total, taken, width = np.concatenate([values, values[: n - 1]]), 0.0, 0, 1
     while width <= n:
         if n & width:
-            total = total + np.roll(values, -taken, axis=0)
+            total = total + sums[taken : taken + len(values)]
             taken += width
-        values = values + np.roll(values, -width, axis=0)
+        sums = sums[:-width] + sums[width:]
         width *= 2
     return total
 
@@ -169,18 +170,20 @@ def resampled(
     betas: Sequence[float],
     gold: np.ndarray | None = None,
     seed: int = 0,
+    **others: np.ndarray,
 ) -> pd.DataFrame:
     """Reward, gold and KL of keeping one of n draws with weight exp(r/β - log-ratio), for each β.
 
     rewards and log_ratios = log π/π_ref of the whole completion (nats) are (prompts, N) for draws of π; for draws of
     the reference the log-ratios are 0.  The KL to the reference is E[log share + log-ratio] over what is kept, with
-    `kept_share`.  Columns n, beta, kl, reward, gold.
+    `kept_share`.  Columns n, beta, kl, reward, gold, and the mean of each of the others, same shape.
     """
     rng = np.random.default_rng(seed)
+    averaged = {"reward": rewards, "gold": np.nan if gold is None else gold, **others}
     rows = []
     for beta in betas:
         share = kept_share(rewards / beta - log_ratios, n, rng)
         kl = np.where(share > 0, share * (np.log(np.maximum(share, 1e-300)) + log_ratios), 0).mean()
-        truth = np.nan if gold is None else (share * gold).mean()
-        rows.append((n, beta, float(kl), float((share * rewards).mean()), float(truth)))
-    return pd.DataFrame(rows, columns=["n", "beta", "kl", "reward", "gold"])
+        means = {name: float((share * values).mean()) for name, values in averaged.items()}
+        rows.append({"n": n, "beta": beta, "kl": float(kl), **means})
+    return pd.DataFrame(rows)

@@ -1,6 +1,7 @@
 """What gold says of methods: what the proxy loses and what optimisation does, what a fault costs, what is written."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,18 @@ from alignkit.training.pool import Pool
 
 COSTS = (2.0, 5.0, 10.0)
 """Nats that a fault may cost; the gold of all tables has `FAULT_COST`."""
+EVALUATIONS = ("evaluate", "evaluate_interpolation", "evaluate_by_judge")
+"""The functions whose runs hold evaluated completions."""
 Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
+
+
+def by_seed(measure: Callable[..., np.ndarray], rows: pd.DataFrame, frontiers: Frontiers, *columns: str) -> np.ndarray:
+    """A measure of some columns of rows, such as `optimal_reward`, each row by its own seed's frontier; (rows,)."""
+    out = np.full(len(rows), np.nan)
+    for seed, frontier in frontiers.items():
+        own = rows[rows.seed == seed]
+        out[rows.seed == seed] = measure(*(own[column].to_numpy(dtype=float) for column in columns), frontier)
+    return out
 
 
 def loss_split(at: pd.DataFrame, frontiers: Frontiers, of_gold: Frontiers) -> pd.DataFrame:
@@ -23,21 +35,21 @@ def loss_split(at: pd.DataFrame, frontiers: Frontiers, of_gold: Frontiers) -> pd
     proxy error: gold of the policy that is optimal for gold, less that of the one optimal for the reward at this KL.
     optimisation error: gold of the latter, less the family's.
     """
-    rows = []
-    for r in at.itertuples():
-        possible = optimal_reward(r.at_kl, of_gold[r.seed])
-        tilt = optimal_reward(r.at_kl, frontiers[r.seed], "gold")
-        rows.append((possible - of_gold[r.seed].reward.iloc[0], possible - tilt, tilt - r.gold))
-    parts = pd.DataFrame(rows, columns=["possible gain", "proxy error", "optimisation error"], index=at.index)
-    split = pd.concat([at[["family", "seed", "at_kl", "draws", "gold"]], parts], axis=1).assign(status="ok")
-    return split.assign(part=split["proxy error"] / (split["proxy error"] + split["optimisation error"]))
+    possible = by_seed(optimal_reward, at, of_gold, "at_kl")
+    tilt = by_seed(partial(optimal_reward, column="gold"), at, frontiers, "at_kl")
+    start = at.seed.map({seed: table.reward.iloc[0] for seed, table in of_gold.items()})
+    split = at[["family", "seed", "at_kl", "draws", "gold"]].copy()
+    split["possible gain"], split["proxy error"] = possible - start, possible - tilt
+    split["optimisation error"] = tilt - at.gold
+    return split.assign(status="ok", part=split["proxy error"] / (split["proxy error"] + split["optimisation error"]))
 
 
 def fault_counts(samples: pd.DataFrame) -> pd.Series:
     """Sentences of each text (prompt, completion) that the grammar cannot derive, from the share that it can."""
-    words = (samples.prompt + " " + samples.completion).str.split()
-    sentences = words.map(lambda text: text.count(".") + (text[-1:] != ["."]))
-    return ((1 - samples.well_formed) * sentences).round()
+    few = samples.loc[samples.well_formed < 1, ["prompt", "completion", "well_formed"]]
+    words = [f"{prompt} {text}".split() for prompt, text in zip(few.prompt, few.completion, strict=True)]
+    sentences = [text.count(".") + (text[-1:] != ["."]) for text in words]
+    return ((1 - few.well_formed) * sentences).round().reindex(samples.index, fill_value=0.0)
 
 
 def faulty(pool: Pool, folder: Path) -> Pool:
@@ -48,7 +60,7 @@ def faulty(pool: Pool, folder: Path) -> Pool:
 
 def evaluated_texts(run: str) -> pd.DataFrame | None:
     """The completions of an evaluation by its id; None where they are not kept here."""
-    folder = next(paths.store().glob(f"evaluate*-{run}"), None)
+    folder = next(filter(Path.is_dir, (paths.store() / f"{name}-{run}" for name in EVALUATIONS)), None)
     return None if folder is None else pd.read_parquet(folder / "completions.parquet")
 
 

@@ -22,7 +22,7 @@ from alignkit.metrics import holm, seed_interval
 from alignkit.report import policies
 from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
 from alignkit.report.findings import of_folders
-from alignkit.report.gold import Frontiers
+from alignkit.report.gold import Frontiers, by_seed
 from alignkit.report.looks import NEUTRAL, looks
 from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs
 from alignkit.report.statements import Unanswered
@@ -126,8 +126,8 @@ def jackknife(pool: Pool, betas: Sequence[float], kls: Sequence[float], groups: 
     error, and by how much the reward is too high (Quenouille 1956).  NaN where one of them does not reach the KL.
     """
     parts = [optimum(pool.without(group, groups), betas) for group in range(groups)]
-    left = np.array([[optimal_reward(kl, table) for kl in kls] for table in parts])
-    whole = [optimal_reward(kl, optimum(pool, betas)) for kl in kls]
+    left = np.array([optimal_reward(kls, table) for table in parts])
+    whole = optimal_reward(kls, optimum(pool, betas))
     error, bias = np.sqrt((groups - 1) * left.var(axis=0)), (groups - 1) * (left.mean(axis=0) - whole)
     return pd.DataFrame({"kl": kls, "error": error, "bias": bias})
 
@@ -150,7 +150,7 @@ def frontier_gains(frontiers: Frontiers, kls: np.ndarray, of_gold: Frontiers | N
     out = {"kl": kls}
     for name, (tables_of, column) in wanted.items():
         if tables_of and all(column in table for table in tables_of.values()):
-            curves = [[optimal_reward(kl, t, column) - t[column].iloc[0] for kl in kls] for t in tables_of.values()]
+            curves = [optimal_reward(kls, t, column) - t[column].iloc[0] for t in tables_of.values()]
             out[name] = np.mean(curves, axis=0)
     return pd.DataFrame(out)
 
@@ -193,10 +193,9 @@ def with_zero(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
 
 def efficiencies(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
     """Rows with their efficiency, the frontier's reward at their KL and what they miss, each by its own seed."""
-    kept = table[table.seed.isin(list(frontiers)) & (table.status == "ok")].copy()
-    kept["optimal"] = [optimal_reward(r.kl, frontiers[r.seed]) for r in kept.itertuples()]
-    kept["efficiency"] = [efficiency(r.kl, r.reward, frontiers[r.seed]) for r in kept.itertuples()]
-    return kept
+    kept = table[table.seed.isin(list(frontiers)) & (table.status == "ok")]
+    optimal = by_seed(optimal_reward, kept, frontiers, "kl")
+    return kept.assign(optimal=optimal, efficiency=by_seed(efficiency, kept, frontiers, "kl", "reward"))
 
 
 def at_matched_kl(table: pd.DataFrame, frontiers: Frontiers, kls: Sequence[float]) -> pd.DataFrame:
@@ -206,9 +205,9 @@ def at_matched_kl(table: pd.DataFrame, frontiers: Frontiers, kls: Sequence[float
     """
     columns = [c for c in ("reward", "gold", "faults") if c in table]
     found = at_kl(table[table.seed.isin(list(frontiers))], sorted(set(kls)), columns)
-    values = [efficiency(r.at_kl, r.reward, frontiers[r.seed]) for r in found.itertuples()]
+    shares = by_seed(efficiency, found, frontiers, "at_kl", "reward")
     draws = table.groupby("family").draws.first() if "draws" in table else pd.Series(dtype=float)
-    return found.assign(efficiency=values, draws=found.family.map(draws), status="ok")
+    return found.assign(efficiency=shares, draws=found.family.map(draws), status="ok")
 
 
 def kind(family: str, draws: float) -> str:
@@ -288,18 +287,17 @@ def resampling_rows(
     for seed, drawn in pools.items():
         for position, name in names.items():
             own = drawn.of(position)
+            counts = {"faults": faults[seed].of(position).gold} if faults else {}
             for n in ns:
-                rows = kept_one(own, position, n, betas, seed)
-                if faults:
-                    rows["faults"] = kept_one(faults[seed].of(position), position, n, betas, seed).gold
+                rows = kept_one(own, position, n, betas, seed, **counts)
                 rows["kl"] -= bias_of_kl(own, position, n, betas, rows.kl, seed)
                 out.append(rows.assign(seed=seed, family=one_of(name, n), draws=n, position=position, status="ok"))
     return pd.concat(out, ignore_index=True)
 
 
-def kept_one(own: Pool, position: int, n: int, betas: Sequence[float], seed: int) -> pd.DataFrame:
+def kept_one(own: Pool, position: int, n: int, betas: Sequence[float], seed: int, **others: np.ndarray) -> pd.DataFrame:
     """`resampled` for one policy's own draws in a pool."""
-    return resampled(own.reward, own.log_probs[position] - own.log_probs[0], n, betas, own.gold, seed=seed)
+    return resampled(own.reward, own.log_probs[position] - own.log_probs[0], n, betas, own.gold, seed, **others)
 
 
 def bias_of_kl(own: Pool, position: int, n: int, betas: Sequence[float], kl: pd.Series, seed: int) -> np.ndarray:

@@ -141,6 +141,13 @@ def test_no_efficiency_without_drift_or_beyond_the_frontier(kl: float):
     assert np.isnan(efficiency(kl, 2.0, frontier()))
 
 
+def test_the_share_of_several_policies_is_that_of_each():
+    kls, rewards = np.array([0.01, 1.0, 2.25, 9.0, np.nan]), np.array([2.0, 2.0, 1.5, 2.0, 2.0])
+    each = [efficiency(kl, reward, frontier()) for kl, reward in zip(kls, rewards, strict=True)]
+    np.testing.assert_array_equal(efficiency(kls, rewards, frontier()), each)
+    assert np.isfinite(each).sum() == 2
+
+
 def test_the_hypervolume_is_the_area_above_sft_and_left_of_the_limit():
     assert hypervolume([1.0], [3.0], sft_reward=1.0) == pytest.approx(3 * 2)
     assert hypervolume([2.0, 1.0], [4.0, 3.0], sft_reward=1.0) == pytest.approx(1 * 2 + 2 * 3)
