@@ -22,13 +22,13 @@ try:
     NOTEBOOKS = batch.notebooks(PROFILE)
     VALUES = {name: batch.values(name, PROFILE, DATA) for name in NOTEBOOKS}
     # Held until this process ends; a job on another machine reads this file once more.
-    LOCK = batch.only(PROFILE) if workflow.is_main_process else None
+    LOCK = batch.lock_build(PROFILE) if workflow.is_main_process else None
 except UserFault as fault:
     print(fault, file=sys.stderr, flush=True)
     os._exit(2)  # Snakemake would tell an exception in more than one line
 KEYS = {name: batch.content_key(name, PROFILE, DATA) for name in NOTEBOOKS}
 TRAINING_KEYS = {name: batch.training_key(name, PROFILE, DATA) for name in NOTEBOOKS}
-LONGEST = max((batch.chain(name) for name in NOTEBOOKS), key=len, default=[])
+LONGEST = max((batch.with_those_before(name) for name in NOTEBOOKS), key=len, default=[])
 BUILD = str(paths.build() / PROFILE)
 if LOCK:
     batch.break_seals(PROFILE)

@@ -69,9 +69,9 @@ def _tune(args: argparse.Namespace) -> None:
         raise UserFault(f"tune: seed {args.seed}; allowed: {', '.join(map(str, tuning.SEEDS))}, which no report uses")
     _without_bars()
     if args.seed is not None:
-        tuning.tried(args.profile, args.seed)
+        tuning.try_all(args.profile, args.seed)
     else:
-        _tell(tuning.write(args.profile))
+        _tell(tuning.write_tuning(args.profile))
 
 
 def _execute(args: argparse.Namespace) -> None:
@@ -88,7 +88,7 @@ def _publish(args: argparse.Namespace) -> None:
     # Other reports stand beside pocket's findings, and are asked as it is.
     beside = sorted(paths.CHECKOUT.glob("figures/*/findings.csv")) if args.profile == "pocket" else []
     for name in dict.fromkeys([args.profile, *(file.parent.name for file in beside)]):
-        changed += replication.publish(name)
+        changed += replication.publish_findings(name)
     _tell(changed + readme.update())
     batch.note_published(args.profile)
 
@@ -117,7 +117,7 @@ def _replicate(args: argparse.Namespace) -> None:
 def _html(_: argparse.Namespace) -> None:
     from alignkit.report import page
 
-    _tell(page.publish())
+    _tell(page.publish_site())
 
 
 def _runs(args: argparse.Namespace) -> None:

@@ -14,16 +14,16 @@ from alignkit.report.statements import (
     Finding,
     Tables,
     Unanswered,
-    bounded,
-    counted,
+    all_level,
     difference,
     family_of_warp,
+    in_bounds,
     listed,
+    of_one_number,
     over_seeds,
-    plain,
     rows_of,
 )
-from alignkit.report.tables import gains as over_sft
+from alignkit.report.tables import gains_over_sft
 
 # Notebook 0
 
@@ -41,7 +41,7 @@ def losses_end_in_the_optimum(tables: Tables) -> Finding:
     furthest = tables("0_minimum").groupby("divergence").distance.max()
     words = ("DPO's loss ends in the optimal policy under", "DPO's loss does not end in the optimal policy under")
     rest = f"each of {len(furthest)} divergences with f'(0+) = −∞: furthest at a total variation of"
-    return plain(furthest.max(), furthest.max() < 1e-3, words, f"{rest} {furthest.max():.0e}")
+    return of_one_number(furthest.max(), furthest.max() < 1e-3, words, f"{rest} {furthest.max():.0e}")
 
 
 # Notebook 1
@@ -53,7 +53,7 @@ def reward_model_against_words(tables: Tables) -> Finding:
     own, theirs = (rows_of(table, method=m).pairwise_accuracy for m in ("reward", "tfidf_word_pairs"))
     than = "pairs of a positive and a negative review than TF-IDF with word pairs"
     words = (f"The reward model orders at most 0.01 fewer {than}:", f"The reward model orders fewer {than}:")
-    return bounded(own, words, f"{{}} and {theirs.iloc[0]:.3f}", least=theirs.iloc[0] - 0.01, digits=3)
+    return in_bounds(own, words, f"{{}} and {theirs.iloc[0]:.3f}", least=theirs.iloc[0] - 0.01, digits=3)
 
 
 def reward_model_orders(tables: Tables) -> Finding:
@@ -61,14 +61,14 @@ def reward_model_orders(tables: Tables) -> Finding:
     table = tables("1_reward_model")
     mine, best = (rows_of(table, method=m).pairwise_accuracy for m in ("reward", "exact posterior"))
     words = ("The reward model is near the best possible order:", "The reward model is far from the best order:")
-    return bounded(mine / best.mean(), words, "{} of the exact posterior's pairwise accuracy", least=0.98, digits=3)
+    return in_bounds(mine / best.mean(), words, "{} of the exact posterior's pairwise accuracy", least=0.98, digits=3)
 
 
 def reward_model_is_calibrated(tables: Tables) -> Finding:
     """Can its probabilities be believed?"""
     error = rows_of(tables("1_reward_model"), method="reward").ece
     words = ("Its probabilities are right to within 0.05", "Its probabilities are off by more than 0.05")
-    return bounded(error, words, "in the mean: calibration error {}", most=0.05, digits=3)
+    return in_bounds(error, words, "in the mean: calibration error {}", most=0.05, digits=3)
 
 
 def all_pairs_order_more(tables: Tables) -> Finding:
@@ -83,7 +83,7 @@ def sft_is_near_the_grammar(tables: Tables) -> Finding:
     """How near is the supervised policy to the grammar that wrote the reviews?"""
     ratio = tables("1_sft").ratio
     words = ("The supervised policy is near the grammar:", "The supervised policy is far from the grammar:")
-    return bounded(ratio, words, "its cross-entropy is {} times the grammar's entropy", most=1.05, digits=3)
+    return in_bounds(ratio, words, "its cross-entropy is {} times the grammar's entropy", most=1.05, digits=3)
 
 
 # Notebooks 2 and 3
@@ -94,7 +94,7 @@ def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
     others = tables("2_matched").family.nunique()
     none = f"None of {others} other losses differs measurably in reward from DPO's at the same KL"
     some = "Losses that differ in reward from DPO's at the same KL"
-    return counted(rows_of(tables("2_matched"), measure="reward"), none, some, "reward")
+    return all_level(rows_of(tables("2_matched"), measure="reward"), none, some, "reward")
 
 
 def _over_sft(gains: pd.DataFrame, subject: str, measure: str, kl: float) -> Finding:
@@ -122,7 +122,7 @@ def losses_do_not_differ(tables: Tables) -> Finding:
     """Which loss ends at a reward that differs from the sigmoid loss's, each at the KL where it stops?"""
     none = "No other loss ends at a reward that differs measurably from the sigmoid loss's"
     some = "Losses that end at a reward that differs from the sigmoid loss's, each at its own KL"
-    return counted(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, "reward")
+    return all_level(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, "reward")
 
 
 def _furthest(table: pd.DataFrame, **where: object) -> tuple[pd.DataFrame, str]:
@@ -183,7 +183,7 @@ def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:
     less = rows[(rows.difference < 0) & (rows.holm < DIFFERENT)]
     none = f"No divergence gains measurably more reward than reverse KL at the same KL{under}"
     some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
-    found = counted(rows, none, some, "reward", above=True)
+    found = all_level(rows, none, some, "reward", above=True)
     return found._replace(statement=found.statement + (f" Less: {listed(less)}." if len(less) else ""))
 
 
@@ -196,7 +196,7 @@ def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
     """Which divergence differs from reverse KL in the entropy of words, at the same KL?"""
     none = "No divergence differs measurably from reverse KL in the entropy of words at the same KL"
     some = "Divergences that differ from reverse KL in the entropy of words at the same KL"
-    return counted(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some, "entropy")
+    return all_level(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some, "entropy")
 
 
 # Notebook 4
@@ -230,7 +230,7 @@ def longer_runs_buy_no_more(tables: Tables) -> Finding:
     rows = rows_of(tables("4_task_matched"), measure="reward")
     task, own = rows.family.iloc[0], family_of_warp(tables("4_warp"))
     none = f"At no KL does {task} (the task's steps) differ measurably in reward from {own}"
-    found = counted(rows, none, f"Where {task} (the task's steps) differs in reward from {own}", "reward")
+    found = all_level(rows, none, f"Where {task} (the task's steps) differs in reward from {own}", "reward")
     table = tables("4_task_matched")
     gold = table[(table.measure == "gold") & (table.holm < DIFFERENT)]
     return found._replace(statement=found.statement + (f" In gold it does: {listed(gold)}." if len(gold) else ""))
@@ -240,7 +240,7 @@ def anchors_rates_do_not_differ(tables: Tables) -> Finding:
     """With which other rate of the anchor does WARP differ in reward at the same KL?"""
     none = "With no other rate of its anchor does WARP differ measurably in reward at the same KL"
     some = "Rates of the anchor with which WARP differs in reward at the same KL"
-    return counted(rows_of(tables("4_mu_matched"), measure="reward"), none, some, "reward")
+    return all_level(rows_of(tables("4_mu_matched"), measure="reward"), none, some, "reward")
 
 
 # Notebook 5
@@ -267,11 +267,12 @@ def no_single_change_moves_warp(tables: Tables) -> Finding:
     """Which single change of WARP moves its hypervolume in reward?"""
     none = "No single change of WARP moves its hypervolume in reward, up to the KL that both reach"
     some = "Single changes of WARP that move its hypervolume in reward, up to the KL that both reach (nats²)"
-    return counted(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, "volume")
+    return all_level(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, "volume")
 
 
 def _distilled(tables: Tables, measure: str) -> Finding:
-    rows = rows_of(over_sft(tables("5_improvements")), method="distilled draws", eta=1, status="ok").set_index("seed")
+    gains = gains_over_sft(tables("5_improvements")).set_index("seed")
+    rows = rows_of(gains, method="distilled draws", eta=1, status="ok")
     gain = over_seeds(rows[measure]).assign(measure=measure)
     return _over_sft(gain, "Distilling the supervised policy's weighted draws", measure, rows.kl.mean())
 
@@ -291,7 +292,7 @@ def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
     tokens = tables("5_confirmation").groupby("method").tokens.mean()
     ratio = tokens.max() / tokens.min()
     words = ("That comparison is at equal tokens:", "That comparison is not at equal tokens:")
-    return plain(ratio, ratio <= 1.15, words, f"the most that a method saw are {ratio:.2f} times the fewest")
+    return of_one_number(ratio, ratio <= 1.15, words, f"the most that a method saw are {ratio:.2f} times the fewest")
 
 
 def ipo_and_kto_gain_no_more(tables: Tables) -> Finding:

@@ -11,18 +11,18 @@ from alignkit.report.statements import (
     Finding,
     Tables,
     Unanswered,
-    bounded,
+    all_level,
     compared_at,
-    counted,
     difference,
     family_of_warp,
+    in_bounds,
+    of_one_number,
     outcome,
     over_seeds,
-    plain,
     rows_of,
     shares,
 )
-from alignkit.report.tables import clear, interval_text, turned
+from alignkit.report.tables import interval_text, reversed_differences, side_of_zero
 
 
 def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 0) -> Finding:
@@ -77,7 +77,7 @@ def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     where = f"the possible gain from WARP at KL {rows.at_kl.iloc[0]:g} with {rows.seeds.max():.0f} seeds"
     none = f"Tuned alike (four settings each), no method differs measurably in its share of {where}"
     some = f"Tuned alike (four settings each), methods that differ in their share of {where}"
-    return counted(rows, none, some, "share")._replace(kl=rows.at_kl.iloc[0])
+    return all_level(rows, none, some, "share")._replace(kl=rows.at_kl.iloc[0])
 
 
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
@@ -86,7 +86,7 @@ def none_lies_above_the_optimum(tables: Tables) -> Finding:
     if not every:
         raise Unanswered("no policy stands where the frontier is known")
     words = ("No policy lies above the optimal frontier", "Some policies lie above the optimal frontier")
-    return plain(above, above == 0, words, f"by more than noise explains ({above} of {every})")
+    return of_one_number(above, above == 0, words, f"by more than noise explains ({above} of {every})")
 
 
 def reinforce_is_level_with_warp(tables: Tables) -> Finding:
@@ -94,10 +94,10 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     rows = rows_of(tables("6_order"), against=family_of_warp(tables("4_warp")))
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
     holds, firm = outcome(row.low, row.high, -LEVEL["share"], LEVEL["share"])
-    said = "is level with" if holds else "differs from" if clear(row.low, row.high) else "is not shown to be level with"
+    apart = "differs from" if side_of_zero(row.low, row.high) else "is not shown to be level with"
     where = f"in its share of the possible gain at a KL of {row.at_kl:g} (difference)"
     less = interval_text(row.difference, row.low, row.high, 2)
-    text = f"REINFORCE interpolated back {said} {row.against} {where}: {less}."
+    text = f"REINFORCE interpolated back {'is level with' if holds else apart} {row.against} {where}: {less}."
     return Finding(text, holds, firm, row.difference, row.low, row.high, row.seeds, row.at_kl)
 
 
@@ -106,7 +106,7 @@ def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
     tokens = tables("6_hypervolume").pivot(index="seed", columns="method", values="tokens")
     share = (tokens["REINFORCE, EMA anchor"] / tokens[family_of_warp(tables("4_warp"))]).dropna()
     words = ("REINFORCE takes a fraction of WARP's tokens:", "REINFORCE is not much cheaper than WARP:")
-    return bounded(share, words, "{}", most=0.3)
+    return in_bounds(share, words, "{}", most=0.3)
 
 
 def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
@@ -114,10 +114,10 @@ def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     warp = family_of_warp(tables("4_warp"))
     if _one_draw(tables).family == warp:
         return Finding("The best policy used with one draw is WARP's own.", False, False, 0.0, kl=compared_at(tables))
-    rows = rows_of(tables("6_order"), family=warp)
+    rows = reversed_differences(rows_of(tables("6_order"), family=warp))
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
     subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
-    return difference(turned(rows), subject, f"{warp} at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
+    return difference(rows, subject, f"{warp} at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
 
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
@@ -144,7 +144,7 @@ def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
     alike, moved = ranks.corr().min(axis=None), int((ranks.nunique(axis=1) > 1).sum())
     words = ("The order of methods in gold hardly depends", "The order of methods in gold depends")
     rest = f"on whether a fault costs 2, 5 or 10 nats: rank correlation {alike:.2f} at least"
-    return plain(alike, alike >= 0.9, words, f"{rest}, {moved} of {len(ranks)} methods change their place")
+    return of_one_number(alike, alike >= 0.9, words, f"{rest}, {moved} of {len(ranks)} methods change their place")
 
 
 def anchored_keeps_more_gold(tables: Tables) -> Finding:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from alignkit.report import policies as common
 from alignkit.report.policies import EVALUATION, PAIRED, Method, Policy, Runs, dpo
-from alignkit.report.tables import differences, turned
+from alignkit.report.tables import differences, reversed_differences
 from alignkit.training.baselines import FineTuning, SearchSettings, guided_search, positive_words, train_on_positive
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.training.pairs import CONSTRUCTIONS, GenerationSettings, fewer_pairs, generate
@@ -59,7 +59,7 @@ def of_share(share: float) -> str:
     return f"{share:g} of the prompts"
 
 
-def over_beta(p: DpoLosses) -> list[str]:
+def names_over_beta(p: DpoLosses) -> list[str]:
     """DPO's methods for each β of the sweep."""
     return [method.name for method in methods(p) if method.family == family_of("sigmoid")]
 
@@ -91,7 +91,7 @@ def on_policy(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     """
     drawing = GenerationSettings(p.pair_prompts, p.pair_samples, p.new_tokens, p.reward_tokens)
     found: Runs = {}
-    for name in over_beta(p):
+    for name in names_over_beta(p):
         twin, policy = DpoSettings(**runs[name].record["settings"]), runs["sft"]
         steps = twin.epochs * runs["pairs"].metrics["train_pairs"] / p.on_policy_rounds
         for part in range(p.on_policy_rounds):
@@ -147,9 +147,9 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
 
 def policies(p: DpoLosses, runs: Mapping[int, Runs]) -> list[Policy]:
     """Every evaluated policy of the notebook."""
-    found = [_on_a_part(p, policy) for policy in common.on_pairs(runs, methods(p))]
+    found = [_on_a_part(p, policy) for policy in common.policies_on_pairs(runs, methods(p))]
     for seed, by_name in runs.items():
-        for name in over_beta(p):
+        for name in names_over_beta(p):
             found.append(_in_rounds(p, seed, by_name, name))
         for eta in p.imitation_etas:
             record = by_name[imitated(eta) + EVALUATION]
@@ -187,7 +187,7 @@ def _in_rounds(p: DpoLosses, seed: int, runs: Runs, name: str) -> Policy:
 # What the page reads
 
 
-def side_by_side(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def side_rows(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Side rows of these methods; where a main row is asked for, the one of the same policy with a side row's draws."""
     drawn = [name + AGAIN if name in DRAWN_AGAIN else name for name in names]
     rows = table[table.row == "side"].set_index("method").loc[drawn].reset_index()
@@ -206,7 +206,7 @@ def sizes(p: DpoLosses, runs: Mapping[int, Runs], table: pd.DataFrame) -> pd.Dat
 
 def size_gains(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """All prompts minus each share of them, as `differences`; a column share."""
-    found = turned(differences(rows, "all prompts", columns))
+    found = reversed_differences(differences(rows, "all prompts", columns))
     return found.assign(share=found.method.str.split().str[0].astype(float))
 
 

@@ -149,11 +149,11 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str
     `methods` are the methods, or the family of each one, which decides its colour.
     """
     families = methods if isinstance(methods, Mapping) else dict(zip(methods, methods, strict=True))
-    seen = looks(list(families.values()))
+    look_of = looks(list(families.values()))
     figure, axes = panels(len(measures), 3.9)
     for axis, measure in zip(axes, measures, strict=True):
         for k, (method, family) in enumerate(families.items()):
-            style = {"color": seen[family].color, "linestyle": DASHES[k % 5], "alpha": 0.8}
+            style = {"color": look_of[family].color, "linestyle": DASHES[k % 5], "alpha": 0.8}
             seed_lines(axis, log[log.method == method], "step", measure, label=method, **style)
         axis.set(xlabel="training step", ylabel=AXES[measure])
     legend_below(figure)
@@ -182,10 +182,10 @@ def fronts(
         table = table[table.groupby(["family", along])[x].transform("max") <= most]
     from_here = (table.family == "sft") & table[along].notna()
     start, families = table[from_here], table[~from_here].groupby("family", sort=False)
-    seen = looks(list(families.groups))
+    look_of = looks(list(families.groups))
     for axis, y in zip(axes, ys, strict=True):
         for name, rows in families:
-            colour, marker = seen[name]
+            colour, marker = look_of[name]
             axis.scatter(rows[x], rows[y], s=9, color=colour, alpha=0.45, marker=marker, linewidths=0)
             joined = rows if name in apart else pd.concat([start, rows])
             means = joined.groupby(along, dropna=False)[sorted({x, y} - {along})].mean().reset_index()
@@ -264,11 +264,11 @@ def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> F
 
     `table` has columns family, seed, kl, gold (gains over SFT).
     """
-    seen = looks(families)
+    look_of = looks(families)
     figure, axis = plt.subplots(figsize=(7.2, 4.6))
     for name in families:
         rows, found = table[table.family == name], fits[fits.family == name].dropna(subset="alpha")
-        colour, marker = seen[name]
+        colour, marker = look_of[name]
         axis.plot(np.sqrt(rows.kl.clip(lower=0)), rows.gold, marker, color=colour, markersize=4, alpha=0.6, label=name)
         if len(found):
             ends = max(0.0025, rows.kl.min()), rows.groupby("seed").kl.max().min()  # as far as every seed reaches
@@ -280,7 +280,7 @@ def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> F
     return figure
 
 
-def joined(axis: Axes, rows: pd.DataFrame, y: str, name: str, seen: Look) -> None:
+def draw_family(axis: Axes, rows: pd.DataFrame, y: str, name: str, look: Look) -> None:
     """A family's gains on the plane of KL and y: points with intervals, joined as `tables.at_kl` reads between them."""
     ordered = rows.sort_values("kl")
     # An estimate of a KL near zero may lie below it.
@@ -288,9 +288,9 @@ def joined(axis: Axes, rows: pd.DataFrame, y: str, name: str, seen: Look) -> Non
     if goes_back(rows):
         kls, values = np.append(0, kls), np.append(0, values)
     between = np.linspace(np.sqrt(kls.min()), np.sqrt(kls.max()), 200) ** 2
-    axis.plot(between, along_root_kl(between, kls, values, beyond=True), color=seen.color, linewidth=1.1)
-    axis.vlines(ordered.kl, ordered[f"{y}_low"], ordered[f"{y}_high"], color=seen.color, linewidth=1, alpha=0.4)
-    axis.plot(ordered.kl, ordered[y], seen.marker, color=seen.color, markersize=5, label=name)
+    axis.plot(between, along_root_kl(between, kls, values, beyond=True), color=look.color, linewidth=1.1)
+    axis.vlines(ordered.kl, ordered[f"{y}_low"], ordered[f"{y}_high"], color=look.color, linewidth=1, alpha=0.4)
+    axis.plot(ordered.kl, ordered[y], look.marker, color=look.color, markersize=5, label=name)
 
 
 def seed_lines(axis: Axes, log: pd.DataFrame, x: str, y: str, *, label: str, **style: Any) -> None:

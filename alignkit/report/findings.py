@@ -18,7 +18,7 @@ NARROW = "narrow: fresh seeds may leave it open"
 """What is said of a finding that holds and is not firm."""
 
 
-def found(notebook: str, tables: Tables) -> pd.DataFrame:
+def answers(notebook: str, tables: Tables) -> pd.DataFrame:
     """The findings of a notebook, one row for each claim; what cannot be answered has no value and says why."""
     rows = []
     for claim in CLAIMS.get(notebook, ()):
@@ -55,7 +55,7 @@ def opening() -> DisplayHandle:
 
 def tell(place: DisplayHandle, p: Rewarded) -> None:
     """Read what this run's tables allow to say, save it as <n>_findings, and show it at the top."""
-    table = found(p.notebook, of_folders(paths.figures(p.profile), paths.published(p.profile)))
+    table = answers(p.notebook, of_folders(paths.figures(p.profile), paths.published(p.profile)))
     save_table(table, f"{p.notebook.partition('_')[0]}_findings", profile=p.profile)
     narrow = table.holds.eq(True) & table.firm.eq(False)
     told = table.statement + narrow.map({True: f" *({NARROW})*", False: ""})

@@ -52,7 +52,7 @@ def fault_counts(samples: pd.DataFrame) -> pd.Series:
     return ((1 - few.well_formed) * sentences).round().reindex(samples.index, fill_value=0.0)
 
 
-def faulty(pool: Pool, folder: Path) -> Pool:
+def pool_of_faults(pool: Pool, folder: Path) -> Pool:
     """A pool with the faults of each text in place of its gold, so that means of gold become means of faults."""
     table = pd.read_parquet(folder / "pool.parquet").sort_values(["place", "policy"], kind="stable")
     return pool._replace(gold=fault_counts(table).to_numpy().reshape(pool.reward.shape))
@@ -64,7 +64,7 @@ def evaluated_texts(run: str) -> pd.DataFrame | None:
     return None if folder is None else pd.read_parquet(folder / "completions.parquet")
 
 
-def reread(runs: Iterable[str]) -> pd.DataFrame:
+def text_measures(runs: Iterable[str]) -> pd.DataFrame:
     """What the completions of evaluations say beside their rows: faults a text where known, and the KL's own standard
     error over draws; NaN where they are not kept here.  Indexed by run."""
     out: dict[str, dict[str, float]] = {run: {} for run in runs}
@@ -86,7 +86,7 @@ def gains_at_costs(at: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
     return at[["family", "seed", "at_kl"]].assign(faults=more, **gained, status="ok")
 
 
-def written(
+def texts_near(
     placed: pd.DataFrame, kept: pd.DataFrame, families: Sequence[str], kl: float, folder: Path, prompts: int = 2
 ) -> pd.DataFrame:
     """One completion of each of the first prompts by each family's policy whose KL is nearest to a given one.

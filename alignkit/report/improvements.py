@@ -11,8 +11,8 @@ from alignkit.metrics import holm, unigram_entropy
 from alignkit.report import policies
 from alignkit.report.gold import evaluated_texts
 from alignkit.report.policies import EVALUATION, Method, Policy, Runs, Variation, f_dpo
-from alignkit.report.tables import turned
-from alignkit.report.towards import apart, approach, steps_of, warp_from, with_few_tokens
+from alignkit.report.tables import reversed_differences
+from alignkit.report.towards import approach, named_steps, other_ways, warp_from, with_few_tokens
 from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import between
 from alignkit.training.reinforce import SENTENCE, train_policy_gradient
@@ -65,12 +65,12 @@ def methods(p: Improvements) -> list[Method]:
     return found
 
 
-def on_pairs(p: Improvements, seed: int) -> Runs:
+def runs_on_pairs(p: Improvements, seed: int) -> Runs:
     """The runs on notebook 3's pairs."""
     return policies.aligned(p, seed, methods(p), policies.prepared(p, seed))
 
 
-def of_as_many(rows: pd.DataFrame, completions: int) -> pd.DataFrame:
+def entropy_at_equal_draws(rows: pd.DataFrame, completions: int) -> pd.DataFrame:
     """Rows whose entropy of words is that of as many completions of each prompt, since it rises with their number.
 
     The first ones are read; a row whose texts are not kept here stays as it is.
@@ -154,9 +154,9 @@ def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Seq
     return out
 
 
-def against(less: pd.DataFrame, method: str) -> pd.DataFrame:
+def method_less_others(less: pd.DataFrame, method: str) -> pd.DataFrame:
     """A method less each of the others, from differences the other way round; Holm's p over all of them."""
-    found = turned(less)
+    found = reversed_differences(less)
     return found.assign(label=method + " − " + found.method, holm=holm(found.p.to_numpy()))
 
 
@@ -164,7 +164,7 @@ def towards_optimum(p: Improvements, seed: int, sft: Run, reward: Run) -> list[P
     """Distillation and RLOO after it, at their own cost and at WARP's; for the first seed, parts and other ways."""
     runs = {"sft": sft, "reward": reward}
     found = [*approach(p, seed, runs), *with_few_tokens(p, seed, runs)]
-    return [*found, *apart(p, seed, runs), *warp_from(p, seed, runs)] if seed == p.seeds[0] else found
+    return [*found, *other_ways(p, seed, runs), *warp_from(p, seed, runs)] if seed == p.seeds[0] else found
 
 
 # Proxies, and what is trained on them
@@ -214,11 +214,11 @@ def recipe(p: Improvements, seed: int) -> Runs:
     runs: Runs = {}
     named: list[tuple[str, Run]] = []
     if seed not in p.confirm_seeds:
-        runs = on_pairs(p, seed)
+        runs = runs_on_pairs(p, seed)
         named += beyond_pairs(p, seed, runs["sft"], runs["reward"])
     if seed in unused_seeds(p):
         start, fronts = confirmed(p, seed)
-        new = [*start.items(), *(pair for policy in fronts for pair in policies.parts(policy))]
+        new = [*start.items(), *(pair for policy in fronts for pair in policies.named_runs(policy))]
         named += [(f"confirmation: {name}", run) for name, run in new]
     return policies.each_once(runs, named)
 
@@ -226,8 +226,8 @@ def recipe(p: Improvements, seed: int) -> Runs:
 def beyond_pairs(p: Improvements, seed: int, sft: Run, reward: Run) -> list[tuple[str, Run]]:
     """Variations of WARP, the arc through its iterates, weak proxies and what is trained on them."""
     found = policies.on_fronts(p, seed, sft, reward, [*ideas(p), *lengths(p)])
-    named = [pair for policy in found for pair in policies.parts(policy)]
-    named += [pair for policy in towards_optimum(p, seed, sft, reward) for pair in steps_of(policy)]
+    named = [pair for policy in found for pair in policies.named_runs(policy)]
+    named += [pair for policy in towards_optimum(p, seed, sft, reward) for pair in named_steps(policy)]
     if seed == p.seeds[0]:
         named += [(f"arc, {s:g}{EVALUATION}", run) for s, run in spherical_path(p, seed, sft, reward, found).items()]
     named += [(f"proxy: {name}", run) for name, run in proxies(p, seed, reward).items()]

@@ -20,14 +20,14 @@ from alignkit.frontier import (
 )
 from alignkit.metrics import holm, seed_interval
 from alignkit.report import policies
-from alignkit.report.figures import AXES, GAINS, joined, legend_below, panels
+from alignkit.report.figures import AXES, GAINS, draw_family, legend_below, panels
 from alignkit.report.findings import of_folders
 from alignkit.report.gold import Frontiers, by_seed
 from alignkit.report.looks import NEUTRAL, looks
 from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs
 from alignkit.report.statements import Unanswered
 from alignkit.report.tables import at_kl, differences
-from alignkit.report.towards import APPROACHED, AT_WARPS_TOKENS, anchored, approach, steps_of
+from alignkit.report.towards import APPROACHED, AT_WARPS_TOKENS, anchored, approach, named_steps
 from alignkit.report.tuning import as_tuned
 from alignkit.training.judge import judge_pool
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
@@ -60,32 +60,32 @@ DRAWN = (
     *("DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews", "REINFORCE, EMA anchor"),
     *("WARP + RLOO", SWEPT, "anchored, sentence credit", APPROACHED, AT_WARPS_TOKENS),
 )
-"""What the front shows beside WARP and the draws of the last of `tilted`."""
+"""What the front shows beside WARP and the draws of the last of `pool_policies`."""
 Pools = Mapping[int, Pool]  # one of each seed
 
 
 def recipe(p: OneFront, seed: int) -> Runs:
     """The tilted policies and the pool; the other policies come from the tables of the other notebooks."""
     runs = policies.started(p, seed)
-    for policy in over_beta(p, seed, runs):
+    for policy in rloo_over_beta(p, seed, runs):
         name = f"β={policy.settings['beta']:g}"
         runs |= {name: policy.trained[0], name + EVALUATION: policy.evaluation}
     others = [*approach(p, seed, runs), *as_tuned(p, seed)]
-    runs = policies.each_once(runs, [pair for policy in others for pair in steps_of(policy)])
-    drawing = [runs["sft"], *(policy.trained[-1] for policy in tilted(p, seed, runs).values())]
+    runs = policies.each_once(runs, [pair for policy in others for pair in named_steps(policy)])
+    drawing = [runs["sft"], *(policy.trained[-1] for policy in pool_policies(p, seed, runs).values())]
     counts = (p.pool_reference, *[p.pool_trained] * (len(drawing) - 1))
     settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)
     pool = get(draw_pool, settings, **policies.shared(p, seed), policies=drawing, reward=runs["reward"])
     return runs | {"pool": pool if p.judge_reviews is None else get(judge_pool, pool=pool, judge=policies.judge(p))}
 
 
-def tilted(p: OneFront, seed: int, runs: Runs) -> dict[str, Policy]:
+def pool_policies(p: OneFront, seed: int, runs: Runs) -> dict[str, Policy]:
     """The policies that draw the pool beside the supervised one, by name, in the pool's order; others join here."""
     whole = [x for x in approach(p, seed, runs) if x.method == APPROACHED and x.where["eta"] == 1]
     return {f"{APPROACHED}, β={policy.settings['beta']:g}": policy for policy in whole}
 
 
-def warp(p: OneFront) -> str:
+def warp_family(p: OneFront) -> str:
     """The family of WARP as notebook 4 runs it."""
     return f"WARP, T={p.warp_steps}"
 
@@ -97,10 +97,11 @@ def one_of(name: str, n: int) -> str:
 
 def sweep(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
     """The notebook's own policies: anchored RLOO over β; and those of `approach`, where no notebook 5 tells them."""
-    return over_beta(p, seed, runs) + ([] if "5_improvements" in followed(p.profile) else approach(p, seed, runs))
+    own = rloo_over_beta(p, seed, runs)
+    return own if "5_improvements" in notebooks_read(p.profile) else [*own, *approach(p, seed, runs)]
 
 
-def over_beta(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
+def rloo_over_beta(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
     """Anchored RLOO for each β, in the order of `front_betas`."""
     found = []
     for beta in p.front_betas:
@@ -158,7 +159,7 @@ def frontier_gains(frontiers: Frontiers, kls: np.ndarray, of_gold: Frontiers | N
 # Every method
 
 
-def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
+def tables_of_notebooks(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
     """The tables of other notebooks in one: those just made, or those that are published.
 
     Raises UserFault if one is missing.
@@ -170,7 +171,7 @@ def tables(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
         raise UserFault(f"{paths.figures(profile)}: {reason}; the notebook of this name writes it") from None
 
 
-def followed(profile: str) -> list[str]:
+def notebooks_read(profile: str) -> list[str]:
     """Those of the notebooks whose tables this one reads that the profile's report has."""
     return [name for name in OneFront.reads if name in parameters.reported(profile)]
 
@@ -191,7 +192,7 @@ def with_zero(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
     return out
 
 
-def efficiencies(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
+def with_efficiency(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
     """Rows with their efficiency, the frontier's reward at their KL and what they miss, each by its own seed."""
     kept = table[table.seed.isin(list(frontiers)) & (table.status == "ok")]
     optimal = by_seed(optimal_reward, kept, frontiers, "kl")
@@ -223,7 +224,7 @@ def best_of_each(shares: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return full.sort_values(list(columns), ascending=False).drop_duplicates("kind")
 
 
-def order(at: pd.DataFrame, families: Sequence[str], against: Sequence[str], kl: float) -> pd.DataFrame:
+def order_of_shares(at: pd.DataFrame, families: Sequence[str], against: Sequence[str], kl: float) -> pd.DataFrame:
     """Share at one KL less that of each family in `against`, seed by seed: difference, low, high, p; Holm over all.
 
     `at` is one of `at_matched_kl`; who is compared already is not compared the other way round.
@@ -240,14 +241,14 @@ def order(at: pd.DataFrame, families: Sequence[str], against: Sequence[str], kl:
     return table.assign(at_kl=kl, holm=holm(table.p.to_numpy(dtype=float)))
 
 
-def above(
+def excess_over_frontier(
     table: pd.DataFrame, spreads: Mapping[int, float], errors: Mapping[int, Mapping[float, float]]
 ) -> pd.DataFrame:
     """Each row's excess over the frontier, its standard error, and the simultaneous 95 % bound (Bonferroni).
 
-    `table` is one of `efficiencies` with columns completions and prompts; `spreads` (of `spread`) and `errors` (of
-    `jackknife`, level beyond their last KL) are by seed.  The KL's own noise is left out: near the optimum it
-    makes reward and KL err together along the frontier.
+    `table` is one of `with_efficiency` with columns completions and prompts; `spreads` (of `reward_spread`) and
+    `errors` (of `jackknife`, level beyond their last KL) are by seed.  The KL's own noise is left out: near the optimum
+    it makes reward and KL err together along the frontier.
     """
     seeds = [seed for seed, error in errors.items() if error]
     known = table[table.optimal.notna() & (table.kl >= LEAST_KL) & table.seed.isin(seeds)]
@@ -259,13 +260,13 @@ def above(
     return known.assign(excess=excess, error=error, bound=z * error, above=excess > z * error)
 
 
-def spread(pool: Pool) -> float:
+def reward_spread(pool: Pool) -> float:
     """Standard deviation of the reward within a prompt, the largest among the pool's policies."""
     each = [pool.of(i).reward.var(axis=1, ddof=1).mean() for i in range(len(pool.log_probs))]
     return float(np.sqrt(max(each)))
 
 
-def elsewhere(profile: str) -> str:
+def links_to_other_reports(profile: str) -> str:
     """Where other reports stand beside pocket's findings; with links on pocket's page, of which the place is known."""
     if profile != "pocket" or paths.CHECKOUT is None:
         return "Pages of profiles with a report of their own answer this here, beside pocket's findings."
@@ -282,7 +283,7 @@ def resampling_rows(
     pools: Pools, names: Mapping[int, str], ns: Sequence[int], betas: Sequence[float], faults: Pools | None = None
 ) -> pd.DataFrame:
     """`resampled` for the draws of some of a pool's policies (position -> name), each n and seed; `faults` are
-    `gold.faulty` pools.  The KL is less its bias; column position says whose draws they are."""
+    `gold.pool_of_faults` pools.  The KL is less its bias; column position says whose draws they are."""
     out = []
     for seed, drawn in pools.items():
         for position, name in names.items():
@@ -371,8 +372,8 @@ def one_front(
             axis.plot(optimum.kl, optimum[f"possible {y}"], "k:", linewidth=2.4, label="optimal for gold")
         near = best_of[best_of.kl <= most_kl]
         axis.plot(near.kl, near[y], color=NEUTRAL, linestyle="--", linewidth=1.6, label="best of n (KL bound)")
-        for name, seen in drawn.items():
-            joined(axis, means[means.family == name], y, name, seen)
+        for name, look in drawn.items():
+            draw_family(axis, means[means.family == name], y, name, look)
         most = means[(means.kl <= most_kl) & means.family.isin(families)][y].max()
         most = max(most, optimum[f"possible {y}" if possible else y].max())
         axis.set(xlabel=AXES["kl"], ylabel=GAINS[y], xlim=(0, most_kl), ylim=(0, 1.05 * most))

@@ -31,28 +31,28 @@ LINK = re.compile(r'(<(?:a|img)\b[^>]*?\b(?:href|src)=)"([^"]*)"')
 REPOSITORY = f"{ADDRESS}/blob/main"
 
 
-def publish() -> list[str]:
+def publish_site() -> list[str]:
     """Write site/ anew; returns the names of its pages."""
     site = paths.CHECKOUT / "site"
     shutil.rmtree(site, ignore_errors=True)
     site.mkdir()
-    return write(paths.CHECKOUT, site)
+    return write_pages(paths.CHECKOUT, site)
 
 
-def write(root: Path, site: Path) -> list[str]:
+def write_pages(root: Path, site: Path) -> list[str]:
     """Write the pages of the repository at `root` into a folder; returns their names."""
-    pages = names(root)
+    pages = page_names(root)
     notebooks = {path: nbformat.read(root / path, as_version=4) for path in pages}
     for path, notebook in notebooks.items():
         nav = f'<a href="index.html">AlignKit</a> <a href="{REPOSITORY}/{quote(path)}">this notebook</a>'
-        body = finished(of_notebook(notebook), path, pages, root)
+        body = with_links(notebook_html(notebook), path, pages, root)
         (site / pages[path]).write_text(framed(heading(notebook), nav, body, HTMLExporter().mathjax_url), "utf-8")
-    body = finished(index(root, {pages[path]: notebook for path, notebook in notebooks.items()}), "", pages, root)
+    body = with_links(index(root, {pages[path]: notebook for path, notebook in notebooks.items()}), "", pages, root)
     (site / "index.html").write_text(framed("AlignKit", f'<a href="{ADDRESS}">repository</a>', body), "utf-8")
     return ["index.html", *pages.values()]
 
 
-def names(root: Path) -> dict[str, str]:
+def page_names(root: Path) -> dict[str, str]:
     """The page of each published notebook, by the notebook's path in the repository."""
     main = {f"notebooks/{file.name}": f"{file.stem}.html" for file in sorted(root.glob("notebooks/*.ipynb"))}
     others = sorted(root.glob("figures/*/*.ipynb"))
@@ -65,7 +65,7 @@ def framed(title: str, nav: str, body: str, mathjax: str = "") -> str:
     return Template(FRAME.read_text("utf-8")).substitute(title=escape(title), nav=nav, body=body, mathjax=script)
 
 
-def of_notebook(notebook: nbformat.NotebookNode) -> str:
+def notebook_html(notebook: nbformat.NotebookNode) -> str:
     """The cells and outputs as HTML."""
     exporter = HTMLExporter(
         template_name="basic", sanitize_html=True, exclude_input_prompt=True, exclude_output_prompt=True
@@ -92,7 +92,7 @@ def index(root: Path, notebooks: Mapping[str, nbformat.NotebookNode]) -> str:
         "In the pocket world, printed from [the table of all findings](figures/pocket/findings.csv); brackets hold "
         "95 % t intervals over seeds. Words are explained [below](#How-to-read-it) and in the "
         "[glossary](notebooks/0_primer.ipynb#Glossary).",
-        readme.told(root / "figures").replace("- pocket: ", "- "),
+        readme.main_findings(root / "figures").replace("- pocket: ", "- "),
         f"{figure}\n\n### How to read it\n\n{words}\n\n## The notebooks",
         *(f"### [{heading(notebook)}]({page})\n\n{question(notebook)}" for page, notebook in notebooks.items()),
         "## About this report",
@@ -104,21 +104,21 @@ def index(root: Path, notebooks: Mapping[str, nbformat.NotebookNode]) -> str:
 
 def heading(notebook: nbformat.NotebookNode) -> str:
     """The title of a notebook."""
-    return re.search(r"^# (.*)", written(notebook), re.MULTILINE)[1]
+    return re.search(r"^# (.*)", text_of(notebook), re.MULTILINE)[1]
 
 
 def question(notebook: nbformat.NotebookNode) -> str:
     """The paragraph with which a notebook asks, without its mark."""
-    found = re.search(r"\*\*Question\.\*\* (.*?)(?:\n\n|$)", written(notebook), re.DOTALL)
+    found = re.search(r"\*\*Question\.\*\* (.*?)(?:\n\n|$)", text_of(notebook), re.DOTALL)
     return found[1] if found else ""
 
 
-def written(notebook: nbformat.NotebookNode) -> str:
+def text_of(notebook: nbformat.NotebookNode) -> str:
     """The text cells."""
     return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def finished(html: str, source: str, pages: Mapping[str, str], root: Path) -> str:
+def with_links(html: str, source: str, pages: Mapping[str, str], root: Path) -> str:
     """HTML made from a file of the repository, with its links resolved and each table in a box that scrolls."""
     boxed = re.sub(r"<table\b", '<div class="wide"><table', html).replace("</table>", "</table></div>")
     return LINK.sub(partial(resolved, source=source, pages=pages, root=root), boxed)

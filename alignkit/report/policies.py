@@ -82,15 +82,15 @@ def scoring(p: World, seed: int, runs: Runs) -> dict[str, Any]:
 
 def supervised(p: World, seed: int) -> Run:
     """The supervised policy, SFT."""
-    return whole("sft", get(train_sft, SftSettings(**p.sft()), **shared(p, p.model_seed(seed))))
+    return finite("sft", get(train_sft, SftSettings(**p.sft()), **shared(p, p.model_seed(seed))))
 
 
 def rewarding(p: Rewarded, seed: int) -> Run:
     """The reward model: all pairs, all train reviews."""
-    return whole("reward", get(train_reward, RewardSettings(**p.reward_training()), **shared(p, p.model_seed(seed))))
+    return finite("reward", get(train_reward, RewardSettings(**p.reward_training()), **shared(p, p.model_seed(seed))))
 
 
-def whole(kind: str, run: Run) -> Run:
+def finite(kind: str, run: Run) -> Run:
     """The run itself; raises UserFault if it diverged, since everything starts from it."""
     told = [value for value in run.metrics.values() if isinstance(value, float)]
     if run.metrics["status"] != "ok" or not np.isfinite(told).all():
@@ -207,7 +207,7 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
     return runs
 
 
-def on_pairs(runs: Mapping[int, Runs], methods: Iterable[Method]) -> list[Policy]:
+def policies_on_pairs(runs: Mapping[int, Runs], methods: Iterable[Method]) -> list[Policy]:
     """The supervised policies, and those that `aligned` trained with these methods."""
     found = [replace(sft, where={}) for sft in sft_policies(runs)]
     for method, (seed, by_name) in product(methods, runs.items()):
@@ -288,7 +288,7 @@ def on_fronts(p: Any, seed: int, sft: Run, reward: Run, variations: Iterable[Var
     return [point for variation in wanted for point in points(p, seed, sft, reward, variation)]
 
 
-def parts(policy: Policy) -> list[tuple[str, Run]]:
+def named_runs(policy: Policy) -> list[tuple[str, Run]]:
     """The runs behind a point of a front, named."""
     where = policy.where
     name = f"{policy.method}, iteration {where['iteration']}, {where['steps']} steps, η={where['eta']:g}"

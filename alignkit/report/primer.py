@@ -106,7 +106,7 @@ def value_of(formula: str, u: torch.Tensor, alpha: float | None = None) -> torch
     return eval(formula, functions | {"u": u, "α": alpha})
 
 
-def readable(formula: str) -> str:
+def typeset(formula: str) -> str:
     """A formula with · for products and ^ for powers."""
     formula = re.sub(r"sqrt\((.*?)\)", r"√\1", formula)
     return re.sub(r"abs\((.*?)\)", r"|\1|", formula).replace("**", "^").replace("*", "·").replace("-", "−")
@@ -125,7 +125,7 @@ def formula_table(u: torch.Tensor) -> tuple[pd.DataFrame, float]:
             torch.testing.assert_close(ours, written)
             worst = max(worst, (ours - written).abs().max().item())
         torch.testing.assert_close(div.score(u.log()), div.f_prime(u))
-        rows.append((div.label, *map(readable, div.formulas)))
+        rows.append((div.label, *map(typeset, div.formulas)))
     return pd.DataFrame(rows, columns=["divergence", "f(u)", "f′(u)"]), worst
 
 
@@ -169,7 +169,7 @@ def loss_curves(margins: np.ndarray, label_smoothing: float, tokens: tuple[int, 
 def _colours(names: Sequence[str], family: str) -> dict[str, Any]:
     """The colour of the policies that the later notebooks train with each divergence or loss."""
     trained = [family.format(name.replace(", α =", "")) for name in names]
-    return {name: seen.color for name, seen in zip(names, looks(trained).values(), strict=True)}
+    return {name: look.color for name, look in zip(names, looks(trained).values(), strict=True)}
 
 
 def tilting(policies: pd.DataFrame, optima: pd.DataFrame) -> Figure:

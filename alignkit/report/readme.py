@@ -23,11 +23,11 @@ GPUS = ("T4", "A100", "H100")
 
 def results(figures: Path) -> str:
     """Main findings and tables of every profile but smoke and replicas: efficiencies, reward models, policies."""
-    blocks = (told, elsewhere, efficiencies, reward_models, language, policies)
+    blocks = (main_findings, agreement_tables, share_tables, reward_model_table, language_model_table, policy_table)
     return "\n\n".join(filter(None, (block(figures) for block in blocks)))
 
 
-def told(figures: Path) -> str:
+def main_findings(figures: Path) -> str:
     """Pocket's main findings as a list: which are open, which hold with fresh seeds, and how many of all do."""
     file = figures / "pocket" / "findings.csv"
     if not file.is_file():
@@ -39,11 +39,11 @@ def told(figures: Path) -> str:
         again = again if row.firm is True else f"narrow; {again}"
         mark = "open" if pd.isna(row.holds) else again if row.holds else "does not hold"
         lines.append(f"- pocket: {row.statement} ({mark})")
-    lines += [f"- pocket: {text}." for text in [replication.told(found)] if text]
+    lines += [f"- pocket: {text}." for text in [replication.held_again(found)] if text]
     return "\n".join(lines)
 
 
-def elsewhere(figures: Path) -> str:
+def agreement_tables(figures: Path) -> str:
     """Markdown tables of the findings that hold in pocket and whether they hold elsewhere: with its own variants, by
     their answers; on other reviews, with what is said there where it is an answer."""
     found = {file.parent.name: pd.read_csv(file) for file in _published(figures, "agreement")}
@@ -73,7 +73,7 @@ def _counts(table: pd.DataFrame) -> str:
     return ", ".join(f"{word} {(table.there == word).sum()}" for word in ("yes", "no", "cannot tell"))
 
 
-def efficiencies(figures: Path) -> str:
+def share_tables(figures: Path) -> str:
     """Markdown tables of notebook 6: shares of each report at its KLs, and at KL 1 pocket beside its variants."""
     each = ((file.parent.name, pd.read_csv(file)) for file in _published(figures, "6_efficiency"))
     found = [(p, _shares(t)) for p, t in each if "draws" in t and t.filter(items=["KL 1"]).notna().any(axis=None)]
@@ -100,10 +100,10 @@ def _shares(table: pd.DataFrame) -> pd.DataFrame:
     one_of = kept.family.str.contains(", one of ")
     fewer = one_of & (kept.draws < kept.draws[one_of].max())
     told = (whole & kept.family.str.contains(FAMILIES) & ~fewer) | best
-    return tables.readable(kept[told | kept.family.isin([f"{name}, tuned" for name in TUNED])], columns)
+    return tables.means_as_text(kept[told | kept.family.isin([f"{name}, tuned" for name in TUNED])], columns)
 
 
-def reward_models(figures: Path) -> str:
+def reward_model_table(figures: Path) -> str:
     """The Markdown table of notebook 1's main rows; what is trained on no seed has no interval."""
     found = []
     for file in _published(figures, "1_reward_model"):
@@ -114,7 +114,7 @@ def reward_models(figures: Path) -> str:
     return markdown(found, {"reviews": "reviews", "method": "model", "seeds": "seeds", **MEASURES})
 
 
-def language(figures: Path) -> str:
+def language_model_table(figures: Path) -> str:
     """The Markdown table of how well supervised policies predict test reviews, beside a pretrained one as it comes;
     benchmarks/ lies beside `figures`."""
     found = []
@@ -128,7 +128,7 @@ def language(figures: Path) -> str:
     return markdown(found, {"policy": "policy", "seeds": "seeds", "seen": "tokens seen in training", **PREDICTED})
 
 
-def policies(figures: Path) -> str:
+def policy_table(figures: Path) -> str:
     """The Markdown table of notebook 2's main rows, of WARP after its last iteration, and of the distilled policy."""
     found = []
     for file in (file for file in _published(figures, "2_dpo_losses") if not is_variant(file.parent.name)):

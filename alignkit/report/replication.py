@@ -21,7 +21,7 @@ def is_report(profile: str) -> bool:
     return not profile.startswith("smoke") and not profile.endswith((REPLICA, TINY))
 
 
-def publish(profile: str) -> list[str]:
+def publish_findings(profile: str) -> list[str]:
     """Write a profile's findings.csv, and replication.csv where it has a replica; returns the files that changed.
 
     Both say what today's claims say of the published tables, whenever the pages were made.
@@ -30,8 +30,8 @@ def publish(profile: str) -> list[str]:
     there = [name for name in findings.CLAIMS if (folder / f"{name.partition('_')[0]}_findings.csv").is_file()]
     if not there:
         return []
-    own = asked_again(folder)
-    both = compare(own[own.notebook.isin(there)], asked_again(replica))
+    own = all_answers(folder)
+    both = beside_replica(own[own.notebook.isin(there)], all_answers(replica))
     shown = [*findings.COLUMNS, "replicated", *(f"replica_{name}" for name in ("value", "low", "high", "kl"))]
     changed = write_table(folder / "findings.csv", both[shown])
     if replica.is_dir():
@@ -49,24 +49,24 @@ def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
     pocket = paths.published("pocket")
     if profile == "pocket" or not is_report(profile) or not list(pocket.glob("?_findings.csv")):
         return None
-    own = asked_again(pocket)[["id", "notebook", *OUTCOME]]
+    own = all_answers(pocket)[["id", "notebook", *OUTCOME]]
     both = own[~own.id.isin(MADE_SO)].merge(found[["id", *OUTCOME]], on="id", suffixes=("", "_"))
     answer = both.holds_.map({True: "yes", False: "no"}).fillna("cannot tell")
     return both.assign(there=answer).rename(columns={f"{column}_": f"{column}_there" for column in OUTCOME})
 
 
-def asked_again(*folders: Path) -> pd.DataFrame:
+def all_answers(*folders: Path) -> pd.DataFrame:
     """What today's claims say of the tables in the first folder that has them; each is open where none has."""
     tables = findings.of_folders(*folders)
-    return pd.concat([findings.found(notebook, tables) for notebook in findings.CLAIMS], ignore_index=True)
+    return pd.concat([findings.answers(notebook, tables) for notebook in findings.CLAIMS], ignore_index=True)
 
 
 def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
     """The `agreement` of what a report has made so far, while its last notebook runs."""
-    return agreement(profile, asked_again(paths.figures(profile), paths.published(profile)))
+    return agreement(profile, all_answers(paths.figures(profile), paths.published(profile)))
 
 
-def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+def beside_replica(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Findings with those of the same id in a replica, as replica_<column>, and `replicated`: of a finding that holds,
     whether it holds there (not if its interval leaves it open, nor at a smaller KL that is all that fresh seeds reach);
     empty for others, and where the replica has no table.
@@ -77,7 +77,7 @@ def compare(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     return both.assign(replicated=both.replica_holds.eq(True).astype(object).where(asked))
 
 
-def told(found: pd.DataFrame) -> str:
+def held_again(found: pd.DataFrame) -> str:
     """How many of the firm findings hold with fresh seeds as well, and of the narrow ones, and which do not; "" without
     a replica."""
     if "replicated" not in found or found.replicated.isna().all():
@@ -103,6 +103,6 @@ def replicate(profile: str) -> list[str]:
     for name in (profile, profile + REPLICA):
         if not list((paths.CHECKOUT / "figures" / name).glob("?_findings.csv")):
             raise UserFault(f"replicate: {name!r} has no findings in figures; run make report PROFILE={name} first")
-    changed = publish(profile)
+    changed = publish_findings(profile)
     found = pd.read_csv(paths.CHECKOUT / "figures" / profile / "findings.csv")
-    return [*changed, f"{profile}: {told(found) or 'no finding that holds was answered again'}"]
+    return [*changed, f"{profile}: {held_again(found) or 'no finding that holds was answered again'}"]

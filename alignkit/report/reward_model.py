@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from alignkit.metrics import expected_calibration_error, pairwise_accuracy, sign_accuracy
 from alignkit.report.looks import NEGATIVE, POSITIVE
-from alignkit.report.policies import Runs, shared, supervised, whole
+from alignkit.report.policies import Runs, finite, shared, supervised
 from alignkit.training.evaluate import SamplingSettings, sample_completions
 from alignkit.training.reward import RewardSettings, pair_count, score_with, sign_boundary, train_reward, zero_of
 from alignkit.workflow.schema import RewardModel
@@ -41,7 +41,7 @@ def recipe(p: RewardModel, seed: int) -> Runs:
     small = RewardSettings(**p.reward_training(), held_out=p.held_out, min_steps=p.curve_min_steps)
     matched = replace(small, n_train=max(p.curve_reviews), pairs="matched")
     runs = {
-        "reward": whole("reward", get(train_reward, RewardSettings(**p.reward_training()), **shared(p, seed))),
+        "reward": finite("reward", get(train_reward, RewardSettings(**p.reward_training()), **shared(p, seed))),
         **{f"curve_{n}": get(train_reward, replace(small, n_train=n), **shared(p, seed)) for n in p.curve_reviews},
         "matched": get(train_reward, matched, **shared(p, seed)),
         "sft": supervised(p, seed),
@@ -49,7 +49,7 @@ def recipe(p: RewardModel, seed: int) -> Runs:
     # The task's prompts: 5-20 tokens of test reviews.
     sizes = {"n_prompts": p.prompts, "k": p.completions, "max_new_tokens": p.new_tokens, "shortest": 5, "longest": 20}
     drawn = get(sample_completions, SamplingSettings(**sizes), **shared(p, seed), policy=runs["sft"])
-    whole("reward", runs[f"curve_{max(p.curve_reviews)}"])  # it gives all models their sign boundary
+    finite("reward", runs[f"curve_{max(p.curve_reviews)}"])  # it gives all models their sign boundary
     return runs | {"completions": drawn}
 
 

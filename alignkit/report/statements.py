@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from alignkit.metrics import seed_interval
-from alignkit.report.tables import clear, interval_text
+from alignkit.report.tables import interval_text, side_of_zero
 
 Tables = Callable[[str], pd.DataFrame]
 """A table of one profile by its name, such as 2_gain; raises Unanswered if the report has none of that name."""
@@ -71,7 +71,7 @@ def shares(tables: Tables) -> pd.DataFrame:
     return table[(table.seeds == table.seeds.max()) & table[at].notna()].sort_values(at, ascending=False)
 
 
-def settled(low: float, high: float, least: float = -np.inf, most: float = np.inf) -> bool | None:
+def lies_between(low: float, high: float, least: float = -np.inf, most: float = np.inf) -> bool | None:
     """Whether an interval lies between two bounds: False if it lies outside; None if it crosses one, or is not known.
 
     So "no difference" has to be shown as well: an interval that includes zero does not show it, one between two bounds
@@ -87,8 +87,8 @@ def outcome(
 ) -> tuple[bool | None, bool]:
     """`holds` and `firm` of a finding that an interval, or each of several, lies between two bounds."""
     middle, room = (low + high) / 2, REPEAT * (high - low) / 2
-    holds = settled(np.min(low), np.max(high), least, most)
-    return holds, settled(np.min(middle - room), np.max(middle + room), least, most) is True
+    holds = lies_between(np.min(low), np.max(high), least, most)
+    return holds, lies_between(np.min(middle - room), np.max(middle + room), least, most) is True
 
 
 def difference(
@@ -100,7 +100,7 @@ def difference(
     if np.isnan(row.low):
         raise Unanswered("one seed has no interval")
     among_several = adjusted and row.holm >= DIFFERENT
-    said = words[2 if among_several else (2, 0, 1)[clear(row.low, row.high)]]
+    said = words[2 if among_several else (2, 0, 1)[side_of_zero(row.low, row.high)]]
     text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, digits)}."
     found = (None, False) if among_several else outcome(row.low, row.high, least=np.nextafter(0, 1))
     beside = (row.get(name, np.nan) for name in ("seeds", "at_kl"))
@@ -115,7 +115,7 @@ def over_seeds(values: pd.Series) -> pd.DataFrame:
     return pd.DataFrame([{"difference": mean, "low": low, "high": high, "seeds": len(values)}])
 
 
-def bounded(
+def in_bounds(
     values: pd.Series, words: tuple[str, str], rest: str, least: float = -np.inf, most: float = np.inf, digits: int = 2
 ) -> Finding:
     """A finding that a number, one for each seed, lies between two bounds; words: what is said unless its interval lies
@@ -128,13 +128,13 @@ def bounded(
     return Finding(f"{told}.", holds, firm, mean, low, high, len(values))
 
 
-def plain(value: float, holds: bool, words: tuple[str, str], rest: str) -> Finding:
+def of_one_number(value: float, holds: bool, words: tuple[str, str], rest: str) -> Finding:
     """A finding about one number that has no seeds, and so counts as firm where it holds; words: what is said if it
     holds, and if not."""
     return Finding(f"{words[not holds]} {rest}.", bool(holds), bool(holds), value)
 
 
-def counted(table: pd.DataFrame, none: str, some: str, measure: str, above: bool = False) -> Finding:
+def all_level(table: pd.DataFrame, none: str, some: str, measure: str, above: bool = False) -> Finding:
     """That all rows of a table of differences (label or method, low, high, holm) are level, or with `above` that none
     has more; names what is clear of zero.  Level is an interval within ±LEVEL of the measure; where no row is clear of
     zero but some interval goes further, it is open."""

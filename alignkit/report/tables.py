@@ -35,7 +35,7 @@ def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "method") -> 
     return pd.DataFrame(out, columns=[by, "seeds", *names])
 
 
-def readable(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd.DataFrame:
+def means_as_text(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd.DataFrame:
     """A `summary` with each mean and its interval as one text; "" where there is no mean, no interval without seeds."""
     out = means[[means.columns[0], "seeds"]].copy()
     for column in columns:
@@ -46,11 +46,11 @@ def readable(means: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd
 
 
 def intervals(table: pd.DataFrame, columns: Sequence[str], by: str = "method", digits: int = 2) -> pd.DataFrame:
-    """The `summary` of a table, made `readable`."""
-    return readable(summary(table, columns, by), columns, digits)
+    """The `summary` of a table, as texts."""
+    return means_as_text(summary(table, columns, by), columns, digits)
 
 
-def clear(low: float, high: float) -> int:
+def side_of_zero(low: float, high: float) -> int:
     """1 for an interval above zero, -1 for one below; 0 for one that includes it, or is not known."""
     return int(low > 0) - int(high < 0)
 
@@ -59,7 +59,7 @@ def verdict(low: float, high: float) -> str:
     """What an interval of a difference allows to say."""
     if np.isnan(low):
         return "one seed, so no interval and no claim"
-    return "the interval is clear of zero" if clear(low, high) else "the interval includes zero, so no claim"
+    return "the interval is clear of zero" if side_of_zero(low, high) else "the interval includes zero, so no claim"
 
 
 def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:
@@ -68,7 +68,7 @@ def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:
     return f"{mean} (1 seed)" if low == "nan" else f"{mean} [{low}, {high}]"
 
 
-def told(row: Any) -> str:
+def difference_in_words(row: Any) -> str:
     """A row of `differences` or `matched_differences` in words: difference, interval, and what they allow to say."""
     return f"{interval_text(row.difference, row.low, row.high, 2)}; {verdict(row.low, row.high)}"
 
@@ -83,7 +83,7 @@ def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: s
     return _minus({None: sound}, by, against, columns).drop(columns="at_kl")
 
 
-def turned(table: pd.DataFrame) -> pd.DataFrame:
+def reversed_differences(table: pd.DataFrame) -> pd.DataFrame:
     """Differences the other way round."""
     return table.assign(difference=-table.difference, low=-table.high, high=-table.low)
 
@@ -163,7 +163,7 @@ def front(table: pd.DataFrame, methods: Mapping[str, str] | Sequence[str], **at:
     return pd.concat([table[table.method == "sft"], *parts], ignore_index=True)
 
 
-def gains(table: pd.DataFrame) -> pd.DataFrame:
+def gains_over_sft(table: pd.DataFrame) -> pd.DataFrame:
     """Rows with reward and gold as gains over their seed's SFT policy: rewards of different seeds have other zeros."""
     columns = [c for c in ("reward", "gold") if c in table and table[c].notna().any()]
     start = table[table.method == "sft"].groupby("seed")[columns].mean()

@@ -98,7 +98,7 @@ def placed(
     return Policy(name, seed, record, main, name, behind, settings={"beta": beta}, where={"eta": eta})
 
 
-def steps_of(policy: Policy) -> list[tuple[str, Run]]:
+def named_steps(policy: Policy) -> list[tuple[str, Run]]:
     """The runs behind a policy and its evaluation, named."""
     name = f"{policy.method}, β={policy.settings['beta']:g}"
     behind = [(f"{name}, run {i}", run) for i, run in enumerate(policy.trained, start=1)]
@@ -112,7 +112,7 @@ def with_few_tokens(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     return [placed(p, seed, runs, AT_WARPS_TOKENS, behind, eta=eta, beta=p.few_beta) for eta in p.etas]
 
 
-def apart(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
+def other_ways(p: Improvements, seed: int, runs: Runs) -> list[Policy]:
     """Each part alone, other ways from the same draws, and what else starts from the distilled policy; side rows."""
     beta, sft = p.again_beta, runs["sft"]
     draws, start = distilled(p, seed, runs)

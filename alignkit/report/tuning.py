@@ -66,12 +66,12 @@ Chosen = Mapping[Any, Sequence[float]] | None
 # What is tried.  A method joins by a function (profile, seed, chosen) -> Tried ... in GRIDS.
 
 
-def tries(chosen: Chosen, name: str, *factors: Sequence[float]) -> Iterable[Sequence[float]]:
+def factor_pairs(chosen: Chosen, name: str, *factors: Sequence[float]) -> Iterable[Sequence[float]]:
     """The settings of a method that are trained: each factor with each, or those that were chosen, if any were."""
     return product(*factors) if chosen is None else [pair for key, pair in chosen.items() if key == name]
 
 
-def values(of: World, notebook: str, seed: int) -> Any:
+def parameters_of(of: World, notebook: str, seed: int) -> Any:
     """A notebook's parameters with one seed, and what it shares with `of` as that has it."""
     common = (type(of).model_fields.keys() & NOTEBOOKS[notebook].model_fields) - {"notebook", "profile"}
     given = {name: getattr(of, name) for name in common} | {"seeds": [seed]}
@@ -80,24 +80,24 @@ def values(of: World, notebook: str, seed: int) -> Any:
 
 def on_losses(of: World, seed: int, chosen: Chosen = None) -> Iterator[Tried]:
     """The losses of notebook 2 on its pairs."""
-    p = values(of, "2_dpo_losses", seed)
-    return on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in dpo_losses.LOSSES], chosen)
+    p = parameters_of(of, "2_dpo_losses", seed)
+    return tries_on_pairs(p, seed, [m for m in dpo_losses.methods(p) if m.name in dpo_losses.LOSSES], chosen)
 
 
 def on_divergences(of: World, seed: int, chosen: Chosen = None) -> Iterator[Tried]:
     """The divergences of notebook 3 on its pairs, each at the middle β of its sweep."""
-    p = values(of, "3_f_divergences", seed)
+    p = parameters_of(of, "3_f_divergences", seed)
     sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
     methods = [Method(name, f_dpo(name, betas[len(betas) // 2])) for name, betas in sweeps.items()]
-    return on_pairs(p, seed, methods, chosen)
+    return tries_on_pairs(p, seed, methods, chosen)
 
 
-def on_pairs(p: Any, seed: int, methods: Iterable[Method], chosen: Chosen) -> Iterator[Tried]:
+def tries_on_pairs(p: Any, seed: int, methods: Iterable[Method], chosen: Chosen) -> Iterator[Tried]:
     """Learning rate × epochs, each setting a front over η; what was chosen is drawn from as main rows are."""
     start, main = policies.prepared(p, seed), chosen is not None
     drawn = {"completions": p.pair_prompts * p.pair_samples, "tokens": start["generations"].metrics["tokens_generated"]}
     usual = p.dpo()
-    each = [(method, factors) for method in methods for factors in tries(chosen, method.name, FACTORS, FACTORS)]
+    each = [(method, factors) for method in methods for factors in factor_pairs(chosen, method.name, FACTORS, FACTORS)]
     for method, (rate, longer) in each:
         changes = {"lr": rate * usual["lr"], "epochs": longer * usual["epochs"]}
         runs = policies.aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=main)], start)
@@ -113,14 +113,14 @@ def on_pairs(p: Any, seed: int, methods: Iterable[Method], chosen: Chosen) -> It
 
 def by_policy_gradient(of: World, seed: int, chosen: Chosen = None) -> Iterator[Tried]:
     """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η."""
-    p = values(of, "5_improvements", seed)
+    p = parameters_of(of, "5_improvements", seed)
     known = {idea.name: idea for idea in improvements.ideas(p)}
     reinforce = Variation("REINFORCE, EMA anchor", {"steps": p.equal_steps, "keep": []}, etas=p.etas)
     names = ("WARP", improvements.ANCHORED, improvements.CHOSEN)
     sft, reward = policies.supervised(p, seed), policies.rewarding(p, seed)
     for idea in (reinforce, *(known[name] for name in names)):
         own = {"lr": p.warp_lr, "beta": p.warp_beta, "ema_rate": p.ema_rate, "anchor": "ema", **idea.changes}
-        for rate, strength in tries(chosen, idea.name, RATES, (1.0, STRONGER)):
+        for rate, strength in factor_pairs(chosen, idea.name, RATES, (1.0, STRONGER)):
             changes = {**own, "lr": rate * p.warp_lr, "beta": strength * own["beta"]}
             moves = own["anchor"] == "ema"
             changes |= {"ema_rate": SLOWER * own["ema_rate"]} if moves and strength > 1 else {}
@@ -143,14 +143,14 @@ GRIDS: tuple[Grid, ...] = (on_divergences, on_losses, by_policy_gradient)
 
 def frontier(of: World, seed: int) -> pd.DataFrame:
     """The optimal frontier of one seed from draws of its supervised policy alone, twice as many as the report has."""
-    p = values(of, "6_one_front", seed)
+    p = parameters_of(of, "6_one_front", seed)
     settings = PoolSettings((2 * p.pool_reference,), p.prompts, p.new_tokens, p.reward_tokens)
     models = {"policies": [policies.supervised(p, seed)], "reward": policies.rewarding(p, seed)}
     pool = load_pool(get(draw_pool, settings, **policies.shared(p, seed), **models).path)
     return optimal_frontier(pool.reward, p.frontier_betas)
 
 
-def compared(tried: Sequence[Tried], optimal: pd.DataFrame) -> pd.DataFrame:
+def shares_of_settings(tried: Sequence[Tried], optimal: pd.DataFrame) -> pd.DataFrame:
     """The settings of one method with one seed, a row each, all read at one KL of their fronts.
 
     That is KL, or the largest below it that all settings (and the frontier) reach; a front is straight in √KL from SFT
@@ -188,22 +188,22 @@ def choose(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(chosen=chosen)
 
 
-def tried(profile: str, seed: int, grids: Iterable[Grid] = GRIDS) -> pd.DataFrame:
+def try_all(profile: str, seed: int, grids: Iterable[Grid] = GRIDS) -> pd.DataFrame:
     """Every setting of every method with one seed: trained, or found in the store."""
     of = parameters.load(paths.PARAMS / profile / "6_one_front.yaml")
     optimal = frontier(of, seed)
     every = [one for grid in grids for one in grid(of, seed)]
     names = dict.fromkeys(one.method for one in every)
-    found = [compared([one for one in every if one.method == name], optimal) for name in names]
+    found = [shares_of_settings([one for one in every if one.method == name], optimal) for name in names]
     return pd.concat(found, ignore_index=True).assign(seed=seed)
 
 
 def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRIDS) -> pd.DataFrame:
     """Every setting of every method with every tuning seed, and which is chosen."""
-    return choose(pd.concat([tried(profile, seed, grids) for seed in seeds], ignore_index=True))
+    return choose(pd.concat([try_all(profile, seed, grids) for seed in seeds], ignore_index=True))
 
 
-def write(profile: str) -> list[str]:
+def write_tuning(profile: str) -> list[str]:
     """`tune`, kept as tuning.csv among the published tables of the profile; returns the file if it changed."""
     return write_table(paths.published(profile) / "tuning.csv", tune(profile))
 
@@ -223,7 +223,7 @@ def as_tuned(p: OneFront, seed: int) -> list[Policy]:
     return found
 
 
-def published(profile: str) -> pd.DataFrame | None:
+def published_tuning(profile: str) -> pd.DataFrame | None:
     """The published table of `tune`, if this profile was tuned."""
     file = paths.published(profile) / "tuning.csv"
     return pd.read_csv(file) if file.is_file() else None

@@ -13,7 +13,7 @@ from scipy import stats
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.report.replication import asked_again
+from alignkit.report.replication import all_answers
 from alignkit.workflow.schema import NOTEBOOKS
 
 SETTINGS = ["iteration", "eta", "steps", "beta", "pairs", "reviews"]
@@ -89,7 +89,7 @@ def _place(row: dict[str, Any]) -> str:
     return ", ".join([f"{row['notebook']}: {row['method']}", *told])
 
 
-def compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+def compared_means(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds of two reports, one row for each place and measure that both have.
 
     Columns place, measure, old, new, moved (the difference in units of its standard error, by Welch) and df (Welch's
@@ -124,7 +124,7 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
         return [*lines, "same bits: nothing moved"]
     lines += [f"no longer here: {place}" for place in sorted({*before.place} - {*after.place})]
     lines += [f"new: {place}" for place in sorted({*after.place} - {*before.place})]
-    means = compare(before, after)
+    means = compared_means(before, after)
     size = means.moved.abs()
     equal, close, beyond = (size == 0).sum(), ((size > 0) & (size <= LIMIT)).sum(), (size > LIMIT).sum()
     chance = 2 * stats.t.sf(LIMIT, means.df[size > 0]).sum()
@@ -141,8 +141,8 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
 def _told(before: Path, after: Path) -> tuple[list[str], bool]:
     """A line for each finding, and whether what was firm holds, and nothing that held is contradicted; what has no
     table is not asked."""
-    lines, sound, old = [], True, asked_again(before).set_index("id")
-    for row in asked_again(after).itertuples():
+    lines, sound, old = [], True, all_answers(before).set_index("id")
+    for row in all_answers(after).itertuples():
         held = old.holds[row.id] is True and row.holds is not True and pd.notna(row.value)
         fails = held and (old.firm[row.id] is True or row.holds is False)
         sound &= not fails

@@ -8,7 +8,7 @@ import torch
 
 from alignkit.kl import kl_estimates
 from alignkit.policy_gradient import BASELINES, advantages
-from alignkit.report.policies import Policy, Runs, Variation, each_once, on_fronts, parts, started
+from alignkit.report.policies import Policy, Runs, Variation, each_once, named_runs, on_fronts, started
 from alignkit.training.deviations import train_greedily, train_on_token_means
 from alignkit.workflow.schema import Warp
 
@@ -56,7 +56,7 @@ def policies(p: Warp, seed: int) -> list[Policy]:
 
 def recipe(p: Warp, seed: int) -> Runs:
     """All runs of the notebook for one seed, each once."""
-    return each_once(started(p, seed), [pair for policy in policies(p, seed) for pair in parts(policy)])
+    return each_once(started(p, seed), [pair for policy in policies(p, seed) for pair in named_runs(policy)])
 
 
 # Policies whose sequences can all be listed
@@ -72,7 +72,7 @@ def random_policy(vocabulary: int, length: int, seed: int) -> torch.Tensor:
     return probabilities
 
 
-def tilted(reference: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
+def tilted_optimum(reference: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
     """The optimum of E[r] - β KL, π ∝ π_ref exp(r/β); reward has the shape of the reference."""
     return (reference.log() + reward / beta).flatten().softmax(dim=0).view_as(reference)
 

@@ -29,7 +29,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
     goes, `out` gets the record of each run, a line each, and an archive of what there is (`pack`).  What was trained
     before is not trained again.  Raises UserFault while another process does the same.
     """
-    _held = batch.only(profile, ".report-lock")  # released as this function ends
+    _held = batch.lock_build(profile, ".report-lock")  # released as this function ends
     kernel = paths.build() / "jupyter" / "kernels" / "python3" / "kernel.json"  # of this Python, whatever else is there
     for folder in (out, kernel.parent, paths.build() / profile / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,12 +41,12 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
     if not run("check", str(params), "--reach"):
         return False
     wanted = {name: batch.values(name, profile) for name in batch.notebooks(profile)}
-    print(f"{profile}: {len(order(wanted))} training jobs, {len(wanted)} notebooks", flush=True)
+    print(f"{profile}: {len(training_jobs(wanted))} training jobs, {len(wanted)} notebooks", flush=True)
     seen, publishing = set(paths.store().glob("*/run.json")), Lock()
 
     def there(name: str) -> bool:
         sealed = batch.seal(profile, name, batch.content_key(name, profile))
-        return sealed.is_file() and not batch.damage(profile, name, sealed)
+        return sealed.is_file() and not batch.first_damaged(profile, name, sealed)
 
     def finish(name: str) -> bool:
         trainer = wanted[name].trained_with
@@ -62,7 +62,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
 
     with ThreadPoolExecutor(jobs) as workers, ThreadPoolExecutor(len(wanted)) as finishers:
         trained, done, ended = {name: [] for name in wanted}, {}, False
-        for name, seed in order(wanted):
+        for name, seed in training_jobs(wanted):
             trained[name].append(workers.submit(run, "train", str(params / f"{name}.yaml"), "--seed", str(seed)))
         for name in wanted:  # after those whose tables it reads
             done[name] = finishers.submit(finish, name)
@@ -79,7 +79,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         return all(job.result() for job in done.values())
 
 
-def order(wanted: dict[str, Rewarded]) -> list[tuple[str, int]]:
+def training_jobs(wanted: dict[str, Rewarded]) -> list[tuple[str, int]]:
     """Training jobs (notebook, seed): first the first seed, which has the side rows; of others the long ones first."""
     first = [(name, p.seeds[0]) for name, p in wanted.items()]
     every = [(name, seed) for name, p in reversed(wanted.items()) for seed in p.training_seeds()]

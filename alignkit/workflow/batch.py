@@ -40,9 +40,9 @@ def values(notebook: str, profile: str, data: str = "") -> World:
     return parameters.load(paths.PARAMS / profile / f"{notebook}.yaml", data)
 
 
-def chain(notebook: str) -> list[str]:
+def with_those_before(notebook: str) -> list[str]:
     """The notebook and those whose runs its own start from, one after the other."""
-    before = max((chain(name) for name in NOTEBOOKS[notebook].after), key=len, default=[])
+    before = max((with_those_before(name) for name in NOTEBOOKS[notebook].after), key=len, default=[])
     return [*before, notebook]
 
 
@@ -99,7 +99,7 @@ def _source(notebook: str) -> Path:
     return paths.CHECKOUT / "notebooks" / f"{notebook}.ipynb"
 
 
-def of_notebook(folder: Path, notebook: str) -> list[Path]:
+def figures_and_tables(folder: Path, notebook: str) -> list[Path]:
     """The figures and tables of a notebook in a folder; their names begin with its number."""
     return sorted(f for f in folder.glob(f"{notebook.partition('_')[0]}_*") if f.suffix != ".ipynb")
 
@@ -107,7 +107,7 @@ def of_notebook(folder: Path, notebook: str) -> list[Path]:
 # Executing
 
 
-def only(profile: str, name: str = ".lock") -> FileLock:
+def lock_build(profile: str, name: str = ".lock") -> FileLock:
     """The lock of this name on a profile's build folder, held until it is released or the process ends.
 
     Raises UserFault if another batch has it, if the folder cannot be written, or if Snakemake would read its name as a
@@ -149,7 +149,7 @@ def execute(profile: str, notebook: str, data: str = "", key: str | None = None)
     if key not in (None, now):
         raise UserFault(f"{notebook}: its code or parameters were edited while the batch ran; run make report again")
     # What it no longer draws must not stay behind, nor what an earlier execution made if this one fails.
-    for old in [output, *_seals(profile, notebook), *of_notebook(paths.figures(profile), notebook)]:
+    for old in [output, *_seals(profile, notebook), *figures_and_tables(paths.figures(profile), notebook)]:
         old.unlink(missing_ok=True)
     failed.parent.mkdir(parents=True, exist_ok=True)
     given = {"profile": profile, **({"data": data} if data else {})}
@@ -172,7 +172,7 @@ def seal_up(profile: str, notebook: str, key: str, data: str = "") -> None:
 
 def _made(profile: str, notebook: str) -> dict[str, str]:
     """The checksums of an executed notebook, its figures and its tables."""
-    files = [executed(profile, notebook), *of_notebook(paths.figures(profile), notebook)]
+    files = [executed(profile, notebook), *figures_and_tables(paths.figures(profile), notebook)]
     return checksums.of(paths.build() / profile, files)
 
 
@@ -189,7 +189,7 @@ def _read(seal: Path) -> tuple[str, dict[str, str]]:
         return "", {}
 
 
-def damage(profile: str, notebook: str, seal: Path) -> str:
+def first_damaged(profile: str, notebook: str, seal: Path) -> str:
     """Which of a sealed notebook's files are not as they were made: one name, or "" if all are."""
     _, files = _read(seal)
     return next(iter(checksums.differing(files, _made(profile, notebook))), "") if files else seal.name
@@ -199,7 +199,7 @@ def break_seals(profile: str) -> None:
     """Remove the seals of notebooks whose files are not as they were made, so that they are executed again."""
     for name in notebooks(profile):
         for file in _seals(profile, name):
-            if damage(profile, name, file):
+            if first_damaged(profile, name, file):
                 file.unlink()
 
 
@@ -207,7 +207,7 @@ def check_executed(profile: str, notebook: str) -> None:
     """Raise UserFault unless what lies in the build folder is what this code makes of the profile's parameters."""
     again = "run make report again"
     file = next(iter(_seals(profile, notebook)), None)
-    if file is None or (name := damage(profile, notebook, file)):
+    if file is None or (name := first_damaged(profile, notebook, file)):
         what = f"{name} is not as it was made" if file else "its execution did not end"
         raise UserFault(f"publish: {notebook}: {what}; {again}")
     data, _ = _read(file)
@@ -235,14 +235,14 @@ def publish(profile: str) -> list[str]:
     if not done:
         where = f"of profile {profile!r} in {paths.build()}"
         raise UserFault(f"publish: no executed notebook {where}; run make report first")
-    with only(profile):
+    with lock_build(profile):
         for name in done:
             check_executed(profile, name)
         changed = []
         for name in done:
             if not profile.endswith(parameters.REPLICA):
                 file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
-                changed += write(file, f"{nbformat.writes(published(profile, name))}\n".encode())
+                changed += write(file, f"{nbformat.writes(cleaned(profile, name))}\n".encode())
             changed += _write_figures(profile, name, target)
         return changed + _write_results(target)
 
@@ -290,10 +290,10 @@ def note_published(profile: str) -> None:
 def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:
     """Figures and tables of a notebook; those that it no longer makes are removed."""
     changed = []
-    fresh = of_notebook(paths.figures(profile), notebook)
+    fresh = figures_and_tables(paths.figures(profile), notebook)
     if profile.endswith(parameters.REPLICA):
         fresh = [file for file in fresh if file.suffix == ".csv"]
-    for old in of_notebook(target, notebook):
+    for old in figures_and_tables(target, notebook):
         if old.name not in {f.name for f in fresh}:
             old.unlink()
             changed.append(f"{old.relative_to(paths.CHECKOUT)} (removed)")
@@ -325,7 +325,7 @@ def write(file: Path, content: bytes) -> list[str]:
     return [os.path.relpath(file, paths.CHECKOUT)]
 
 
-def published(profile: str, notebook: str) -> "nbformat.NotebookNode":
+def cleaned(profile: str, notebook: str) -> "nbformat.NotebookNode":
     """An executed notebook without papermill's metadata, times, widget state and the reader's own data folder.
 
     The pocket one is its source with the outputs of the run, and has nothing of papermill.  Of another profile, links

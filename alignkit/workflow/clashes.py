@@ -8,7 +8,7 @@ from alignkit.world.known import truth_of
 LEAST_BPE = 259
 
 
-def found(p: schema.Rewarded) -> Iterator[str]:
+def faults(p: schema.Rewarded) -> Iterator[str]:
     """One line for each pair of values that do not go together."""
     for model, width, heads in (("policy", p.policy_width, p.policy_heads), ("reward", p.reward_width, p.reward_heads)):
         if width % heads:

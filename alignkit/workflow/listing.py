@@ -18,9 +18,9 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     profile: only runs that its notebooks name.  function: only training functions whose name holds this.
     Raises UserFault if no notebook of the profile was executed or published here.
     """
-    ids = None if profile is None else named(profile)
+    ids = None if profile is None else ids_of_profile(profile)
     folders = [f for f in paths.store().glob("*") if f.is_dir() and f.name not in (ASIDE, LOCKS)]
-    found = {f: read(f) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)}
+    found = {f: record_of(f) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)}
     whole = {folder: record for folder, record in found.items() if record}
     asked = [
         (folder, record)
@@ -29,8 +29,8 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
         and (function or "") in record["function"]
         and seed in (None, record["inputs"].get("seed"))
     ]
-    often = usual(list(whole.values()))
-    lines = [line for folder, record in asked[:limit] for line in told(folder, record, often)]
+    often = usual_settings(list(whole.values()))
+    lines = [line for folder, record in asked[:limit] for line in lines_about(folder, record, often)]
     others = [folder.name for folder in found if folder not in whole][:limit]
     lines += [f"{name}: {'is under way, or was killed' if 'tmp-' in name else 'holds no whole run'}" for name in others]
     if not asked:
@@ -39,7 +39,7 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     return [*lines, f"{len(asked[:limit])} of {len(asked)} shown, newest first; {len(whole)} runs in {paths.store()}"]
 
 
-def named(profile: str) -> set[str]:
+def ids_of_profile(profile: str) -> set[str]:
     """The ids of the runs that the notebooks of a profile name, executed or published."""
     places = [paths.figures(profile), *([paths.CHECKOUT / "figures" / profile] if paths.CHECKOUT else [])]
     if not (files := [file for place in places for file in place.glob("*_runs.csv")]):
@@ -47,36 +47,36 @@ def named(profile: str) -> set[str]:
     return set().union(*(pd.read_csv(file, dtype=str).id for file in files))
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def record_of(folder: Path) -> dict[str, Any] | None:
     """The record of the run in a folder; None if it is another run's, cannot be read, or names files that are gone."""
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))
-        told(folder, record, usual([record]))
+        lines_about(folder, record, usual_settings([record]))
         there = all((folder / file).is_file() for file in record["files"])
         return record if there and folder.name == f"{record['function']}-{record['id']}" else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def given(record: dict[str, Any]) -> dict[str, str]:
+def settings_of(record: dict[str, Any]) -> dict[str, str]:
     """Settings, data and what else a run was given, without its seed and the runs that it starts from."""
     inputs = {name: value for name, value in record["inputs"].items() if name not in {"seed", *record["runs"]}}
     return {name: json.dumps(value) for name, value in (record["settings"] | inputs).items()}
 
 
-def usual(records: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+def usual_settings(records: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     """What most runs of a training function have, by its name and the setting's."""
     counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
     for record in records:
-        for name, value in given(record).items():
+        for name, value in settings_of(record).items():
             counts[record["function"], name][value] += 1
     return {place: values.most_common(1)[0][0] for place, values in counts.items()}
 
 
-def told(folder: Path, record: dict[str, Any], often: dict[tuple[str, str], str]) -> list[str]:
+def lines_about(folder: Path, record: dict[str, Any], often: dict[tuple[str, str], str]) -> list[str]:
     """Function, seed, minutes and unusual settings of a run; then the line that loads its weights, or its folder."""
     name, seed = record["function"], record["inputs"].get("seed", "none")
-    own = [f"{key}={value[:60]}" for key, value in given(record).items() if value != often[name, key]]
+    own = [f"{key}={value[:60]}" for key, value in settings_of(record).items() if value != often[name, key]]
     weights = json.loads((folder / "config.json").read_text("utf-8")) if "config.json" in record["files"] else {}
     kind = weights.get("architectures", [""])[0]
     loaded = f"transformers.{kind}.from_pretrained({str(folder)!r})" if kind.isidentifier() else str(folder)

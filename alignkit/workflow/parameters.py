@@ -40,7 +40,7 @@ KNOWN = {key for kind in NOTEBOOKS.values() for key in kind.model_fields} - {"no
 # Faults
 
 
-def checked(values: dict[str, Any], where: str, given_by: Mapping[str, str] | None = None) -> Rewarded:
+def validated(values: dict[str, Any], where: str, given_by: Mapping[str, str] | None = None) -> Rewarded:
     """The parameters of one notebook.  Raises UserFault with one line for each fault.
 
     `given_by` says for some keys which file they are from, if it is another place than `where`.
@@ -228,7 +228,7 @@ def load(path: Path, data: str | None = None, **override: Any) -> Rewarded:
     # A value that the profile leaves as pocket has it is at fault only beside one of the profile's own.
     own = [(f, given) for f, given in layers if profile == "pocket" or f.parent != paths.PARAMS / "pocket"]
     given_by = {key: str(file) for file, given in own for key in given if key not in override}
-    return checked({**_merged(layers), "notebook": notebook, "profile": profile, **override}, str(path), given_by)
+    return validated({**_merged(layers), "notebook": notebook, "profile": profile, **override}, str(path), given_by)
 
 
 def check(where: list[Path], data: str | None = None) -> list[str]:
@@ -270,7 +270,7 @@ def from_notebook() -> Any:
     if len(named) > 1:
         raise UserFault(f"parameters: notebook: {', '.join(sorted(named))}; allowed: the parameters of one notebook")
     notebook = _notebook(given.get("notebook"), "parameters")
-    p = checked({**_merged(_profile(given.get("profile"), notebook, "parameters")), **given}, "parameters")
+    p = validated({**_merged(_profile(given.get("profile"), notebook, "parameters")), **given}, "parameters")
     notes = p.check_reach()
     display({"text/html": as_html(p), "text/plain": as_text(p)}, raw=True)
     print(*notes, sep="\n", end="\n" * bool(notes))

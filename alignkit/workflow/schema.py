@@ -148,7 +148,7 @@ class Rewarded(World):
     def _consistent(self) -> "Rewarded":
         from alignkit.workflow import clashes  # here, as it asks which notebook these values are for
 
-        if lines := list(clashes.found(self)):
+        if lines := list(clashes.faults(self)):
             raise ValueError("\n".join(lines))
         return self
 

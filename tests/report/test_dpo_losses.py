@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from alignkit.report.dpo_losses import chosen_texts, side_by_side, size_gains
+from alignkit.report.dpo_losses import chosen_texts, side_rows, size_gains
 
 
 def test_chosen_texts_are_those_of_the_training_pairs_each_once(run) -> None:
@@ -28,7 +28,7 @@ def test_side_rows_stand_beside_policies_that_were_drawn_as_they_were() -> None:
     methods = ["sft", "sft, drawn as a side row", "sigmoid", "sigmoid, drawn as a side row", "lora"]
     table = pd.DataFrame({"method": methods, "row": ["main", "side", "main", "side", "side"], "family": ""})
     table["kl"] = range(5)
-    found = side_by_side(table, ["sft", "lora", "sigmoid"])
+    found = side_rows(table, ["sft", "lora", "sigmoid"])
     assert found.kl.tolist() == [1, 4, 3]
     assert found.method.tolist() == ["sft", "lora", "sigmoid"]
     assert found.family.tolist() == ["sft", "lora", "DPO, sigmoid loss"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from alignkit.report.warp import estimator_table, gradient_table, random_policy, step_log_probs, tilted
+from alignkit.report.warp import estimator_table, gradient_table, random_policy, step_log_probs, tilted_optimum
 
 REFERENCE = random_policy(4, 3, seed=0)
 OTHER = random_policy(4, 3, seed=1)
@@ -27,7 +27,7 @@ def test_steps_along_a_sequence_multiply_to_its_probability():
 
 def test_the_tilt_is_the_best_policy_of_the_regularised_objective():
     reward, beta = torch.randn(4, 4, 4, dtype=torch.float64), 0.7
-    best = tilted(REFERENCE, reward, beta)
+    best = tilted_optimum(REFERENCE, reward, beta)
 
     def objective(policy: torch.Tensor) -> float:
         return ((policy * reward).sum() - beta * (policy * (policy / REFERENCE).log()).sum()).item()
@@ -47,11 +47,13 @@ def test_k1_k3_and_the_exact_estimate_are_unbiased_and_k2_is_not():
 
 
 def test_k1_is_quieter_than_the_exact_estimate_at_a_sharp_optimum_only():
-    mild = estimator_table(tilted(REFERENCE, OTHER.log(), 3.0), REFERENCE).set_index("estimate")["standard deviation"]
+    mild = estimator_table(tilted_optimum(REFERENCE, OTHER.log(), 3.0), REFERENCE)
+    mild = mild.set_index("estimate")["standard deviation"]
     assert mild["exact"] < mild["k1"] / 2
     prize = torch.zeros_like(REFERENCE)
     prize[0, 1, 2] = prize[3, 2, 1] = 3.0
-    sharp = estimator_table(tilted(REFERENCE, prize, 0.1), REFERENCE).set_index("estimate")["standard deviation"]
+    sharp = estimator_table(tilted_optimum(REFERENCE, prize, 0.1), REFERENCE)
+    sharp = sharp.set_index("estimate")["standard deviation"]
     assert sharp["k1"] < 0.01 < sharp["exact"]
 
 

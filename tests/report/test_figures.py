@@ -52,7 +52,7 @@ def drawn_together(profile: str) -> dict[str, list[str]]:
         "5_divergences": sigmoid,
         "5_losses": [m.family for m in improvements.methods(p5) if m.settings["loss"] != "sigmoid"],
         "5_fronts": [*improvements.COMPARED, improvements.ANCHORED],
-        "6_one_front": [*one_front.DRAWN, one_front.warp(p6),
+        "6_one_front": [*one_front.DRAWN, one_front.warp_family(p6),
                         one_front.one_of(f"{one_front.APPROACHED}, β={p6.approach_betas[-1]:g}", max(p6.resample))],
     }  # fmt: skip
 

@@ -13,8 +13,17 @@ from alignkit.metrics import seed_interval
 from alignkit.report import claims, claims_of_front
 from alignkit.report.claims import CLAIMS
 from alignkit.report.figures import save_table
-from alignkit.report.findings import about_models, found, tell
-from alignkit.report.statements import Finding, Tables, Unanswered, compared_at, counted, outcome, plain, settled
+from alignkit.report.findings import about_models, answers, tell
+from alignkit.report.statements import (
+    Finding,
+    Tables,
+    Unanswered,
+    all_level,
+    compared_at,
+    lies_between,
+    of_one_number,
+    outcome,
+)
 from alignkit.report.warp import clear_of_zero
 
 
@@ -41,7 +50,7 @@ def gains(value: float, low: float, high: float) -> dict[str, pd.DataFrame]:
     [(0.5, 1.5, "raises", True), (-1.5, -0.5, "lowers", False), (-0.5, 1.5, "does not measurably change", None)],
 )
 def test_a_sentence_says_what_its_interval_allows(low: float, high: float, said: str, holds: bool):
-    rows = found("2_dpo_losses", tables(**gains((low + high) / 2, low, high)))
+    rows = answers("2_dpo_losses", tables(**gains((low + high) / 2, low, high)))
     row = rows.set_index("id").loc["dpo_raises_reward"]
     where, size = "at a mean KL of 0.50 nats", f"{(low + high) / 2:.2f} [{low:.2f}, {high:.2f}]"
     assert row.statement == f"DPO {said} the reward over SFT, {where}: {size}."
@@ -50,7 +59,7 @@ def test_a_sentence_says_what_its_interval_allows(low: float, high: float, said:
 
 
 def test_one_seed_allows_no_sentence():
-    row = found("2_dpo_losses", tables(**gains(1.0, np.nan, np.nan))).set_index("id").loc["dpo_raises_reward"]
+    row = answers("2_dpo_losses", tables(**gains(1.0, np.nan, np.nan))).set_index("id").loc["dpo_raises_reward"]
     assert row.statement.startswith("Not asked here: ")
     assert pd.isna(row.holds)
     assert pd.isna(row.value)
@@ -58,7 +67,7 @@ def test_one_seed_allows_no_sentence():
 
 @pytest.mark.parametrize("notebook", CLAIMS)
 def test_without_tables_every_claim_is_open(notebook: str):
-    rows = found(notebook, tables())
+    rows = answers(notebook, tables())
     assert len(rows) == len(CLAIMS[notebook])
     assert rows.statement.str.startswith("Not asked here: ").all()
 
@@ -66,7 +75,7 @@ def test_without_tables_every_claim_is_open(notebook: str):
 @pytest.mark.parametrize("notebook", CLAIMS)
 def test_tables_without_a_column_leave_every_claim_open(notebook: str):
     # As on real reviews, where the grammar's entropy and gold have no columns.
-    table = found(notebook, lambda _: pd.DataFrame({"seed": [0, 1]}))
+    table = answers(notebook, lambda _: pd.DataFrame({"seed": [0, 1]}))
     assert table.value.isna().all()
     assert table.statement.str.startswith("Not asked here: ").all()
 
@@ -76,14 +85,14 @@ def test_tables_without_a_column_leave_every_claim_open(notebook: str):
     [(0.2, 0.4, True), (0.2, 0.6, None), (0.1, 0.2, None), (0.6, 0.9, False), (-0.3, -0.1, False), (-9, 9, None)],
 )
 def test_a_claim_holds_where_its_whole_interval_lies_within_its_bounds(low: float, high: float, holds: bool | None):
-    assert settled(low, high, 0.15, 0.5) is holds
-    assert settled(np.nan, np.nan, 0.15, 0.5) is None
+    assert lies_between(low, high, 0.15, 0.5) is holds
+    assert lies_between(np.nan, np.nan, 0.15, 0.5) is None
 
 
 @given(st.floats(-3, 3), st.floats(0, 3), st.floats(-3, 3), st.floats(0, 3))
 def test_a_narrower_interval_never_takes_an_answer_back(middle: float, half: float, least: float, width: float):
-    wide = settled(middle - half, middle + half, least, least + width)
-    narrow = settled(middle - half / 2, middle + half / 2, least, least + width)
+    wide = lies_between(middle - half, middle + half, least, least + width)
+    narrow = lies_between(middle - half / 2, middle + half / 2, least, least + width)
     assert wide is None or narrow is wide
 
 
@@ -108,8 +117,8 @@ def test_98_of_100_firm_findings_hold_again_and_82_narrow_ones():
 
 
 def test_a_number_without_seeds_is_firm_where_it_holds():
-    assert plain(1.0, True, ("yes", "no"), "so").firm
-    assert not plain(1.0, False, ("yes", "no"), "so").firm
+    assert of_one_number(1.0, True, ("yes", "no"), "so").firm
+    assert not of_one_number(1.0, False, ("yes", "no"), "so").firm
 
 
 @pytest.mark.parametrize(
@@ -118,7 +127,7 @@ def test_a_number_without_seeds_is_firm_where_it_holds():
 )
 def test_of_none_above_only_the_upper_ends_count(low: float, high: float, above: bool, firm: bool):
     table = pd.DataFrame({"label": ["a"], "difference": [(low + high) / 2], "low": low, "high": high, "holm": 1.0})
-    assert counted(table, "none", "some", "reward", above).firm is firm
+    assert all_level(table, "none", "some", "reward", above).firm is firm
 
 
 @pytest.mark.parametrize(("low", "marked"), [(1.5, False), (0.5, True), (-1.0, False)])
@@ -349,5 +358,5 @@ def test_the_distilled_policys_gain_is_over_its_own_seeds_start():
     found = claims.distilling_raises_reward(tables(t_5_improvements=rows))
     assert (found.holds, found.value, found.seeds) == (True, pytest.approx(1.05), 2)
     assert "raises the reward over SFT, at a mean KL of 0.30 nats: 1.05" in found.statement
-    with pytest.raises(KeyError):  # which `found` tells as not asked
+    with pytest.raises(KeyError):  # which `answers` tells as not asked
         claims.distilling_raises_gold(tables(t_5_improvements=rows))

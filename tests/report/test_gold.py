@@ -56,10 +56,10 @@ def test_another_cost_moves_gains_by_the_faults_alone():
 
 
 def test_what_is_not_kept_here_is_left_out(build):
-    assert gold.reread(["none", "neither"]).isna().all(axis=None)
+    assert gold.text_measures(["none", "neither"]).isna().all(axis=None)
     rows = pd.DataFrame({"family": ["a"], "kl": [1.0], "run": ["none"]})
     kept = pd.DataFrame({"family": [], "kl": [], "position": []})
-    assert gold.written(rows, kept, ["a"], 1.0, paths.store()).empty
+    assert gold.texts_near(rows, kept, ["a"], 1.0, paths.store()).empty
 
 
 def test_the_text_of_a_method_is_that_of_its_policy_nearest_in_kl(build):
@@ -69,9 +69,9 @@ def test_the_text_of_a_method_is_that_of_its_policy_nearest_in_kl(build):
         table = pd.DataFrame({"prompt": ["x", "x", "y", "z"], "completion": [word, "second", word, word]})
         table.assign(reward=1.0, kl=[1.0, 2.0, 1.0, 1.0]).to_parquet(folder / "completions.parquet")
     rows = pd.DataFrame({"family": "a", "kl": [0.9, 3.0], "run": ["near", "far"]})
-    found = gold.written(rows, rows.head(0), ["a"], 1.0, paths.store())
+    found = gold.texts_near(rows, rows.head(0), ["a"], 1.0, paths.store())
     assert found[["prompt", "completion"]].to_numpy().tolist() == [["x", "yes"], ["y", "yes"]]
-    assert gold.reread(["near"]).kl_error.item() == pytest.approx(np.sqrt(0.5 / 4))
+    assert gold.text_measures(["near"]).kl_error.item() == pytest.approx(np.sqrt(0.5 / 4))
 
 
 def test_of_several_draws_the_one_of_great_weight_is_kept(build):

@@ -13,11 +13,11 @@ from alignkit.report.improvements import (
     COMPARED,
     MEMBERS,
     NEW_DIVERGENCES,
-    against,
+    entropy_at_equal_draws,
     ideas,
     members,
+    method_less_others,
     methods,
-    of_as_many,
     proxies,
     strength_to_beta,
     unused_seeds,
@@ -53,7 +53,7 @@ def test_the_confirmation_has_every_seed_but_that_of_the_choices(p):
 def test_a_new_seed_that_is_also_a_seed_is_one_line(p):
     values = p.model_dump() | {"confirm_seeds": [p.seeds[0]]}
     with pytest.raises(UserFault, match=rf"^file: confirm_seeds: \[{p.seeds[0]}\] are among seeds already; allowed: "):
-        parameters.checked(values, "file")
+        parameters.validated(values, "file")
 
 
 @pytest.mark.parametrize("name", [n for n in NEW_DIVERGENCES if n not in ("total_variation", "chi_alpha")])
@@ -72,14 +72,14 @@ def test_every_divergence_is_trained_but_those_between_the_two_kls(p):
 def test_more_reviews_for_a_weak_reward_model_than_there_are_is_one_line(p):
     values = p.model_dump() | {"train_reviews": 1000, "weak_reviews": [200, 30_000]}
     with pytest.raises(UserFault, match=r"^file: weak_reviews: 30000 is more than train_reviews \(1000\)$"):
-        parameters.checked(values, "file")
+        parameters.validated(values, "file")
 
 
 def test_more_samples_of_a_prompt_than_completions_a_step_is_one_line():
     p = parameters.load(paths.PARAMS / "pocket" / "6_one_front.yaml")
     values = p.model_dump() | {"warp_batch": 4, "main_samples": 8}
     with pytest.raises(UserFault, match=r"^file: main_samples: 8 is more than warp_batch \(4\)$"):
-        parameters.checked(values, "file")
+        parameters.validated(values, "file")
 
 
 # Tables
@@ -89,7 +89,7 @@ def test_the_method_is_what_is_left_when_another_is_subtracted():
     volume = pd.DataFrame(
         {"method": ["a"] * 3 + ["b"] * 3, "seed": [0, 1, 2] * 2, "reward": [5.0, 6, 7, 1, 2, 3.5], "status": "ok"}
     )
-    row = against(differences(volume, "a", ["reward"]), "a").iloc[0]
+    row = method_less_others(differences(volume, "a", ["reward"]), "a").iloc[0]
     assert (row.label, row.difference) == ("a − b", pytest.approx(11.5 / 3))
     assert row.low < row.difference < row.high
 
@@ -98,7 +98,7 @@ def test_holms_adjustment_is_over_all_measures_and_methods_of_one_claim():
     rewards = [5.0, 6, 7, 1, 2, 3.5, 4, 5.2, 6.6]
     volume = pd.DataFrame({"method": list("aaabbbccc"), "seed": [0, 1, 2] * 3, "reward": rewards, "status": "ok"})
     volume = volume.assign(gold=2 * volume.reward + volume.seed)
-    found = against(differences(volume, "a", ["reward", "gold"]), "a")
+    found = method_less_others(differences(volume, "a", ["reward", "gold"]), "a")
     assert len(found) == 4
     np.testing.assert_allclose(found.holm, holm(found.p.to_numpy()))
 
@@ -124,6 +124,6 @@ def test_entropies_are_those_of_as_many_completions_of_each_prompt(monkeypatch: 
     texts = pd.DataFrame({"prompt": ["p", "p", "q", "p"], "completion": ["a", "b", "a", "c d e"]})
     monkeypatch.setattr(improvements, "evaluated_texts", lambda run: texts if run == "kept" else None)
     rows = pd.DataFrame({"run": ["kept", "gone"], "unigram_entropy": 9.0})
-    few = of_as_many(rows, 2).unigram_entropy.tolist()
+    few = entropy_at_equal_draws(rows, 2).unigram_entropy.tolist()
     assert few == [pytest.approx(unigram_entropy(["a", "b", "a"])), 9.0]
     assert rows.unigram_entropy.tolist() == [9.0, 9.0]

@@ -92,10 +92,10 @@ def test_the_kl_of_keeping_one_of_few_draws_has_no_bias_left():
 
 
 def test_pockets_page_links_to_the_pages_of_other_reviews():
-    links = re.findall(r"\]\(([^)#]+)", one_front.elsewhere("pocket"))
+    links = re.findall(r"\]\(([^)#]+)", one_front.links_to_other_reports("pocket"))
     assert links
     assert [link for link in links if not (paths.CHECKOUT / "notebooks" / link).resolve().is_file()] == []
-    assert "](" not in one_front.elsewhere("smoke")
+    assert "](" not in one_front.links_to_other_reports("smoke")
 
 
 def test_the_best_of_each_kind_has_all_seeds_and_is_named_once():
@@ -114,7 +114,7 @@ def test_every_pair_of_methods_is_compared_once_and_holm_counts_all():
     shares = {"a": [0.5, 0.6, 0.7], "b": [0.4, 0.45, 0.6], "c": [0.1, 0.2, 0.25], "d": [0.3, np.nan, 0.2]}
     at = pd.DataFrame([{"family": f, "seed": s, "at_kl": 1.0, "efficiency": v, "status": "ok"}
                        for f, values in shares.items() for s, v in enumerate(values)])  # fmt: skip
-    found = one_front.order(at, ["a", "b", "c", "d"], ["d", "a", "c"], 1.0)  # d is not known everywhere
+    found = one_front.order_of_shares(at, ["a", "b", "c", "d"], ["d", "a", "c"], 1.0)  # d is not known everywhere
     assert found.label.tolist() == ["b − a", "c − a", "b − c"]
     assert found.difference.tolist() == pytest.approx([-0.35 / 3, -1.25 / 3, 0.9 / 3])
     assert found.holm.min() == pytest.approx(3 * found.p.min())
@@ -126,9 +126,9 @@ def test_a_policy_above_the_frontier_is_found_and_noise_is_not(pool: Pool):
     kl, reward = float((best * np.log(best / REFERENCE)).sum()), float(best @ REWARD)
     rows = pd.DataFrame({"family": "a", "seed": 0, "kl": kl, "reward": reward + np.array([0.01, 1.0]), "status": "ok",
                          "completions": 8, "prompts": 100})  # fmt: skip
-    rows = one_front.efficiencies(rows, frontier)
+    rows = one_front.with_efficiency(rows, frontier)
     assert rows.efficiency.iloc[0] == pytest.approx(1, abs=0.05)
-    found = one_front.above(rows, {0: 1.0}, {0: {0.1: 0.01, 4.0: 0.01}})
+    found = one_front.excess_over_frontier(rows, {0: 1.0}, {0: {0.1: 0.01, 4.0: 0.01}})
     assert found.above.tolist() == [False, True]
     assert (found.bound > found.error).all()
 
@@ -149,12 +149,12 @@ def test_keeping_one_of_many_draws_is_optimal_with_held_out_draws(pool: Pool):
 
 def test_a_table_of_another_notebook_that_is_not_there_is_one_line(build):
     with pytest.raises(UserFault, match=r"figures: no table 9_none; the notebook of this name writes it"):
-        one_front.tables("smoke", ["9_none"])
+        one_front.tables_of_notebooks("smoke", ["9_none"])
 
 
 def test_only_notebooks_of_the_profiles_report_are_followed():
-    assert one_front.followed("pocket") == list(OneFront.reads)
-    assert one_front.followed("pretrained_tiny") == ["2_dpo_losses", "4_warp"]
+    assert one_front.notebooks_read("pocket") == list(OneFront.reads)
+    assert one_front.notebooks_read("pretrained_tiny") == ["2_dpo_losses", "4_warp"]
 
 
 def test_tables_that_start_from_another_supervised_policy_are_told():
@@ -187,7 +187,7 @@ def test_a_setting_has_its_mean_over_seeds_and_their_t_interval():
 
 @pytest.mark.parametrize(("followed", "own"), [(["4_warp"], ["over β", "towards"]), (["5_improvements"], ["over β"])])
 def test_the_way_to_the_optimum_is_on_the_front_whoever_tells_it(followed, own, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(one_front, "over_beta", lambda *_: ["over β"])
+    monkeypatch.setattr(one_front, "rloo_over_beta", lambda *_: ["over β"])
     monkeypatch.setattr(one_front, "approach", lambda *_: ["towards"])
-    monkeypatch.setattr(one_front, "followed", lambda profile: followed)
+    monkeypatch.setattr(one_front, "notebooks_read", lambda profile: followed)
     assert one_front.sweep(SimpleNamespace(profile="x"), 0, {}) == own

@@ -64,7 +64,7 @@ class Parts(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(made_once: Callable[[str, Callable[[Path], Any]], Path]) -> Path:
-    return made_once("site", lambda folder: page.write(ROOT, folder))
+    return made_once("site", lambda folder: page.write_pages(ROOT, folder))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def parts(site: Path) -> dict[str, dict[str, list[Any]]]:
 def written(*outputs: dict[str, str]) -> str:
     """The page of a notebook whose one cell shows these."""
     shown = [nbformat.v4.new_output("display_data", data) for data in outputs]
-    return page.of_notebook(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)]))
+    return page.notebook_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)]))
 
 
 def test_there_is_an_index_and_a_page_of_each_notebook(parts: dict[str, Any]):
@@ -129,7 +129,7 @@ def test_what_a_review_holds_is_shown_and_cannot_run():
 
 def test_formulas_and_signs_below_and_above_stay_what_they_are():
     cell = nbformat.v4.new_markdown_cell("Where $a < b$ and $x_1 \\& y_2$, KL < 1 & more.\n\n$$\\frac{1}{2}$$")
-    shown = unescape(page.of_notebook(nbformat.v4.new_notebook(cells=[cell])))
+    shown = unescape(page.notebook_html(nbformat.v4.new_notebook(cells=[cell])))
     assert "$a < b$ and $x_1 \\& y_2$, KL < 1 & more." in shown
     assert "$$\\frac{1}{2}$$" in shown
 

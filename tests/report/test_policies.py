@@ -11,7 +11,16 @@ import pytest
 from alignkit import paths
 from alignkit.faults import UserFault
 from alignkit.report import dpo_losses, f_divergences, improvements, one_front, warp
-from alignkit.report.policies import Method, Policy, aligned, each_once, on_pairs, parts, rows, whole
+from alignkit.report.policies import (
+    Method,
+    Policy,
+    aligned,
+    each_once,
+    finite,
+    named_runs,
+    policies_on_pairs,
+    rows,
+)
 from alignkit.training.dpo import DpoSettings
 from alignkit.workflow import parameters
 
@@ -51,7 +60,7 @@ def runs(run):
 
 @pytest.fixture
 def table(runs) -> pd.DataFrame:
-    return rows(on_pairs(runs, METHODS), P)
+    return rows(policies_on_pairs(runs, METHODS), P)
 
 
 def test_every_policy_has_one_row_with_its_run_and_numbers(table: pd.DataFrame, runs) -> None:
@@ -105,9 +114,9 @@ def test_a_start_that_diverged_is_one_line_with_the_rate(run, metrics: dict) -> 
     with pytest.raises(
         UserFault, match=r"^sft_lr: with 7 its weights are not finite after step .* of seed 2; try less$"
     ):
-        whole("sft", broken)
+        finite("sft", broken)
     sound = run({"status": "ok", "loss": 1.0})
-    assert whole("sft", sound) is sound
+    assert finite("sft", sound) is sound
 
 
 def test_a_row_of_several_runs_has_the_tokens_of_all(run) -> None:
@@ -127,7 +136,7 @@ def test_runs_behind_several_points_are_named_once(run) -> None:
     where = {"iteration": 1, "steps": 4}
     points = [Policy("WARP", 0, record, trained=(theta,), merged=merge, where={**where, "eta": eta})
               for record, eta in ((first, 0.5), (second, 1.0))]  # fmt: skip
-    named = each_once({"sft": first}, [pair for point in points for pair in parts(point)])
+    named = each_once({"sft": first}, [pair for point in points for pair in named_runs(point)])
     assert list(named.values()) == [first, theta, merge, second]
     assert len(named) == 4
 
@@ -165,7 +174,7 @@ def test_on_policy_dpo_takes_its_twins_steps_and_rounds_follow_each_other(run, m
     monkeypatch.setattr("alignkit.report.dpo_losses.get", get)
     p = parameters.load(paths.PARAMS / "smoke" / "2_dpo_losses.yaml").model_copy(update={"on_policy_rounds": 2})
     start = {name: run({}) for name in ("sft", "reward")} | {"pairs": run({"train_pairs": 100})}
-    twins = {name: run({}, asdict(replace(USUAL, beta=3.0))) for name in dpo_losses.over_beta(p)}
+    twins = {name: run({}, asdict(replace(USUAL, beta=3.0))) for name in dpo_losses.names_over_beta(p)}
     found = dpo_losses.on_policy(p, 0, start | twins)
     first, second = [(s, inputs, made) for name, s, inputs, made in asked if name == "train_dpo"][:2]
     assert first[0] == second[0]
@@ -177,7 +186,7 @@ def test_on_policy_dpo_takes_its_twins_steps_and_rounds_follow_each_other(run, m
     evaluations = [inputs for name, _, inputs, _ in asked if name == "evaluate"]
     assert evaluations[0]["policy"] == second[2]
     assert all(inputs["reference"] == start["sft"] for inputs in [*again, *evaluations])
-    assert f"on-policy {dpo_losses.over_beta(p)[0]}: evaluation" in found
+    assert f"on-policy {dpo_losses.names_over_beta(p)[0]}: evaluation" in found
 
 
 # Families

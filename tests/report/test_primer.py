@@ -145,8 +145,8 @@ def test_a_loss_has_the_colour_of_the_policies_that_are_trained_with_it():
 
 
 def test_formulas_are_written_for_readers():
-    assert primer.readable("(sqrt(u) - 1)**2") == "(√u − 1)^2"
-    assert primer.readable("abs(u - 1)**α/2") == "|u − 1|^α/2"
+    assert primer.typeset("(sqrt(u) - 1)**2") == "(√u − 1)^2"
+    assert primer.typeset("abs(u - 1)**α/2") == "|u − 1|^α/2"
 
 
 def test_the_pull_of_the_sigmoid_loss_is_half_where_nothing_is_learned():

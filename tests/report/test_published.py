@@ -149,7 +149,7 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
 @pytest.mark.parametrize("profile", [name for name in PROFILES if (FIGURES / name / "findings.csv").is_file()])
 def test_the_findings_are_what_the_tables_say(profile: str):
     published, folder = table(FIGURES / profile / "findings.csv"), FIGURES / profile
-    said = {n: findings.found(n, findings.of_folders(folder)) for n in published.notebook.unique()}
+    said = {n: findings.answers(n, findings.of_folders(folder)) for n in published.notebook.unique()}
     assert published.statement.tolist() == [text for found in said.values() for text in found.statement]
     if profile == "pocket":  # other pages say what was claimed on the day when they were made
         for notebook, found in said.items():
@@ -190,7 +190,7 @@ def test_the_readme_keeps_the_most_draws_and_best_of_n_whatever_its_n(tmp_path: 
     ends = {f"KL 1_{end}": 0.1 for end in ("low", "high")}
     (tmp_path / "reviews").mkdir()
     shares.assign(**ends).to_csv(tmp_path / "reviews" / "6_efficiency.csv", index=False)
-    told = [line.split(" | ")[0] for line in readme.efficiencies(tmp_path).splitlines()[2:]]
+    told = [line.split(" | ")[0] for line in readme.share_tables(tmp_path).splitlines()[2:]]
     assert told == ["| SFT, one of 16", "| best of n", "| distilled draws"]
 
 
@@ -207,6 +207,6 @@ def test_the_readme_has_each_policys_nats_beside_a_pretrained_ones(tmp_path: Pat
     (tmp_path / "benchmarks" / "untuned.csv").write_text(
         "policy,texts,nats_a_token,nats_a_character\nlarge,9,4.1,0.9\n"
     )
-    *_, own, pretrained = readme.language(tmp_path / "figures").splitlines()
+    *_, own, pretrained = readme.language_model_table(tmp_path / "figures").splitlines()
     assert own.startswith("| pocket | 2 | 1,000 | 1.300 [")
     assert pretrained == "| large |  | as it comes | 4.1 | 0.9 |"

@@ -36,7 +36,7 @@ def lay(folder: Path, **tables: pd.DataFrame) -> None:
     for name, table in tables.items():
         table.to_csv(folder / f"{name[1:]}.csv", index=False)
     for notebook in ("2_dpo_losses", "4_warp"):
-        found = findings.found(notebook, findings.of_folders(folder))
+        found = findings.answers(notebook, findings.of_folders(folder))
         found.to_csv(folder / f"{notebook[0]}_findings.csv", index=False)
 
 
@@ -67,7 +67,7 @@ def test_replicate_says_which_findings_hold_again(figures: Path, capsys: pytest.
 
 
 def test_both_runs_stand_side_by_side(figures: Path):
-    replication.publish(PROFILE)
+    replication.publish_findings(PROFILE)
     row = pd.read_csv(figures / PROFILE / "replication.csv").set_index("id").loc["warp_raises_reward"]
     assert (row.holds, pd.isna(row.replica_holds)) == (True, True)  # its interval there includes zero
     assert "raises" in row.statement
@@ -76,43 +76,43 @@ def test_both_runs_stand_side_by_side(figures: Path):
 
 
 def test_publishing_again_keeps_what_the_replica_says(figures: Path):
-    assert replication.publish(PROFILE)
+    assert replication.publish_findings(PROFILE)
     before = published(figures)
-    assert replication.publish(PROFILE) == []
+    assert replication.publish_findings(PROFILE) == []
     lay(figures / PROFILE, t2_gain=gain(0.9))
-    assert replication.publish(PROFILE) == ["figures/smoke/findings.csv", "figures/smoke/replication.csv"]
+    assert replication.publish_findings(PROFILE) == ["figures/smoke/findings.csv", "figures/smoke/replication.csv"]
     assert published(figures).replica_low.equals(before.replica_low)
 
 
 def test_what_the_replica_has_no_table_for_is_told_apart(figures: Path):
     (figures / REPLICA / "4_gain.csv").unlink()
-    replication.publish(PROFILE)
+    replication.publish_findings(PROFILE)
     rows = published(figures)
     assert pd.isna(rows.replicated["warp_raises_reward"])
-    assert replication.told(rows.reset_index()) == (
+    assert replication.held_again(rows.reset_index()) == (
         "with fresh seeds 1 of 1 firm findings hold again; not asked again: `warp_raises_reward`"
     )
 
 
 def test_what_holds_at_no_kl_that_fresh_seeds_reach_is_not_replicated():
     own = pd.DataFrame({"id": ["one"], "statement": "", "value": 1, "low": 0, "high": 2, "kl": 1.0, "holds": True})
-    both = replication.compare(own, own.assign(kl=0.5, holds=None))
+    both = replication.beside_replica(own, own.assign(kl=0.5, holds=None))
     assert both[["replicated", "kl", "replica_kl"]].to_numpy().tolist() == [[False, 1.0, 0.5]]
 
 
 def test_what_does_not_hold_here_is_not_replicated_either_way(figures: Path):
     lay(figures / PROFILE, t2_gain=gain(-1))
-    replication.publish(PROFILE)
+    replication.publish_findings(PROFILE)
     rows = published(figures)
     assert pd.isna(rows.replicated["dpo_raises_reward"])
     assert rows.replica_value["dpo_raises_reward"] == 2
 
 
 def test_without_a_replica_the_columns_are_empty(figures: Path):
-    replication.publish(REPLICA)  # has none of its own
+    replication.publish_findings(REPLICA)  # has none of its own
     rows = pd.read_csv(figures / REPLICA / "findings.csv")
     assert rows[["replicated", "replica_value", "replica_low", "replica_high"]].isna().all(axis=None)
-    assert replication.told(rows) == ""
+    assert replication.held_again(rows) == ""
     assert not (figures / REPLICA / "replication.csv").exists()
 
 
@@ -129,10 +129,10 @@ def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, 
     monkeypatch.setattr(readme, "MAIN", ["dpo_raises_reward", "warp_raises_reward"])
     for name in (PROFILE, REPLICA):  # smoke is no profile that the README tells of
         (figures / name).rename(figures / name.replace("smoke", "pocket"))
-    assert "replicated" not in readme.told(figures)
-    replication.publish("pocket")
-    replication.publish(f"pocket{parameters.REPLICA}")
-    assert readme.told(figures).splitlines() == [
+    assert "replicated" not in readme.main_findings(figures)
+    replication.publish_findings("pocket")
+    replication.publish_findings(f"pocket{parameters.REPLICA}")
+    assert readme.main_findings(figures).splitlines() == [
         "- pocket: DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.50, 3.00]. (replicated)",
         "- pocket: WARP, η=0.5 raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]."
         " (narrow; not replicated)",
@@ -145,8 +145,8 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
     (figures / PROFILE).rename(figures / "pocket")
     lay(figures / "pocket", t4_task_matched=longer(holm=0.5, low=0, high=0.2), t4_warp=WARP)
     lay(figures / "real", t4_task_matched=longer(holm=0.01, low=1, high=3), t4_warp=WARP)
-    replication.publish("pocket")
-    replication.publish("real")
+    replication.publish_findings("pocket")
+    replication.publish_findings("real")
     assert not (figures / "pocket" / "agreement.csv").exists()
     rows = pd.read_csv(figures / "real" / "agreement.csv").set_index("id")
     assert rows.there[
@@ -158,10 +158,10 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
         "cannot tell",  # no table says
     ]
     assert rows.loc["dpo_raises_reward", ["low", "low_there"]].tolist() == [1.5, 0.5]
-    whole = replication.asked_again(figures / "real")
+    whole = replication.all_answers(figures / "real")
     left_out = set(whole.id) - set(replication.agreement("real", whole).id)
     assert left_out == set(replication.MADE_SO)  # of these every report has the same
-    told = readme.elsewhere(figures)
+    told = readme.agreement_tables(figures)
     assert told.splitlines()[0].startswith(
         "| finding that holds in pocket | real | holds there (yes 1, no 1, cannot tell "
     )
@@ -175,8 +175,8 @@ def test_the_readme_tells_of_pockets_variants_in_one_table(figures: Path):
     lay(figures / "pocket_letters", t2_gain=gain(2))
     (figures / "pocket_letters" / "4_findings.csv").unlink()  # its report has one notebook
     for name in ("pocket", "pocket_letters", "pocket_narrow", "pocket_wide"):
-        replication.publish(name)
-    told = readme.elsewhere(figures).splitlines()
+        replication.publish_findings(name)
+    told = readme.agreement_tables(figures).splitlines()
     counts = ("yes 1, no 1, cannot tell 0", "yes 1, no 0, cannot tell 1")
     assert told[0].endswith(f"| pocket_narrow: {counts[0]} | pocket_wide: {counts[1]} |")
     asked = [line.split(" | ")[-3:] for line in told[2:]]
@@ -191,7 +191,7 @@ def test_reports_beside_pocket_follow_its_findings(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
     monkeypatch.setattr("alignkit.workflow.batch.publish", lambda _: [])
     monkeypatch.setattr("alignkit.workflow.batch.note_published", lambda _: None)
-    monkeypatch.setattr(replication, "publish", lambda name: asked.append(name) or [])
+    monkeypatch.setattr(replication, "publish_findings", lambda name: asked.append(name) or [])
     monkeypatch.setattr("alignkit.report.readme.update", lambda: [])
     assert main(["publish", "pocket"]) == main(["publish", "imdb"]) == 0
     assert asked == ["pocket", "reviews", "imdb"]

@@ -17,11 +17,11 @@ from alignkit.report.tables import (
     first_texts,
     fits,
     front,
-    gains,
+    gains_over_sft,
     histories,
     interval_text,
     matched_differences,
-    readable,
+    means_as_text,
     shown_fits,
     side_by_side,
     since_start,
@@ -215,16 +215,16 @@ def test_the_bound_of_best_of_n_is_its_kl_where_all_rewards_differ() -> None:
 def test_a_mean_and_its_interval_are_one_text() -> None:
     table = results(a=[1.0, 2.0, 3.0], b=[4.0, 5.0, 6.0])
     table.loc[table.method == "b", "reward"] = np.nan
-    shown = readable(summary(table, ["reward"]), ["reward"], digits=1)
+    shown = means_as_text(summary(table, ["reward"]), ["reward"], digits=1)
     assert shown.values.tolist() == [["a", 3, "2.0 [-0.5, 4.5]"], ["b", 3, ""]]
 
 
 def test_what_has_no_seed_is_not_told_as_one_seed() -> None:
     table = results(a=[1.0], b=[2.0])
     table.loc[table.method == "b", "seed"] = np.nan
-    shown = readable(summary(table, ["reward"]), ["reward"], digits=1)
+    shown = means_as_text(summary(table, ["reward"]), ["reward"], digits=1)
     assert shown.reward.tolist() == ["1.0 (1 seed)", "2.0"]
-    assert readable(summary(table.iloc[:0], ["reward"]), ["reward"]).empty
+    assert means_as_text(summary(table.iloc[:0], ["reward"]), ["reward"]).empty
 
 
 @pytest.mark.parametrize(
@@ -259,13 +259,13 @@ def test_a_front_starts_with_sft_and_takes_the_names_that_it_is_given() -> None:
 
 def test_gains_need_no_gold() -> None:
     table = pd.DataFrame({"method": ["sft", "a"], "seed": 0, "reward": [1.0, 3.0]})
-    assert gains(table).reward.tolist() == [0, 2]
+    assert gains_over_sft(table).reward.tolist() == [0, 2]
 
 
 def test_gains_are_over_the_same_seeds_own_start() -> None:
     table = pd.DataFrame({"method": ["sft", "a", "sft", "a"], "seed": [0, 0, 1, 1], "reward": [1.0, 3, 10, 14],
                           "gold": [np.nan] * 4})  # fmt: skip
-    assert gains(table).reward.tolist() == [0, 2, 0, 4]
+    assert gains_over_sft(table).reward.tolist() == [0, 2, 0, 4]
 
 
 def test_the_hypervolume_does_not_hang_on_the_number_of_points() -> None:

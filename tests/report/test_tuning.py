@@ -11,7 +11,7 @@ import pytest
 from alignkit import paths
 from alignkit.report import policies, tuning
 from alignkit.report.policies import Method, Policy, dpo
-from alignkit.report.tuning import KL, LEAST_REACH, SEEDS, TIE, Tried, choose, compared
+from alignkit.report.tuning import KL, LEAST_REACH, SEEDS, TIE, Tried, choose, shares_of_settings
 from alignkit.workflow import parameters, schema
 
 ROOTS = np.sqrt([0.0, 0.25, 1.0, 1.5])
@@ -37,14 +37,14 @@ def rows(shares: dict[tuple[float, int], float], usual: float) -> pd.DataFrame:
 
 
 def test_settings_are_read_at_one_kl_that_all_of_them_reach():
-    table = compared([front(0.5, 0.25, 4.0), front(0.7, 0.49), front(0.9, 0.1, 2.0)], OPTIMAL)
+    table = shares_of_settings([front(0.5, 0.25, 4.0), front(0.7, 0.49), front(0.9, 0.1, 2.0)], OPTIMAL)
     assert table.share.tolist() == pytest.approx([0.5, 0.7, 0.9])
     assert table.kl.tolist() == pytest.approx(3 * [0.49])
-    assert compared([front(0.5, 0.25, 4.0)], OPTIMAL).kl.tolist() == [KL]
+    assert shares_of_settings([front(0.5, 0.25, 4.0)], OPTIMAL).kl.tolist() == [KL]
 
 
 def test_a_setting_that_hardly_moves_or_diverged_is_left_out():
-    table = compared([front(0.5, 1.1), front(0.9, 0.5 * LEAST_REACH), front(0.9)], OPTIMAL)
+    table = shares_of_settings([front(0.5, 1.1), front(0.9, 0.5 * LEAST_REACH), front(0.9)], OPTIMAL)
     assert table.kl.tolist() == 3 * [KL]
     assert table.share.isna().tolist() == [False, True, True]
 
@@ -90,7 +90,10 @@ def test_a_setting_is_two_factors_on_the_profiles_own(monkeypatch: pytest.Monkey
     )
     p = parameters.load(paths.PARAMS / "pocket" / "2_dpo_losses.yaml")
     methods = [Method("hinge", dpo("hinge", 1.0))]
-    tried = [*tuning.on_pairs(p, 0, methods, None), *tuning.on_pairs(p, 0, methods, {"ipo": [1, 1], "hinge": [3, 2]})]
+    tried = [
+        *tuning.tries_on_pairs(p, 0, methods, None),
+        *tuning.tries_on_pairs(p, 0, methods, {"ipo": [1, 1], "hinge": [3, 2]}),
+    ]
     assert [s.lr for s in found[::2]] == pytest.approx([3e-4, 3e-4, 9e-4, 9e-4, 9e-4])
     assert [s.epochs for s in found[::2]] == pytest.approx([0.4, 1.2, 0.4, 1.2, 0.8])
     assert [one.usual for one in tried] == [True, False, False, False, False]

@@ -11,7 +11,7 @@ from scipy import stats
 from alignkit import paths
 from alignkit.__main__ import main
 from alignkit.report import findings
-from alignkit.report.verify import MEASURES, compare
+from alignkit.report.verify import MEASURES, compared_means
 
 SEEDS = (0, 1, 2)
 FIRM, NARROW = 1.5, 1.0
@@ -135,20 +135,20 @@ def long(place: str, values: list[float]) -> pd.DataFrame:
 def test_a_single_seed_takes_the_spread_of_its_notebooks_other_rows():
     before = pd.concat([long("many", [0.0, 2.0]), long("one", [1.0])])
     after = pd.concat([long("many", [0.0, 2.0]), long("one", [5.0])])
-    moved = compare(before, after).set_index("place").moved
+    moved = compared_means(before, after).set_index("place").moved
     assert moved["many"] == 0
     assert moved["one"] == pytest.approx(4 / np.sqrt(2 + 2))  # the variance over seeds of the other row is 2
 
 
 def test_a_single_seed_without_any_spread_has_no_standard_error():
-    moved = compare(long("one", [1.0]), long("one", [5.0])).moved
+    moved = compared_means(long("one", [1.0]), long("one", [5.0])).moved
     assert moved.isna().all()
-    assert compare(long("one", [1.0]), long("one", [1.0])).moved.tolist() == [0]
+    assert compared_means(long("one", [1.0]), long("one", [1.0])).moved.tolist() == [0]
 
 
 def test_welchs_sizes_are_those_of_scipy():
     old, new = [0.0, 1.0, 3.0], [2.0, 2.5, 7.0, 4.0]
-    found = compare(long("many", old), long("many", new)).iloc[0]
+    found = compared_means(long("many", old), long("many", new)).iloc[0]
     expected = stats.ttest_ind(new, old, equal_var=False)
     assert (found.moved, found.df) == pytest.approx((expected.statistic, expected.df))
 

@@ -21,7 +21,7 @@ MOST = 16_000_000
 
 
 def test_the_first_seed_is_trained_first_and_of_others_the_last_notebook():
-    jobs = alone.order({name: batch.values(name, "pretrained") for name in NAMES})
+    jobs = alone.training_jobs({name: batch.values(name, "pretrained") for name in NAMES})
     assert jobs[:3] == [(name, 0) for name in NAMES]
     assert jobs[3:] == [(name, seed) for seed in (1, 2) for name in reversed(NAMES)]
 
@@ -77,11 +77,11 @@ def test_a_job_that_was_killed_is_told_after_what_it_said(build: Path, tmp_path:
 
 
 def test_a_second_report_is_one_line_and_starts_nothing(commands: list, tmp_path: Path):
-    with batch.only("smoke", ".report-lock"), pytest.raises(UserFault, match="another batch is running"):
+    with batch.lock_build("smoke", ".report-lock"), pytest.raises(UserFault, match="another batch is running"):
         alone.report("smoke", 2, tmp_path, tmp_path / "out")
     assert commands == []
     alone.report("smoke", 2, tmp_path, tmp_path / "out")
-    batch.only("smoke", ".report-lock").release()  # the report has ended
+    batch.lock_build("smoke", ".report-lock").release()  # the report has ended
 
 
 def test_an_archive_unfolds_where_the_published_report_lies(build: Path, tmp_path: Path):
@@ -105,7 +105,7 @@ def test_what_is_sealed_already_is_not_executed_again(commands: list, build: Pat
     sealed = batch.seal("smoke", NAMES[0], batch.content_key(NAMES[0], "smoke"))
     sealed.parent.mkdir(parents=True)
     sealed.touch()
-    monkeypatch.setattr(batch, "damage", lambda *_: "")
+    monkeypatch.setattr(batch, "first_damaged", lambda *_: "")
     alone.report("smoke", 2, tmp_path / "none", tmp_path / "out")
     assert [command[0] for command in commands[4:]] == ["publish"]
 

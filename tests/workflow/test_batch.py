@@ -232,8 +232,13 @@ def test_a_key_is_the_same_in_every_process():
 
 
 def test_the_longest_chain_of_notebooks_is_followed_to_its_start():
-    assert batch.chain("5_improvements") == ["1_reward_model", "2_dpo_losses", "3_f_divergences", "5_improvements"]
-    assert batch.chain("0_primer") == ["0_primer"]
+    assert batch.with_those_before("5_improvements") == [
+        "1_reward_model",
+        "2_dpo_losses",
+        "3_f_divergences",
+        "5_improvements",
+    ]
+    assert batch.with_those_before("0_primer") == ["0_primer"]
 
 
 # Seals
@@ -241,18 +246,18 @@ def test_the_longest_chain_of_notebooks_is_followed_to_its_start():
 
 def test_a_second_batch_in_the_same_folder_is_one_line(checkout: Path, build: Path):
     finish(build, "smoke", executed("profile = 'smoke'"))
-    with batch.only("smoke"):
-        for start_another in (batch.only, batch.publish):
+    with batch.lock_build("smoke"):
+        for start_another in (batch.lock_build, batch.publish):
             with pytest.raises(UserFault, match=r"^profile 'smoke': another batch is running in [^\n]*$"):
                 start_another("smoke")
-        batch.only("pocket").release()
+        batch.lock_build("pocket").release()
     batch.publish("smoke")
 
 
 def test_a_build_folder_that_cannot_be_written_is_one_line(build: Path):
     build.write_text("a file")
     with pytest.raises(UserFault, match=r"^profile 'smoke': .* cannot be written"):
-        batch.only("smoke")
+        batch.lock_build("smoke")
 
 
 @pytest.mark.parametrize("damaged", ["figures/1_table.csv", f"{NOTEBOOK}.ipynb", "executed"])
@@ -606,7 +611,7 @@ def test_an_edit_makes_the_notebook_run_again_whoever_made_the_build(edited: str
 @pytest.mark.batch
 def test_a_second_batch_stops_with_one_line(smoke: Batch, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ALIGNKIT_BUILD", str(smoke.build))
-    with batch.only("smoke"):
+    with batch.lock_build("smoke"):
         done = smoke.snakemake()
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "another batch is running" in done.stderr
@@ -733,7 +738,7 @@ def test_the_slurm_profile_plans_the_batch_with_its_resources(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_job_on_another_machine_does_not_wait_for_its_own_batch(build: Path):
-    with batch.only("smoke"):
+    with batch.lock_build("smoke"):
         done = start(paths.CHECKOUT, build).run(
             *"snakemake --mode remote --cores 1 --nolock --dry-run --config profile=smoke".split()
         )

@@ -303,7 +303,7 @@ def test_a_folder_without_parameter_files_is_one_line(tmp_path: Path, capsys: py
 def test_a_missing_parameter_is_one_line():
     rest = {key: value for key, value in POCKET.items() if key != "sft_lr"}
     with pytest.raises(UserFault, match=r"^here: sft_lr: missing \(highest learning rate\)$"):
-        parameters.checked(rest, "here")
+        parameters.validated(rest, "here")
 
 
 def test_several_faults_are_several_lines(file: Path, capsys: pytest.CaptureFixture):
@@ -344,7 +344,7 @@ keys = st.sampled_from(list(POCKET)) | st.text(max_size=12) | st.integers() | st
 @given(changed=st.dictionaries(keys, values, min_size=1, max_size=3))
 def test_any_value_at_any_key_is_right_or_told_in_one_line_for_each_fault(changed: dict[Any, Any]):
     try:
-        parameters.checked({**POCKET, **changed}, "here")
+        parameters.validated({**POCKET, **changed}, "here")
     except UserFault as fault:
         lines = str(fault).split("\n")
         assert all(line.startswith("here: ") and line.splitlines() == [line] for line in lines)
