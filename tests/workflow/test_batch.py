@@ -22,6 +22,7 @@ from alignkit.faults import UserFault
 from alignkit.workflow import batch, identity, parameters
 
 NOTEBOOK = "1_reward_model"
+ASKED = batch.values(NOTEBOOK, "smoke").train_reviews
 NOTEBOOKS = sorted(file.stem for file in (paths.CHECKOUT / "notebooks").glob("*.ipynb"))
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -676,7 +677,7 @@ def test_a_wrong_parameter_given_to_papermill_stops_with_one_line(
         ("3_f_divergences", "reverse_kl_betas: [0.3]"),  # no β that all families have
         ("5_improvements", "{reverse_kl_betas: [0.1], forward_kl_betas: [0.1], js_betas: [0.1]}"),  # no β swept
         ("6_one_front", "matched_kl: [0.25, 1.0]"),  # KLs that the notebook shows anyway
-        ("6_one_front", "matched_kl: [4.0]"),  # beyond all fronts
+        ("6_one_front", "matched_kl: [40.0]"),  # beyond all fronts
     ],
 )
 def test_values_that_are_allowed_run_though_they_leave_a_table_empty(
@@ -699,7 +700,7 @@ def test_no_name_of_a_file_is_read_by_a_shell(name: str, copy_checkout: Callable
     pd.DataFrame({"text": [f"review {i}" for i in range(20)], "label": [0, 1] * 10}).to_csv(tmp_path / name)
     one.environment["DATA"] = str(tmp_path / name)
     done = one.snakemake()
-    assert (done.returncode, "train_reviews: 2000 asked for, but the data has 16" in done.stderr) == (1, True)
+    assert (done.returncode, f"train_reviews: {ASKED} asked for, but the data has 16" in done.stderr) == (1, True)
     assert not list(tmp_path.rglob("PWNED"))
 
 

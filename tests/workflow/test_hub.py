@@ -45,26 +45,33 @@ def sizes(notebook: str) -> dict[str, object]:
     return {key: values[key] for key in known & set(values) if not key.startswith(("policy_", "reward_", "sft_lr"))}
 
 
+@pytest.fixture(scope="module")
+def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of that home; one store for all notebooks."""
+    made = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
+    made |= {"HF_DATASETS_CACHE": str(home / "datasets"), "ALIGNKIT_BUILD": str(tmp_path_factory.mktemp("build"))}
+    return os.environ | made
+
+
 @pytest.mark.batch
 @pytest.mark.parametrize("notebook", ["1_reward_model", "2_dpo_losses", "4_warp"])
-def test_the_original_task_runs_from_a_cache_of_the_hub(notebook: str, home: Path, tmp_path: Path) -> None:
+def test_the_original_task_runs_from_a_cache_of_the_hub(notebook: str, place: dict[str, str], tmp_path: Path) -> None:
     given = {**sizes(notebook), "sft_held_out": 50, "reward_tokens": 128}
     given |= {"train_reviews": None, "test_reviews": None, "unsupervised_reviews": None}
     given |= {} if notebook == "1_reward_model" else {"judge_reviews": 100}
-    place = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
-    place["HF_DATASETS_CACHE"] = str(home / "datasets")
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", "-y", json.dumps(given)]
     files = [paths.CHECKOUT / "notebooks" / f"{notebook}.ipynb", tmp_path / "out.ipynb"]
     run = subprocess.run(
         [*command, *files, "-f", paths.PARAMS / "imdb" / f"{notebook}.yaml"],
-        env={**os.environ, **place, "ALIGNKIT_BUILD": str(tmp_path / "build")},
+        env=place,
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    record = json.loads(next((tmp_path / "build" / "store").glob("train_reward-*/run.json")).read_text())
-    assert record["settings"]["base"] == "distilbert/distilbert-base-cased"
+    build = Path(place["ALIGNKIT_BUILD"])
+    rewards = [json.loads(record.read_text()) for record in (build / "store").glob("train_reward-*/run.json")]
+    assert {run["settings"]["base"] for run in rewards} == {"distilbert/distilbert-base-cased"}
     if notebook != "1_reward_model":
-        rows = pd.read_csv(tmp_path / "build" / "imdb" / "figures" / f"{notebook}.csv")
+        rows = pd.read_csv(build / "imdb" / "figures" / f"{notebook}.csv")
         assert rows.gold.notna().all()
