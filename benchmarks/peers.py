@@ -325,7 +325,8 @@ def main() -> None:
             for name, row in measured(Path(folder), asked.repeats, asked.only, again=column == "2 threads"):
                 print(f"{column}, {name}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
                 keep({"benchmark": name, "column": column, **row}, asked.out / "peers.csv")
-    print(readme.speeds(asked.out.with_name("figures")))
+    if (file := asked.out / "peers.csv").is_file():  # growth alone has none
+        print(readme.ratios(pd.read_csv(file)))
     if "growth" in asked.only and asked.device == "cpu":
         torch.set_num_threads(1)
         table = growth(min(3, asked.repeats))

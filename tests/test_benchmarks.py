@@ -80,6 +80,15 @@ def test_a_row_measured_again_takes_the_place_of_the_first(bench, tmp_path: Path
     ]
 
 
+def test_what_was_measured_is_printed_wherever_it_is_kept(bench, tmp_path: Path, monkeypatch, capsys) -> None:
+    row = dict.fromkeys(("ours_ms", "theirs_ms", "ratio", "low", "high", "turns"), 1.0)
+    monkeypatch.setattr(bench["peers"], "measured", lambda *_, **__: [("a step", row)])
+    monkeypatch.setattr(bench["peers"].torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["peers.py", "--device", "cpu", "--only", "step", "--out", str(tmp_path / "kept")])
+    bench["peers"].main()
+    assert "| a step | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["pairs", "steps of the policy gradient", "tokens of a completion", "seeds"])
 def test_what_grows_can_be_timed(name: str, bench, here) -> None:
     assert (

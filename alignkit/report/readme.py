@@ -186,8 +186,12 @@ def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str] | None = 
 
 
 def speeds(figures: Path) -> str:
-    """Medians and quartiles of the ratios that `make bench` measured; benchmarks/ lies beside `figures`."""
-    rows = pd.read_csv(figures.with_name("benchmarks") / "peers.csv")
+    """What `make bench` measured; benchmarks/ lies beside `figures`."""
+    return ratios(pd.read_csv(figures.with_name("benchmarks") / "peers.csv"))
+
+
+def ratios(rows: pd.DataFrame) -> str:
+    """Medians and quartiles of times of others by those of alignkit, from peers.csv."""
     cells = rows.assign(cell=[tables.interval_text(r.ratio, r.low, r.high, 2) for r in rows.itertuples()])
     wide = cells.pivot(index="benchmark", columns="column", values="cell").loc[rows.benchmark.unique()]
     wide = wide[rows.column.unique()].fillna("").reset_index()
