@@ -27,8 +27,7 @@ def _check(args: argparse.Namespace) -> None:
     if lines := parameters.check(where, args.data):
         raise UserFault("\n".join(lines))
     each = [parameters.load(file, args.data) for file in parameters.files(where) if args.reach or args.data]
-    notes = [note for p in each for note in p.check_reach(models=args.reach)]
-    _tell(dict.fromkeys(notes))
+    _tell(dict.fromkeys(note for p in each for note in p.check_reach(models=args.reach)))
 
 
 def _tell(notes: Iterable[str]) -> None:
@@ -64,6 +63,7 @@ def _without_bars() -> None:
 
 def _tune(args: argparse.Namespace) -> None:
     from alignkit.report import tuning
+    from alignkit.workflow import batch
 
     if args.seed not in (None, *tuning.SEEDS):
         raise UserFault(f"tune: seed {args.seed}; allowed: {', '.join(map(str, tuning.SEEDS))}, which no report uses")
@@ -71,7 +71,7 @@ def _tune(args: argparse.Namespace) -> None:
     if args.seed is not None:
         tuning.try_all(args.profile, args.seed)
     else:
-        _tell(tuning.write_tuning(args.profile))
+        _tell(batch.write_table(paths.published(args.profile) / "tuning.csv", tuning.tune(args.profile)))
 
 
 def _execute(args: argparse.Namespace) -> None:
@@ -117,7 +117,7 @@ def _replicate(args: argparse.Namespace) -> None:
 def _html(_: argparse.Namespace) -> None:
     from alignkit.report import page
 
-    _tell(page.publish_site())
+    _tell(page.write_site(paths.CHECKOUT, paths.CHECKOUT / "site"))
 
 
 def _runs(args: argparse.Namespace) -> None:

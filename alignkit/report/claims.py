@@ -10,7 +10,6 @@ import pandas as pd
 
 from alignkit.report import claims_of_front
 from alignkit.report.statements import (
-    DIFFERENT,
     Finding,
     Tables,
     Unanswered,
@@ -18,7 +17,7 @@ from alignkit.report.statements import (
     difference,
     family_of_warp,
     in_bounds,
-    listed,
+    more_or_less,
     of_one_number,
     over_seeds,
     rows_of,
@@ -139,9 +138,9 @@ def a_larger_beta_keeps_more_gold(tables: Tables) -> Finding:
     if (least.method == "sigmoid").any():
         raise Unanswered("the usual β is the smallest")
     more = over_seeds((usual.set_index("seed").gold - least.set_index("seed").gold).dropna())
-    words = ("has more gold than", "has less gold than", "does not measurably differ in gold from")
     subject = f"DPO with β = {usual.beta.iloc[0]:g}, which ends at a mean KL of {usual.kl.mean():.2f},"
-    return difference(more, subject, f"with β = {least.beta.iloc[0]:g}, at {least.kl.mean():.2f} (difference)", words)
+    rest = f"with β = {least.beta.iloc[0]:g}, at {least.kl.mean():.2f} (difference)"
+    return difference(more, subject, rest, more_or_less("has", "gold"))
 
 
 def more_pairs_raise_gold(tables: Tables) -> Finding:
@@ -165,26 +164,22 @@ def _on_all_pairs(tables: Tables, measure: str, extreme: Callable[..., pd.DataFr
 def on_policy_gains_more(tables: Tables) -> Finding:
     """Does DPO gain more reward if its pairs are drawn anew from the current policy, at the largest KL of both?"""
     row, at = _furthest(tables("2_beyond"), family="DPO, on-policy", measure="reward")
-    words = ("gains more reward than", "gains less reward than", "does not measurably differ in reward from")
     rest = f"off-policy DPO with as many completions and steps, at {at}"
-    return difference(row, "DPO on pairs of the current policy", rest, words)
+    return difference(row, "DPO on pairs of the current policy", rest, more_or_less("gains", "reward"))
 
 
 def imitation_reaches_more_gold(tables: Tables) -> Finding:
     """Does fine-tuning on positive reviews reach more gold than DPO, at the largest KL of both?"""
     row, at = _furthest(tables("2_beyond"), family="fine-tuning on positive reviews", measure="gold")
-    words = ("reaches more gold than", "reaches less gold than", "does not measurably differ in gold from")
-    return difference(row, "Fine-tuning on positive reviews", f"DPO, at {at}", words)
+    return difference(row, "Fine-tuning on positive reviews", f"DPO, at {at}", more_or_less("reaches", "gold"))
 
 
 def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:
     """That no divergence has more reward than reverse KL at equal KL, by its differences; names those with less."""
     rows = rows_of(table, measure="reward")
-    less = rows[(rows.difference < 0) & (rows.holm < DIFFERENT)]
     none = f"No divergence gains measurably more reward than reverse KL at the same KL{under}"
     some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
-    found = all_level(rows, none, some, "reward", above=True)
-    return found._replace(statement=found.statement + (f" Less: {listed(less)}." if len(less) else ""))
+    return all_level(rows, none, some, "reward", above=True, also=("Less", rows[rows.difference < 0]))
 
 
 def divergences_gain_no_more(tables: Tables) -> Finding:
@@ -227,13 +222,12 @@ def warp_of_the_task_raises_reward(tables: Tables) -> Finding:
 
 def longer_runs_buy_no_more(tables: Tables) -> Finding:
     """Do runs with the task's steps, of which there are more, differ in reward at the same KL?"""
-    rows = rows_of(tables("4_task_matched"), measure="reward")
+    table = tables("4_task_matched")
+    rows = rows_of(table, measure="reward")
     task, own = rows.family.iloc[0], family_of_warp(tables("4_warp"))
     none = f"At no KL does {task} (the task's steps) differ measurably in reward from {own}"
-    found = all_level(rows, none, f"Where {task} (the task's steps) differs in reward from {own}", "reward")
-    table = tables("4_task_matched")
-    gold = table[(table.measure == "gold") & (table.holm < DIFFERENT)]
-    return found._replace(statement=found.statement + (f" In gold it does: {listed(gold)}." if len(gold) else ""))
+    some = f"Where {task} (the task's steps) differs in reward from {own}"
+    return all_level(rows, none, some, "reward", also=("In gold it does", table[table.measure == "gold"]))
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:

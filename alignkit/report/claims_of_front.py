@@ -16,6 +16,7 @@ from alignkit.report.statements import (
     difference,
     family_of_warp,
     in_bounds,
+    more_or_less,
     of_one_number,
     outcome,
     over_seeds,
@@ -155,10 +156,9 @@ def anchored_keeps_more_gold(tables: Tables) -> Finding:
     kept = pd.DataFrame({name: _gold_for_one_of_reward(table, kl) for name, table in (("own", rows), ("best", optima))})
     if kept.isna().any(axis=None):
         raise Unanswered(f"some seed has no such policy on both sides of a KL of {kl:g}")
-    words = ("gains more gold than", "gains less gold than", "does not measurably differ in gold from")
     rest = f"the reward model's own optimum, both at a KL of {kl:g} (difference)"
     less = over_seeds(kept.own - kept.best).assign(at_kl=kl)
-    return difference(less, "For each nat of reward, anchored RLOO", rest, words)
+    return difference(less, "For each nat of reward, anchored RLOO", rest, more_or_less("gains", "gold"))
 
 
 def _gold_for_one_of_reward(table: pd.DataFrame, kl: float) -> pd.Series:

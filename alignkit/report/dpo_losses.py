@@ -149,12 +149,10 @@ def policies(p: DpoLosses, runs: Mapping[int, Runs]) -> list[Policy]:
     """Every evaluated policy of the notebook."""
     found = [_on_a_part(p, policy) for policy in common.policies_on_pairs(runs, methods(p))]
     for seed, by_name in runs.items():
-        for name in names_over_beta(p):
-            found.append(_in_rounds(p, seed, by_name, name))
+        found += [_in_rounds(p, seed, by_name, name) for name in names_over_beta(p)]
         for eta in p.imitation_etas:
-            record = by_name[imitated(eta) + EVALUATION]
-            tuned, where = (by_name["positive reviews"],), {"eta": eta}
-            found.append(Policy(imitated(eta), seed, record, True, IMITATION, tuned, where=where))
+            record, tuned = by_name[imitated(eta) + EVALUATION], (by_name["positive reviews"],)
+            found.append(Policy(imitated(eta), seed, record, True, IMITATION, tuned, where={"eta": eta}))
     seed, first = p.seeds[0], runs[p.seeds[0]]
     found += [Policy(name, seed, first[name + EVALUATION]) for name in BASELINES]
     for policy in [one for one in found if one.seed == seed and one.method in DRAWN_AGAIN]:

@@ -1,6 +1,7 @@
 """Notebook 3: DPO under other divergences than reverse KL; runs, lengths of prompts, bells."""
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,7 @@ def methods(p: FDivergences) -> list[Method]:
     """A sweep over beta for each divergence, and what earlier reports ran."""
     alphas = [
         Method(f"alpha {a:g} β={b:g}", f_dpo("alpha", b, alpha=a), main=a == 0.5, family=f"DPO, alpha {a:g}")
-        for a in p.alphas
-        for b in p.alpha_betas
+        for a, b in product(p.alphas, p.alpha_betas)
     ]
     beta = p.js_betas[0]
     deviations = [

@@ -28,10 +28,10 @@ def answers(notebook: str, tables: Tables) -> pd.DataFrame:
             if pd.isna(finding.value):
                 raise Unanswered("a number that it needs is not known for every seed")
             rows.append(row | finding._asdict())
-        except Unanswered as reason:
-            rows.append(row | {"statement": f"Not asked here: {claim.__doc__} ({reason})"})
-        except (KeyError, IndexError, AttributeError):  # no such column or row, as at sizes that reach no KL of 1
-            rows.append(row | {"statement": f"Not asked here: {claim.__doc__} (its tables do not hold it)"})
+        # The last three: no such column or row, as at sizes that reach no KL of 1.
+        except (Unanswered, KeyError, IndexError, AttributeError) as error:
+            why = error if isinstance(error, Unanswered) else "its tables do not hold it"
+            rows.append(row | {"statement": f"Not asked here: {claim.__doc__} ({why})"})
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object, "firm": object})
 
 
@@ -57,8 +57,7 @@ def tell(place: DisplayHandle, p: Rewarded) -> None:
     """Read what this run's tables allow to say, save it as <n>_findings, and show it at the top."""
     table = answers(p.notebook, of_folders(paths.figures(p.profile), paths.published(p.profile)))
     save_table(table, f"{p.notebook.partition('_')[0]}_findings", profile=p.profile)
-    narrow = table.holds.eq(True) & table.firm.eq(False)
-    told = table.statement + narrow.map({True: f" *({NARROW})*", False: ""})
+    told = table.statement + (table.holds.eq(True) & table.firm.eq(False)).map({True: f" *({NARROW})*", False: ""})
     place.update(Markdown("\n".join(f"- {text}" for text in told) + about_models(p) + about_gold(p)))
 
 

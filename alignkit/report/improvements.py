@@ -73,10 +73,10 @@ def runs_on_pairs(p: Improvements, seed: int) -> Runs:
 def entropy_at_equal_draws(rows: pd.DataFrame, completions: int) -> pd.DataFrame:
     """Rows whose entropy of words is that of as many completions of each prompt, since it rises with their number.
 
-    The first ones are read; a row whose texts are not kept here stays as it is.
+    Of a row with more the first ones are read; one whose texts are not kept here stays as it is.
     """
     out = rows.copy()
-    for index, run in rows.run.items():
+    for index, run in rows.run[rows.completions > completions].items():
         if (texts := evaluated_texts(run)) is not None:
             few = texts.groupby("prompt", sort=False).head(completions)
             out.loc[index, "unigram_entropy"] = unigram_entropy(few.completion)
@@ -96,14 +96,13 @@ def ideas(p: Improvements) -> list[Variation]:
     alone = {**falling, "steps": p.equal_steps}
     four = {"iterations": iterations, "runs": runs, "etas": p.etas}
     one = {"etas": p.etas}
-    sentence = {**alone, "baseline": SENTENCE, "k": 1}
     found = [
         Variation("WARP", plain, **four, main=True, every=True, family=f"WARP, T={plain['steps']}"),
         Variation(WITH_RLOO, rloo, **four, main=True),
         Variation("+ fixed anchor", fixed, **four),
         Variation("+ falling rate", falling, **four),
         Variation(ANCHORED, alone, **one, main=True, family=f"{ANCHORED}, over η"),
-        Variation(CHOSEN, sentence, **one, main=True),
+        Variation(CHOSEN, {**alone, "baseline": SENTENCE, "k": 1}, **one, main=True),
         Variation("one run, EMA anchor", {**alone, "anchor": "ema"}, **one),
         Variation("one run, exact KL", {**alone, "exact_kl": True}, **one),
         Variation("WARP, falling rate", {**plain, "decay": True}, **four, main=True),

@@ -57,8 +57,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     for method in dict.fromkeys(stages.values()):
         alike = [name for name in others if stages.get(name) == method]
         light = sns.light_palette(LOOKS[method].color)[2]
-        shades = sns.blend_palette([light, LOOKS[method].color], len(alike))
-        colours |= zip(alike, shades, strict=True)
+        colours |= zip(alike, sns.blend_palette([light, LOOKS[method].color], len(alike)), strict=True)
     others = [name for name in others if name not in stages]
     left = [colour for colour in SPARE if colour not in used]
     if used <= {"black"} or len(others) > len(left):

@@ -162,13 +162,16 @@ def frontier_gains(frontiers: Frontiers, kls: np.ndarray, of_gold: Frontiers | N
 def tables_of_notebooks(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
     """The tables of other notebooks in one: those just made, or those that are published.
 
-    Raises UserFault if one is missing.
+    Raises UserFault if one is missing, or is of a version that did not write the column family yet.
     """
     read = of_folders(paths.figures(profile), paths.published(profile))
     try:
-        return pd.concat([read(name) for name in notebooks], ignore_index=True)
+        found = {name: read(name) for name in notebooks}
     except Unanswered as reason:
         raise UserFault(f"{paths.figures(profile)}: {reason}; the notebook of this name writes it") from None
+    if old := [name for name, table in found.items() if "family" not in table]:
+        raise UserFault(f"profile {profile!r}: {old[0]} is of an older version (no column family); execute it again")
+    return pd.concat(found.values(), ignore_index=True)
 
 
 def notebooks_read(profile: str) -> list[str]:
@@ -214,8 +217,7 @@ def at_matched_kl(table: pd.DataFrame, frontiers: Frontiers, kls: Sequence[float
 def kind(family: str, draws: float) -> str:
     """What a family is to its user: one of KINDS, SEVERAL, or itself."""
     named = next((told for start, told in KINDS.items() if family.startswith(start)), None)
-    several = np.isfinite(draws) and named not in list(KINDS.values())[:2]
-    return SEVERAL if several else named or family
+    return SEVERAL if np.isfinite(draws) and named not in list(KINDS.values())[:2] else named or family
 
 
 def best_of_each(shares: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -231,10 +233,9 @@ def order_of_shares(at: pd.DataFrame, families: Sequence[str], against: Sequence
     """
     here = at[(at.at_kl == kl) & at.family.isin([*families, *against])]
     known = here.groupby("family").efficiency.agg(lambda x: x.notna().all())
-    found, done = [], []
-    for other in (name for name in dict.fromkeys(against) if known.get(name, False)):
-        rows = here[~here.family.isin(done)]
-        done.append(other)
+    found, others = [], [name for name in dict.fromkeys(against) if known.get(name, False)]
+    for done, other in enumerate(others):
+        rows = here[~here.family.isin(others[:done])]
         less = differences(rows, other, ["efficiency"], by="family").sort_values("difference", ascending=False)
         found.append(less.assign(against=other, label=less.family + " − " + other))
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["family", "p"])
@@ -262,8 +263,7 @@ def excess_over_frontier(
 
 def reward_spread(pool: Pool) -> float:
     """Standard deviation of the reward within a prompt, the largest among the pool's policies."""
-    each = [pool.of(i).reward.var(axis=1, ddof=1).mean() for i in range(len(pool.log_probs))]
-    return float(np.sqrt(max(each)))
+    return float(np.sqrt(max(pool.of(i).reward.var(axis=1, ddof=1).mean() for i in range(len(pool.log_probs)))))
 
 
 def links_to_other_reports(profile: str) -> str:

@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 
-from alignkit import ADDRESS, paths
+from alignkit import ADDRESS
 from alignkit.report import readme
 
 FRAME = Path(__file__).with_suffix(".html")
@@ -31,16 +31,10 @@ LINK = re.compile(r'(<(?:a|img)\b[^>]*?\b(?:href|src)=)"([^"]*)"')
 REPOSITORY = f"{ADDRESS}/blob/main"
 
 
-def publish_site() -> list[str]:
-    """Write site/ anew; returns the names of its pages."""
-    site = paths.CHECKOUT / "site"
+def write_site(root: Path, site: Path) -> list[str]:
+    """Write the pages of the repository at `root` into a folder, which is emptied first; returns their names."""
     shutil.rmtree(site, ignore_errors=True)
     site.mkdir()
-    return write_pages(paths.CHECKOUT, site)
-
-
-def write_pages(root: Path, site: Path) -> list[str]:
-    """Write the pages of the repository at `root` into a folder; returns their names."""
     pages = page_names(root)
     notebooks = {path: nbformat.read(root / path, as_version=4) for path in pages}
     for path, notebook in notebooks.items():
@@ -67,9 +61,8 @@ def framed(title: str, nav: str, body: str, mathjax: str = "") -> str:
 
 def notebook_html(notebook: nbformat.NotebookNode) -> str:
     """The cells and outputs as HTML."""
-    exporter = HTMLExporter(
-        template_name="basic", sanitize_html=True, exclude_input_prompt=True, exclude_output_prompt=True
-    )
+    without_prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="basic", sanitize_html=True, **without_prompts)
     exporter.register_filter("clean_html", clean)
     return exporter.from_notebook_node(notebook)[0]
 

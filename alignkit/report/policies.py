@@ -201,8 +201,7 @@ def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Run
         # As many steps on other pairs as on the profile's own, however many there are.
         share = runs["pairs"].metrics["train_pairs"] / runs[method.pairs].metrics["train_pairs"]
         settings = DpoSettings(**p.dpo() | {"epochs": p.dpo()["epochs"] * share} | method.settings)
-        trained = get(train_dpo, settings, seed=seed, policy=runs["sft"], pairs=runs[method.pairs])
-        runs = runs | {method.name: trained}
+        runs = runs | {method.name: get(train_dpo, settings, seed=seed, policy=runs["sft"], pairs=runs[method.pairs])}
         runs |= evaluated(p, seed, runs, method.name, main=method.main)
     return runs
 
@@ -256,8 +255,7 @@ def points(p: Any, seed: int, sft: Run, reward: Run, variation: Variation) -> li
     """Train one variation with one seed and evaluate its points."""
     training = loop_settings(p, **variation.changes)
     size = {"iterations": variation.iterations, "runs": variation.runs, "eta": p.liti_rate, "how": variation.how}
-    inputs = {**shared(p, seed), "reward": reward}
-    iterations = warp(sft, training, inputs, **size, train=variation.train)
+    iterations = warp(sft, training, {**shared(p, seed), "reward": reward}, **size, train=variation.train)
     asked = []
     for number, done in enumerate(iterations, start=1):
         if variation.every or number == len(iterations):

@@ -22,6 +22,9 @@ from alignkit.report.policies import Method, Runs, aligned, dpo, prepared
 from alignkit.sampling import sequence_log_probs
 from alignkit.workflow.schema import Primer
 
+Score = Callable[[list[str]], np.ndarray]
+"""What a climb raises: from texts to a number each."""
+
 
 def methods(p: Primer) -> list[Method]:
     """DPO, the main row of notebook 2."""
@@ -44,14 +47,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def hill_climb(
-    text: str,
-    score: Callable[[list[str]], np.ndarray],
-    vocabulary: Sequence[str],
-    *,
-    steps: int,
-    tries: int,
-    most_words: int,
-    seed: int,
+    text: str, score: Score, vocabulary: Sequence[str], *, steps: int, tries: int, most_words: int, seed: int
 ) -> pd.DataFrame:
     """Change one word of a text at a time so that its score rises; columns step, score, words, text.
 

@@ -71,8 +71,7 @@ def beside_replica(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     whether it holds there (not if its interval leaves it open, nor at a smaller KL that is all that fresh seeds reach);
     empty for others, and where the replica has no table.
     """
-    theirs = again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_")
-    both = own.join(theirs, on="id")
+    both = own.join(again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_"), on="id")
     asked = both.holds.eq(True) & both.replica_value.notna()
     return both.assign(replicated=both.replica_holds.eq(True).astype(object).where(asked))
 

@@ -39,11 +39,10 @@ def recipe(p: RewardModel, seed: int) -> Runs:
     - matched: the largest of these, with one partner for each review in place of all pairs
     """
     small = RewardSettings(**p.reward_training(), held_out=p.held_out, min_steps=p.curve_min_steps)
-    matched = replace(small, n_train=max(p.curve_reviews), pairs="matched")
     runs = {
         "reward": finite("reward", get(train_reward, RewardSettings(**p.reward_training()), **shared(p, seed))),
         **{f"curve_{n}": get(train_reward, replace(small, n_train=n), **shared(p, seed)) for n in p.curve_reviews},
-        "matched": get(train_reward, matched, **shared(p, seed)),
+        "matched": get(train_reward, replace(small, n_train=max(p.curve_reviews), pairs="matched"), **shared(p, seed)),
         "sft": supervised(p, seed),
     }
     # The task's prompts: 5-20 tokens of test reviews.
@@ -141,11 +140,7 @@ def baseline_rows(baselines: dict[str, Pipeline], reviews: DatasetDict, gold: np
 
 
 def opinions(
-    texts: Iterable[str],
-    p: RewardModel,
-    runs: Mapping[int, Runs],
-    baselines: Mapping[str, Pipeline],
-    truth: Truth | None,
+    texts: Iterable[str], p: RewardModel, runs: Mapping[int, Runs], baselines: dict[str, Pipeline], truth: Truth | None
 ) -> pd.DataFrame:
     """Mean reward of each text over seeds, from their zeros, what the baselines say, and the truth if it is known."""
     texts = list(texts)
@@ -165,9 +160,8 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
     each = [by_name["sft"] for seed, by_name in runs.items() if first[by_name["sft"]] == seed]
     table = pd.DataFrame([{"seed": first[run], **run.metrics} for run in each])
     read = list(texts[: int(table.texts.iloc[0])])
-    table["nats_a_character"] = table.test_cross_entropy / [
-        characters_a_token(run.path, read, run.record["settings"]["tokens"]) for run in each
-    ]
+    characters = [characters_a_token(run.path, read, run.record["settings"]["tokens"]) for run in each]
+    table["nats_a_character"] = table.test_cross_entropy / characters
     table = table.drop(columns=["status", "diverged_at"], errors="ignore")
     table = table.rename(columns={"tokens_trained": "tokens_seen"})
     if truth:
@@ -209,9 +203,8 @@ def calibrated(rewards: Mapping[int, Run], values: pd.DataFrame) -> pd.DataFrame
     tests = {seed: scores(run).query("split == 'test'") for seed, run in rewards.items()}
     scale = {seed: temperature(t.reward.to_numpy(), t.label.to_numpy()) for seed, t in tests.items()}
     both = values.assign(divided=values.nats / values.seed.map(scale))
-    first = {
-        run.path: seed for seed, run in reversed(rewards.items())
-    }  # seeds that share a model share its temperature
+    # Seeds that share a model share its temperature.
+    first = {run.path: seed for seed, run in reversed(rewards.items())}
     own = pd.DataFrame({"quantity": "temperature", "nats": [scale[seed] for seed in first.values()], "divided": np.nan})
     groups = pd.concat([own, both]).groupby("quantity", sort=False)
     table = pd.DataFrame({"seeds": groups.size()})

@@ -11,8 +11,10 @@ from alignkit.report.tables import interval_text, side_of_zero
 
 Tables = Callable[[str], pd.DataFrame]
 """A table of one profile by its name, such as 2_gain; raises Unanswered if the report has none of that name."""
+Numbers = float | pd.Series
 Words = tuple[str, str, str]
 """What is said of a difference above zero, below zero, and of one whose interval includes zero."""
+Also = tuple[str, pd.DataFrame] | None
 CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
 """p value, Holm-adjusted where several are compared, below which a difference counts."""
@@ -82,13 +84,16 @@ def lies_between(low: float, high: float, least: float = -np.inf, most: float = 
     return False if high < least or low > most else None
 
 
-def outcome(
-    low: float | pd.Series, high: float | pd.Series, least: float = -np.inf, most: float = np.inf
-) -> tuple[bool | None, bool]:
+def outcome(low: Numbers, high: Numbers, least: float = -np.inf, most: float = np.inf) -> tuple[bool | None, bool]:
     """`holds` and `firm` of a finding that an interval, or each of several, lies between two bounds."""
     middle, room = (low + high) / 2, REPEAT * (high - low) / 2
     holds = lies_between(np.min(low), np.max(high), least, most)
     return holds, lies_between(np.min(middle - room), np.max(middle + room), least, most) is True
+
+
+def more_or_less(verb: str, what: str) -> Words:
+    """What is said of two methods, one of which may have more of something."""
+    return f"{verb} more {what} than", f"{verb} less {what} than", f"does not measurably differ in {what} from"
 
 
 def difference(
@@ -134,10 +139,12 @@ def of_one_number(value: float, holds: bool, words: tuple[str, str], rest: str) 
     return Finding(f"{words[not holds]} {rest}.", bool(holds), bool(holds), value)
 
 
-def all_level(table: pd.DataFrame, none: str, some: str, measure: str, above: bool = False) -> Finding:
+def all_level(
+    table: pd.DataFrame, none: str, some: str, measure: str, above: bool = False, also: Also = None
+) -> Finding:
     """That all rows of a table of differences (label or method, low, high, holm) are level, or with `above` that none
     has more; names what is clear of zero.  Level is an interval within ±LEVEL of the measure; where no row is clear of
-    zero but some interval goes further, it is open."""
+    zero but some interval goes further, it is open.  `also`: words, and differences whose clear ones follow them."""
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
     level, unit = LEVEL[measure], UNITS[measure]
@@ -146,12 +153,12 @@ def all_level(table: pd.DataFrame, none: str, some: str, measure: str, above: bo
     told, within = listed(apart), f"none by more than {level:g} {unit}"
     text = f"{some}{f', {within}' if holds else ''}: {told}" if told else none
     text += f" ({len(apart)} of {len(table)} after Holm)"
-    if holds:
-        return Finding(f"{text}." if told else f"{text}, and {within}.", True, firm, len(apart))
-    if told:
-        return Finding(f"{text}.", False, False, len(apart))
-    furthest = table.high.max() if above else max(-table.low.min(), table.high.max())
-    return Finding(f"{text}; but up to {furthest:.2f} {unit} is not excluded.", None, False, len(apart))
+    if not told:
+        furthest = table.high.max() if above else max(-table.low.min(), table.high.max())
+        text += f", and {within}" if holds else f"; but up to {furthest:.2f} {unit} is not excluded"
+    if also and (clear := listed(also[1][also[1].holm < DIFFERENT])):
+        text += f". {also[0]}: {clear}"
+    return Finding(f"{text}.", bool(holds) if holds or told else None, firm, len(apart))
 
 
 def listed(differences: pd.DataFrame) -> str:

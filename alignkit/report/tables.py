@@ -1,7 +1,7 @@
 """Tables that several notebooks make: means over seeds, differences, rows at one KL, fronts, where numbers are from."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,10 +28,8 @@ def summary(table: pd.DataFrame, columns: Sequence[str], by: str = "method") -> 
     """Mean and 95 % t interval over seeds of rows with status "ok": <column>, <column>_low, <column>_high; seeds."""
     sound = table[table.status == "ok"] if "status" in table else table
     names = [name for column in columns for name in (column, f"{column}_low", f"{column}_high")]
-    out = []
-    for key, group in sound.groupby(by, sort=False):
-        numbers = [number for column in columns for number in seed_interval(group[column])]
-        out.append([key, group.seed.nunique(), *numbers])
+    groups = sound.groupby(by, sort=False)
+    out = [[key, g.seed.nunique(), *(x for column in columns for x in seed_interval(g[column]))] for key, g in groups]
     return pd.DataFrame(out, columns=[by, "seeds", *names])
 
 
@@ -97,8 +95,7 @@ def _minus(places: Mapping[Any, pd.DataFrame], by: str, against: str, columns: S
             wide = table.pivot(index="seed", columns=by, values=column)
             for name, gain in wide.drop(columns=against).sub(wide[against], axis=0).dropna(axis=1).items():
                 rows.append((name, kl, column, len(gain), *seed_interval(gain), paired_p_value(gain)))
-        names = [by, "at_kl", "measure", "seeds", "difference", "low", "high", "p"]
-        found = pd.DataFrame(rows, columns=names)
+        found = pd.DataFrame(rows, columns=[by, "at_kl", "measure", "seeds", "difference", "low", "high", "p"])
         out.append(found.assign(holm=holm(found.p)))
     return pd.concat(out, ignore_index=True)
 
@@ -211,34 +208,27 @@ def volume_gains(table: pd.DataFrame, base: str, others: Sequence[str], measures
 BENDS = {"rl": lambda d: np.log(np.maximum(d, 1e-12)), "bon": lambda d: d}
 
 
-class Fit(NamedTuple):
-    """Least-squares α and β of one form, its R², and where the fitted curve has its maximum."""
-
-    alpha: float
-    beta: float
-    r2: float
-    peak_kl: float
-    """KL at the maximum, nats: 0 if the curve falls from the start; NaN if it never bends (β <= 0)."""
+FITTED = ["alpha", "beta", "r2", "peak_kl"]
 
 
-def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> Fit:
+def fit(kl: np.ndarray, gain: np.ndarray, form: str = "rl") -> pd.Series:
     """Fit d (α - β log d) ("rl") or d (α - β d) ("bon") to gains over SFT at given KLs, both (points,).
 
-    All is NaN where fewer than three points have a KL of LEAST_KL or more.
+    FITTED: least-squares α and β, R², and the KL (nats) at the maximum of the fitted curve, which is 0 if it falls from
+    the start and NaN if it never bends (β <= 0).  All is NaN where fewer than three points have a KL of LEAST_KL or
+    more.
     """
     kl, gain = np.asarray(kl, dtype=float), np.asarray(gain, dtype=float)
     used = kl >= LEAST_KL
     if used.sum() < 3:
-        return Fit(*[np.nan] * 4)
+        return pd.Series(np.nan, FITTED)
     d, gain = np.sqrt(kl[used]), gain[used]
     (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d * BENDS[form](d)], axis=1), gain, rcond=None)
-    beta = -minus_beta
-    fitted = curve(d**2, alpha, beta, form)
-    r2 = 1 - ((gain - fitted) ** 2).sum() / ((gain - gain.mean()) ** 2).sum()
-    if beta <= 0:
-        return Fit(alpha, beta, r2, float("nan"))
-    peak = np.exp(alpha / beta - 1) if form == "rl" else max(0.0, alpha / (2 * beta))
-    return Fit(float(alpha), float(beta), float(r2), float(peak**2))
+    beta, peak = -minus_beta, np.nan
+    r2 = 1 - ((gain - curve(d**2, alpha, beta, form)) ** 2).sum() / ((gain - gain.mean()) ** 2).sum()
+    if beta > 0:
+        peak = np.exp(alpha / beta - 1) if form == "rl" else max(0.0, alpha / (2 * beta))
+    return pd.Series([alpha, beta, r2, peak**2], FITTED)
 
 
 def curve(kl: np.ndarray, alpha: float, beta: float, form: str = "rl") -> np.ndarray:
@@ -248,14 +238,14 @@ def curve(kl: np.ndarray, alpha: float, beta: float, form: str = "rl") -> np.nda
 
 
 def fits(table: pd.DataFrame) -> pd.DataFrame:
-    """Gao et al.'s d (α - β log d) fitted to the gain in gold for each family and seed; columns of `Fit`, and most_kl.
+    """Gao et al.'s d (α - β log d) fitted to the gain in gold for each family and seed; columns FITTED and most_kl.
 
     `table` has columns family, seed, kl, gold, SFT's rows ("sft") among them.
     """
     out = []
     for name, seed, start, rows in _lines(table[table.status == "ok"], "family"):
         found = fit(rows.kl, rows.gold - start.gold.iloc[0])
-        out.append({"family": name, "seed": seed, **found._asdict(), "most_kl": rows.kl.max(), "status": "ok"})
+        out.append({"family": name, "seed": seed, **found, "most_kl": rows.kl.max(), "status": "ok"})
     return pd.DataFrame(out)
 
 

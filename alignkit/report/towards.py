@@ -85,8 +85,7 @@ def chained(p: Towards, seed: int, runs: Runs, name: str, before: Sequence[Run],
     main, found = name == APPROACHED, []
     for i, beta in enumerate(p.approach_betas, start=1):
         etas = HALFWAY if i == len(then) else (1.0,)
-        behind = [*before, *then[:i]]
-        found += [placed(p, seed, runs, name, behind, main, eta=eta, beta=beta) for eta in etas]
+        found += [placed(p, seed, runs, name, [*before, *then[:i]], main, eta=eta, beta=beta) for eta in etas]
     return found
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,8 @@ from alignkit.report import dpo_losses, improvements, policies
 from alignkit.report.policies import EVALUATION, Method, Policy, Variation, f_dpo
 from alignkit.training.pool import PoolSettings, draw_pool, load_pool
 from alignkit.workflow import parameters
-from alignkit.workflow.batch import write_table
 from alignkit.workflow.schema import NOTEBOOKS, OneFront, World
-from alignkit.workflow.store import Run, get
+from alignkit.workflow.store import get
 
 SEEDS = (101, 102)
 """Used for tuning and for nothing else."""
@@ -52,11 +51,6 @@ class Tried(NamedTuple):
     """Its policies on the way back to SFT."""
     eval_loss: float = np.nan
     """The last validation loss, which compares settings of one method on pairs."""
-
-    def evaluations(self) -> list[Run]:
-        """Of the policies on its front; of a diverged one, none."""
-        sound = all(run.metrics["status"] == "ok" for policy in self.front for run in policy.trained)
-        return [policy.evaluation for policy in self.front] if sound else []
 
 
 Chosen = Mapping[Any, Sequence[float]] | None
@@ -158,7 +152,8 @@ def shares_of_settings(tried: Sequence[Tried], optimal: pd.DataFrame) -> pd.Data
     completions, tokens, eval_loss, reach (its largest KL), kl, reward (the gain over SFT), share.
     """
     start = float(optimal.reward.iloc[0])
-    fronts = [[run.metrics for run in one.evaluations()] for one in tried]
+    sound = [all(run.metrics["status"] == "ok" for policy in one.front for run in policy.trained) for one in tried]
+    fronts = [[policy.evaluation.metrics for policy in one.front if ok] for one, ok in zip(tried, sound, strict=True)]
     reach = np.array([max((m["kl"] for m in front), default=0.0) for front in fronts])
     enough = reach >= LEAST_REACH
     kl = min(KL, optimal.kl.max(), reach[enough].min(initial=KL))
@@ -203,11 +198,6 @@ def tune(profile: str, seeds: Sequence[int] = SEEDS, grids: Iterable[Grid] = GRI
     return choose(pd.concat([try_all(profile, seed, grids) for seed in seeds], ignore_index=True))
 
 
-def write_tuning(profile: str) -> list[str]:
-    """`tune`, kept as tuning.csv among the published tables of the profile; returns the file if it changed."""
-    return write_table(paths.published(profile) / "tuning.csv", tune(profile))
-
-
 # In notebook 6
 
 
@@ -215,9 +205,8 @@ def as_tuned(p: OneFront, seed: int) -> list[Policy]:
     """For one of `p.tuned_seeds`, all methods' fronts as tuned: side rows with as many completions as main ones."""
     if seed not in p.tuned_seeds or not p.tuned:
         return []
-    every = [one for grid in GRIDS for one in grid(p, seed, p.tuned)]
     found = []
-    for one in every:
+    for one in chain.from_iterable(grid(p, seed, p.tuned) for grid in GRIDS):
         name = f"DPO, {one.method}, tuned" if "epochs" in one.setting else f"{one.method}, tuned"
         found += [replace(policy, method=name, family=name, main=False) for policy in one.front]
     return found

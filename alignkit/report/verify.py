@@ -48,9 +48,8 @@ def committed(profile: str, revision: str, place: Path) -> Path:
     """The folder `place` with a profile's tables at a revision; raises UserFault if git has none."""
     if not revision.isprintable() or revision.startswith("-"):  # to git it would be an option
         raise UserFault(f"verify: --against {revision!r}; allowed: a commit, a branch or a tag")
-    wanted = f"figures/{profile}/*.csv"
     try:
-        command = ["git", "archive", revision, wanted]
+        command = ["git", "archive", revision, f"figures/{profile}/*.csv"]
         packed = subprocess.run(command, cwd=paths.CHECKOUT, capture_output=True, check=True).stdout
     except FileNotFoundError:
         raise UserFault("verify: git is not installed; the committed tables are read with it") from None
@@ -118,8 +117,7 @@ def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     """How many rows are equal, how far the means over seeds moved, and which moved most."""
     paired, same = len(before.merge(after, on=["place", "notebook", "seed"])), len(before.merge(after))
-    both = f"{paired} of one policy and seed in both; {same} equal"
-    lines = [f"rows: {len(before)} there, {len(after)} here, {both}"]
+    lines = [f"rows: {len(before)} there, {len(after)} here, {paired} of one policy and seed in both; {same} equal"]
     if same == len(before) == len(after):
         return [*lines, "same bits: nothing moved"]
     lines += [f"no longer here: {place}" for place in sorted({*before.place} - {*after.place})]

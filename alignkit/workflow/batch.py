@@ -24,8 +24,10 @@ if TYPE_CHECKING:  # it takes more than a second to import
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NOTED = "published"
 """The file of a profile's build folder that keeps its `standing`."""
+PAGE_LINK = re.compile(r"\]\((\d_\w+)(?=\.ipynb)")
+"""The beginning of a link to a notebook."""
 INJECTED = "injected-parameters"
-"""The tag of the cell that papermill adds."""
+"""The tag of the cell that papermill adds, and in a published notebook its id."""
 
 
 def notebooks(profile: str) -> list[str]:
@@ -65,8 +67,7 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     if p.reads and profile not in ("pocket", f"pocket{parameters.REPLICA}"):
         files.append(paths.published("pocket") / "findings.csv")
     read = [content_key(name, profile, data) for name in sorted(set(p.reads) & set(notebooks(profile)))]
-    content = checksums.of(paths.PACKAGE, filter(Path.is_file, files))
-    return checksums.of_values([told, _given(p), content, read])
+    return checksums.of_values([told, _given(p), checksums.of(paths.PACKAGE, filter(Path.is_file, files)), read])
 
 
 def training_key(notebook: str, profile: str, data: str = "") -> str:
@@ -289,16 +290,14 @@ def note_published(profile: str) -> None:
 
 def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:
     """Figures and tables of a notebook; those that it no longer makes are removed."""
-    changed = []
-    fresh = figures_and_tables(paths.figures(profile), notebook)
-    if profile.endswith(parameters.REPLICA):
-        fresh = [file for file in fresh if file.suffix == ".csv"]
-    for old in figures_and_tables(target, notebook):
-        if old.name not in {f.name for f in fresh}:
-            old.unlink()
-            changed.append(f"{old.relative_to(paths.CHECKOUT)} (removed)")
-    for file in fresh:
-        changed += write(target / file.name, file.read_bytes())
+    drawn = figures_and_tables(paths.figures(profile), notebook)
+    fresh = {file.name: file for file in drawn if file.suffix == ".csv" or not profile.endswith(parameters.REPLICA)}
+    gone = [old for old in figures_and_tables(target, notebook) if old.name not in fresh]
+    changed = [f"{old.relative_to(paths.CHECKOUT)} (removed)" for old in gone]
+    for old in gone:
+        old.unlink()
+    for name, file in fresh.items():
+        changed += write(target / name, file.read_bytes())
     return changed
 
 
@@ -343,12 +342,11 @@ def cleaned(profile: str, notebook: str) -> "nbformat.NotebookNode":
     own = {name for name in NOTEBOOKS if profile == "pocket" or executed(profile, name).is_file()}
     for cell in run.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(
-                r"\]\((\d_\w+)(?=\.ipynb)", lambda m: m[0] if m[1] in own else f"](../../notebooks/{m[1]}", cell.source
-            )
+            cell.source = PAGE_LINK.sub(lambda m: m[0] if m[1] in own else f"](../../notebooks/{m[1]}", cell.source)
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if INJECTED in tags:
+            cell.id = INJECTED  # papermill's is another one at each execution
             cell.source = re.sub(r"(?m)^(data|policy|reward_model) = (.*)$", _without_folder, cell.source)
     code = [cell for cell in run.cells if cell.cell_type == "code" and cell.source.strip()]
     for count, cell in enumerate(code, start=1):

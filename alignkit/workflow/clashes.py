@@ -24,8 +24,7 @@ def faults(p: schema.Rewarded) -> Iterator[str]:
     if p.policy == "scratch" and p.new_tokens > room:
         yield f"new_tokens: {p.new_tokens}; beside a prompt of 20 tokens there is room for {room}"
     if isinstance(p, schema.RewardModel) and p.train_reviews and p.held_out + max(p.curve_reviews) > p.train_reviews:
-        total = f"train_reviews ({p.train_reviews})"
-        yield f"held_out: {p.held_out} and the largest of curve_reviews are more than {total}"
+        yield f"held_out: {p.held_out} and the largest of curve_reviews are more than train_reviews ({p.train_reviews})"
     if isinstance(p, schema.Evaluated) and p.judge_reviews is not None and truth_of(p.data):
         yield f"judge_reviews: {p.judge_reviews}; the truth of {p.data} is known; allowed: null"
     if isinstance(p, schema.Loop) and p.warp_batch % p.warp_samples:

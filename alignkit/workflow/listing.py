@@ -22,13 +22,9 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     folders = [f for f in paths.store().glob("*") if f.is_dir() and f.name not in (ASIDE, LOCKS)]
     found = {f: record_of(f) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)}
     whole = {folder: record for folder, record in found.items() if record}
-    asked = [
-        (folder, record)
-        for folder, record in whole.items()
-        if (ids is None or record["id"] in ids)
-        and (function or "") in record["function"]
-        and seed in (None, record["inputs"].get("seed"))
-    ]
+    asked = [(f, record) for f, record in whole.items() if ids is None or record["id"] in ids]
+    asked = [(f, record) for f, record in asked if (function or "") in record["function"]]
+    asked = [(f, record) for f, record in asked if seed in (None, record["inputs"].get("seed"))]
     often = usual_settings(list(whole.values()))
     lines = [line for folder, record in asked[:limit] for line in lines_about(folder, record, often)]
     others = [folder.name for folder in found if folder not in whole][:limit]

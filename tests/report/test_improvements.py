@@ -123,7 +123,7 @@ def test_beside_the_averaged_proxy_stands_the_first_that_is_averaged(p, monkeypa
 def test_entropies_are_those_of_as_many_completions_of_each_prompt(monkeypatch: pytest.MonkeyPatch):
     texts = pd.DataFrame({"prompt": ["p", "p", "q", "p"], "completion": ["a", "b", "a", "c d e"]})
     monkeypatch.setattr(improvements, "evaluated_texts", lambda run: texts if run == "kept" else None)
-    rows = pd.DataFrame({"run": ["kept", "gone"], "unigram_entropy": 9.0})
+    rows = pd.DataFrame({"run": ["kept", "gone", "kept"], "completions": [3, 3, 2], "unigram_entropy": 9.0})
     few = entropy_at_equal_draws(rows, 2).unigram_entropy.tolist()
-    assert few == [pytest.approx(unigram_entropy(["a", "b", "a"])), 9.0]
-    assert rows.unigram_entropy.tolist() == [9.0, 9.0]
+    assert few == [pytest.approx(unigram_entropy(["a", "b", "a"])), 9.0, 9.0]  # the last one drew no more than two
+    assert rows.unigram_entropy.tolist() == [9.0, 9.0, 9.0]

@@ -64,7 +64,7 @@ class Parts(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(made_once: Callable[[str, Callable[[Path], Any]], Path]) -> Path:
-    return made_once("site", lambda folder: page.write_pages(ROOT, folder))
+    return made_once("site", lambda folder: page.write_site(ROOT, folder))
 
 
 @pytest.fixture(scope="module")

@@ -468,6 +468,7 @@ def test_a_published_notebook_has_nothing_of_papermill_or_paths(checkout: Path, 
     nbformat.validate(published)
     assert published.cells[2].source == '# Parameters\nprofile = \'imdb\'\ndata = "imdb"\npolicy = "gpt2"\n'
     assert published.cells[2].metadata == {"tags": ["injected-parameters"]}
+    assert published.cells[2].id == "injected-parameters"  # not papermill's, which is another one at each execution
     assert set(published.metadata) == {"kernelspec", "language_info"}
     assert [cell.execution_count for cell in published.cells[1:]] == [1, 2, 3, 4]
     assert "".join(output.text for output in published.cells[3].outputs) == "2\n"
