@@ -87,37 +87,44 @@ def execute(python: Path, notebook: nbformat.NotebookNode, folder: Path, host: s
     assert done.returncode == 0, done.stderr
 
 
-def build_wheel(to: Path) -> Path:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    to = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(to), "."]
     subprocess.run(command, cwd=ROOT, check=True)
     return next(to.glob("*.whl"))
 
 
+def told_in(folder: Path) -> nbformat.NotebookNode:
+    """A cell that fails unless the package there is alone, builds in this folder, and has pocket's tables."""
+    return new_code_cell(
+        "from alignkit import paths\nfrom alignkit.report import one_front\n"
+        f"assert paths.CHECKOUT is None and paths.build() == paths.Path({str(folder)!r}) / 'build'\n"
+        "assert p.profile == 'smoke' and len(one_front.tables_of_notebooks('pock' 'et', ['2_dpo_losses']))"
+    )
+
+
 @pytest.mark.batch
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_notebook_starts_from_a_wheel_without_a_clone(host: str, elsewhere: Path, tmp_path: Path, monkeypatch):
+def test_a_notebook_starts_from_a_wheel_without_a_clone(elsewhere: Path, wheel: Path, tmp_path: Path, monkeypatch):
+    """On the second host; the whole one below runs on the first."""
     monkeypatch.delenv("ALIGNKIT_BUILD", raising=False)
     folder = tmp_path / "here"
     folder.mkdir()
     page = nbformat.from_dict(NOTEBOOK)
-    page.cells = page.cells[: [cell.id for cell in page.cells].index("check") + 1]
-    told = (
-        "from alignkit import paths\nfrom alignkit.report import one_front\n"
-        f"assert paths.CHECKOUT is None and paths.build() == paths.Path({str(folder)!r}) / 'build'\n"
-        "assert p.profile == 'smoke' and len(one_front.tables('pock' 'et', ['2_dpo_losses']))"
-    )
-    page.cells.append(new_code_cell(told))
-    execute(elsewhere, page, folder, host, build_wheel(tmp_path))
+    page.cells = [*page.cells[: [cell.id for cell in page.cells].index("check") + 1], told_in(folder)]
+    execute(elsewhere, page, folder, [*HOSTS][1], wheel)
 
 
 @pytest.mark.batch
-def test_whole_notebooks_run_from_a_wheel_without_a_clone(elsewhere: Path, tmp_path: Path, monkeypatch):
+def test_whole_notebooks_run_from_a_wheel_without_a_clone(elsewhere: Path, wheel: Path, tmp_path: Path, monkeypatch):
     """One of them; all seven, one after the other in one folder, under `make torture`."""
     monkeypatch.delenv("ALIGNKIT_BUILD", raising=False)
-    folder, wheel = tmp_path / "here", build_wheel(tmp_path)
+    folder = tmp_path / "here"
     folder.mkdir()
     for file, host in zip(PAGES[: times(1, 7)], cycle(HOSTS), strict=False):
-        execute(elsewhere, nbformat.read(file, as_version=4), folder, host, wheel)
+        page = nbformat.read(file, as_version=4)
+        page.cells.append(told_in(folder))
+        execute(elsewhere, page, folder, host, wheel)
         assert list((folder / "build" / "smoke" / "figures").glob(f"{file.stem[0]}_findings.csv"))
 
 
