@@ -13,30 +13,36 @@ from alignkit.faults import UserFault
 from alignkit.world.models import trainer_arguments
 
 SCRIPT = """
+import json
 import sys
+from pathlib import Path
+
 import alignkit
 from alignkit import paths
 from alignkit.report.policies import prepared
 from alignkit.training.dpo import DpoSettings, train_dpo
 from alignkit.workflow import parameters
-from alignkit.workflow.store import get
+from alignkit.workflow.store import Run, get
 
 p = parameters.load(paths.PARAMS / "smoke" / "2_dpo_losses.yaml")
 runs = prepared(p, 0)
+first = Path(sys.argv[1])  # where the first call says what its DPO run started from; the second starts from that too,
+if not first.exists():  # since pairs of its own may have a token that rounding drew otherwise
+    first.write_text(json.dumps([str(runs[name].folder) for name in ("sft", "pairs")]))
+policy, pairs = (Run("", Path(folder)) for folder in json.loads(first.read_text()))
 settings = DpoSettings(loss="sigmoid", divergence="reverse_kl", beta=0.1, epochs=2, batch=8, lr=1e-3)
-get(train_dpo, settings, seed=0, policy=runs["sft"], pairs=runs["pairs"])
+get(train_dpo, settings, seed=0, policy=policy, pairs=pairs)
 """
 LAUNCHED = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 
 
 def histories(build: Path, *launcher: str) -> dict[str, pd.DataFrame]:
     """Train with a store of its own; the history of each run that has one, by its function."""
-    script = build.with_suffix(".py")
+    script = build.with_name("script.py")
     script.write_text(SCRIPT)
     env = os.environ | {"ALIGNKIT_BUILD": str(build), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*launcher, str(script)], env=env, cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=300
-    )
+    command = [*launcher, str(script), str(build.with_name("first.json"))]
+    subprocess.run(command, env=env, cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=300)
     assert not list((build / "store").glob("tmp-*"))
     files = (build / "store").glob("*/history.csv")
     return {file.parent.name.rpartition("-")[0]: pd.read_csv(file) for file in files}
