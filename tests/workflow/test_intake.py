@@ -256,7 +256,7 @@ def test_a_token_of_a_foreign_model_that_reviews_spell_is_told(
     ("notebook", "values", "said"),
     [
         ("2_dpo_losses", {"train_reviews": 1000, "sft_held_out": 500}, "sft_held_out: 500 of 500 positive"),
-        ("2_dpo_losses", {"train_reviews": 2000, "pair_prompts": 5000}, "pair_prompts: of 2000 reviews 5000 must be longer"),
+        ("2_dpo_losses", {"pair_prompts": 5000}, "pair_prompts: of 1200 reviews 5000 must be longer"),
         ("4_warp", {"prompts": 10_000, "test_reviews": 100}, "prompts: of 100 reviews 10000 must be longer"),
         ("4_warp", {"train_reviews": 100, "unsupervised_reviews": 10, "sft_held_out": 200}, "sft_held_out: 200 of 110"),
         ("4_warp", {"test_reviews": 4}, "data: 'pocket' has 4 test reviews; at least 20"),
