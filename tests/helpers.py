@@ -2,7 +2,10 @@
 
 import inspect
 import json
+import multiprocessing
 import os
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -20,6 +23,27 @@ from alignkit.world.reviews import Reviews
 def times(few: int, many: int) -> int:
     """How often something is tried at random: `many` under `make torture`."""
     return many if os.environ.get("ALIGNKIT_TORTURE") else few
+
+
+def in_a_copy(call: Callable[..., Any], *given: Any, build: Path) -> multiprocessing.Process:
+    """Start a call in a copy of this process, which may be killed; what it prints lies in `<build>.out`.
+
+    A copy has the libraries that this one has imported, whose imports take longer than most of what is tried here.
+    """
+
+    def start() -> None:
+        os.environ |= {"ALIGNKIT_BUILD": str(build), "ALIGNKIT_PINNED": str(os.getpid())}
+        with build.with_suffix(".out").open("w", buffering=1) as told:
+            sys.stdout = sys.stderr = told
+            try:
+                call(*given)
+            except Exception:
+                traceback.print_exc()
+                raise
+
+    process = multiprocessing.get_context("fork").Process(target=start)
+    process.start()
+    return process
 
 
 def called(train: Callable[..., Any], out: Path, **given: Any) -> Any:

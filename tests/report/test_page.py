@@ -64,7 +64,17 @@ class Parts(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(made_once: Callable[[str, Callable[[Path], Any]], Path]) -> Path:
-    return made_once("site", lambda folder: page.write_site(ROOT, folder))
+    """All pages of pocket, and the last one of each other profile."""
+    names = {
+        path: name for path, name in page.page_names(ROOT).items() if path.startswith("notebooks/") or "/6_" in path
+    }
+
+    def write(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(page, "page_names", lambda _: names)
+            page.write_site(ROOT, folder)
+
+    return made_once("site", write)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +88,15 @@ def written(*outputs: dict[str, str]) -> str:
     return page.notebook_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=shown)]))
 
 
-def test_there_is_an_index_and_a_page_of_each_notebook(parts: dict[str, Any]):
+def test_each_notebook_has_a_page_of_another_name():
+    names = page.page_names(ROOT)
     notebooks = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("figures/*/*.ipynb")]
-    assert len(parts) == len(notebooks) + 1
+    assert {ROOT / path for path in names} == set(notebooks)
+    assert len(set(names.values())) == len(notebooks)
+
+
+def test_the_index_links_to_every_page(parts: dict[str, Any]):
+    assert len(parts) > 8
     assert set(parts) - {"index.html"} <= {link["href"] for link in parts["index.html"]["a"]}
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from filelock import FileLock
-from helpers import sources
+from helpers import in_a_copy, sources
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
@@ -27,7 +27,7 @@ from alignkit.training.evaluate import evaluate
 from alignkit.training.merge import merge_policies
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.training.reward import train_reward
-from alignkit.training.sft import train_sft
+from alignkit.training.sft import SftSettings, train_sft
 from alignkit.workflow import identity, store
 from alignkit.world import resume
 from alignkit.world.known import READ
@@ -343,10 +343,8 @@ def test_a_store_without_locks_is_one_line(reason: int, build: Path, monkeypatch
 
 SLOW = '''
 """Trains as long as the file `hold` exists; counts its trainings in `count`."""
-import sys, time
+import time
 from pathlib import Path
-from alignkit.workflow import identity, store
-from alignkit.world.reviews import Reviews
 
 HERE = Path(__file__).parent
 def train(out, **settings):
@@ -356,17 +354,12 @@ def train(out, **settings):
     while (HERE / "hold").exists():
         time.sleep(0.02)
     return {}
-
-if __name__ == "__main__":
-    import slow_training
-    (HERE / f"asks-{sys.argv[1]}").touch()
-    print(store.get(slow_training.train, seed=0, data=Reviews("pocket", 20, 10, 10)).path)
 '''
 
 
 @pytest.fixture
 def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module above; run as a script it asks for one run."""
+    """The module above."""
     (tmp_path / "slow_training.py").write_text(SLOW)
     (tmp_path / "hold").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -374,8 +367,9 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
     del sys.modules["slow_training"]
 
 
-def ask(slow: ModuleType, name: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, slow.__file__, name], stdout=subprocess.PIPE, text=True)
+def ask(slow: ModuleType, asks: Path) -> None:
+    asks.touch()
+    print(store.get(slow.train, seed=0, data=POCKET).path)
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -386,10 +380,11 @@ def wait_for(happened: Callable[[], bool]) -> None:
 
 
 def test_a_killed_training_leaves_no_run_and_the_next_call_trains(slow: ModuleType, build: Path, tmp_path: Path):
-    with ask(slow, "first") as process:
-        wait_for((tmp_path / "count").exists)
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    process = in_a_copy(ask, slow, tmp_path / "asks", build=build)
+    wait_for((tmp_path / "count").exists)
+    process.kill()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert not [name for name in kept(build) if name.startswith("train-")]
     (tmp_path / "hold").unlink()
     run = store.get(slow.train, seed=0, data=POCKET)
@@ -397,16 +392,20 @@ def test_a_killed_training_leaves_no_run_and_the_next_call_trains(slow: ModuleTy
     assert (tmp_path / "count").read_text().split() == ["trained", "trained"]
 
 
-def test_two_processes_that_ask_for_the_same_run_train_it_once(slow: ModuleType, tmp_path: Path):
-    with ask(slow, "first") as first, ask(slow, "second") as second:
-        wait_for(lambda: (tmp_path / "asks-first").exists() and (tmp_path / "asks-second").exists())
-        wait_for((tmp_path / "count").exists)
-        time.sleep(0.5)  # the one that does not train has come to the lock by now
-        (tmp_path / "hold").unlink()
-        told = [process.communicate(timeout=60)[0] for process in (first, second)]
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert told[0] == told[1]
-    assert Path(told[0].strip()).is_dir()
+def test_two_processes_that_ask_for_the_same_run_train_it_once(slow: ModuleType, build: Path, tmp_path: Path):
+    (tmp_path / "other").symlink_to(build)  # what each prints lies beside the name of its build folder
+    names = [build, tmp_path / "other"]
+    processes = [in_a_copy(ask, slow, name.with_suffix(".asks"), build=name) for name in names]
+    wait_for(lambda: all(name.with_suffix(".asks").exists() for name in names))
+    wait_for((tmp_path / "count").exists)
+    time.sleep(0.5)  # the one that does not train has come to the lock by now
+    (tmp_path / "hold").unlink()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    first, second = (name.with_suffix(".out").read_text() for name in names)
+    assert first == second
+    assert Path(first.strip()).is_dir()
     assert (tmp_path / "count").read_text().split() == ["trained"]
 
 
@@ -487,41 +486,35 @@ def test_a_file_in_the_place_of_a_run_does_not_stand_in_the_way(build: Path):
     assert store.get(train, seed=0, data=POCKET) == run
 
 
-SFT = """
-import json, os, signal, sys
-import alignkit
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from alignkit.training.sft import SftSettings, train_sft
-from alignkit.workflow import identity, store
-from alignkit.world import resume
-from alignkit.world.reviews import Reviews
+def sft(kills: int) -> None:
+    """A run that keeps its state at each step, and is killed after as many steps; prints its files and steps."""
+    resume.EVERY = 0.0
+    usual, left, steps = resume.Watch.on_save, iter(range(kills)), []
 
-resume.EVERY = 0.0
-usual, left = resume.Watch.on_save, iter(range(int(sys.argv[1])))
+    def on_save(*given: Any, **more: Any) -> None:
+        usual(*given, **more)
+        if next(left, None) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def on_save(*given, **more):
-    usual(*given, **more)
-    if next(left, None) == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-resume.Watch.on_save = on_save
-steps = []
-register_optimizer_step_post_hook(lambda *_: steps.append(1))
-settings = SftSettings("scratch", "word", 400, 16, 1, 2, 32, 1.0, 16, 1e-3, 20)
-run = store.get(train_sft, settings, seed=0, data=Reviews("pocket", 200, 40, 40))
-print(json.dumps([run.record["files"], len(steps)]))
-"""
+    resume.Watch.on_save = on_save
+    register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    settings = SftSettings("scratch", "word", 400, 16, 1, 2, 32, 1.0, 16, 1e-3, 20)
+    run = store.get(train_sft, settings, seed=0, data=Reviews("pocket", 200, 40, 40))
+    print(json.dumps([run.record["files"], len(steps)]))
 
 
-def sft(build: Path, kills: int) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"ALIGNKIT_BUILD": str(build)}
-    return subprocess.run([sys.executable, "-c", SFT, str(kills)], env=env, capture_output=True, text=True, check=False)
+def sft_in_a_copy(build: Path, kills: int) -> tuple[int, list[str]]:
+    """The exit code of `sft`, and the lines that it printed."""
+    process = in_a_copy(sft, kills, build=build)
+    process.join(60)
+    return process.exitcode, build.with_suffix(".out").read_text().splitlines()
 
 
 def test_a_run_that_was_killed_goes_on_in_the_store(tmp_path: Path):
-    assert sft(tmp_path / "killed", 1).returncode == -signal.SIGKILL
+    assert sft_in_a_copy(tmp_path / "killed", 1)[0] == -signal.SIGKILL
     (state,) = (tmp_path / "killed" / "store").glob("tmp-*/resume/checkpoint-*")
-    (files, steps), (expected, all_steps) = (json.loads(sft(tmp_path / b, 0).stdout) for b in ("killed", "whole"))
+    told = [sft_in_a_copy(tmp_path / name, 0)[1] for name in ("killed", "whole")]
+    (files, steps), (expected, all_steps) = (json.loads(lines[-1]) for lines in told)
     assert files == expected
     assert steps == all_steps - int(state.name.partition("-")[2])
     assert not list((tmp_path / "killed" / "store").glob("tmp-*"))
@@ -529,13 +522,15 @@ def test_a_run_that_was_killed_goes_on_in_the_store(tmp_path: Path):
 
 @pytest.mark.parametrize("damage", ["optimizer.pt", "model.safetensors"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(tmp_path: Path, damage: str):
-    sft(tmp_path, 1)
-    (part,) = (tmp_path / "store").glob(f"tmp-*/resume/checkpoint-*/{damage}")
+    sft_in_a_copy(tmp_path / "build", 1)
+    store_of_it = tmp_path / "build" / "store"
+    (part,) = store_of_it.glob(f"tmp-*/resume/checkpoint-*/{damage}")
     part.unlink() if damage == "optimizer.pt" else part.write_bytes(part.read_bytes()[:1000])
-    again = sft(tmp_path, 0)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("-aside: could not be gone on from and was set aside; the run begins anew") == 1
-    assert len(list((tmp_path / "store").glob("tmp-*-aside"))) == 1
+    code, told = sft_in_a_copy(tmp_path / "build", 0)
+    assert code == 0, told
+    aside = "-aside: could not be gone on from and was set aside; the run begins anew"
+    assert sum(aside in line for line in told) == 1
+    assert len(list(store_of_it.glob("tmp-*-aside"))) == 1
 
 
 def goes_on(out: Path, settings: None = None, **inputs: Any) -> dict[str, float]:

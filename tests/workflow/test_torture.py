@@ -5,33 +5,23 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import times
+from helpers import in_a_copy, times
 from test_store import POCKET
 
-from alignkit.workflow import store
+from alignkit import paths
+from alignkit.report import dpo_losses, one_front, policies
+from alignkit.workflow import parameters, store
+from alignkit.world import resume
 
 DAMAGES, KILLS = times(40, 400), times(2, 14)
 FILES = ("model.txt", "more/history.csv", "run.json")
-TRAINS = """
-import alignkit
-from alignkit import paths
-from alignkit.report import dpo_losses, one_front, policies
-from alignkit.workflow import parameters
-from alignkit.world import resume
-
-resume.EVERY = 0.0  # each run keeps its state as often as it can
-pairs, front = (parameters.load(paths.PARAMS / "smoke" / f"{n}.yaml") for n in ("2_dpo_losses", "6_one_front"))
-policies.aligned(pairs, 0, dpo_losses.methods(pairs)[:1], policies.prepared(pairs, 0))
-one_front.sweep(front, 0, policies.started(front, 0))
-"""
 
 
 def flip(file: Path, chance: random.Random) -> None:
@@ -84,20 +74,34 @@ def test_a_kept_run_that_was_damaged_at_random_is_trained_again(build: Path, cap
         assert {name: (run.folder / name).read_bytes() for name in kept} == kept
 
 
+def trains() -> None:
+    """Runs of four kinds, each of which keeps its state as often as it can."""
+    resume.EVERY = 0.0
+    pairs, front = (parameters.load(paths.PARAMS / "smoke" / f"{n}.yaml") for n in ("2_dpo_losses", "6_one_front"))
+    policies.aligned(pairs, 0, dpo_losses.methods(pairs)[:1], policies.prepared(pairs, 0))
+    one_front.sweep(front, 0, policies.started(front, 0))
+
+
 @pytest.mark.slow
 def test_training_that_is_killed_at_any_moment_ends_with_the_same_bits(build: Path, tmp_path: Path):
-    command = [sys.executable, "-c", TRAINS]
+    def to_the_end(build: Path) -> None:
+        process = in_a_copy(trains, build=build)
+        process.join()
+        assert process.exitcode == 0, build.with_suffix(".out").read_text()
+
     begun, other = time.monotonic(), tmp_path / "undisturbed"
-    subprocess.run(command, env=os.environ | {"ALIGNKIT_BUILD": str(other)}, capture_output=True, check=True)
+    to_the_end(other)
     whole = time.monotonic() - begun
     chance = random.Random(0)
     for _ in range(KILLS):  # each goes on where the one before was killed
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            time.sleep(whole * chance.uniform(0.3, 0.7))
-            process.kill()
+        process = in_a_copy(trains, build=build)
+        time.sleep(whole * chance.uniform(0.1, 0.4))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         left = [folder.name for folder in (build / "store").glob("train_*")] if build.exists() else []
         assert all((build / "store" / name / store.RECORD).is_file() for name in left)
-    subprocess.run(command, capture_output=True, check=True)
+    to_the_end(build)
     assert kept(build) == kept(other)
     assert {"train_sft", "train_reward", "train_dpo", "train_policy_gradient"} <= {
         n.partition("-")[0] for n in kept(build)
