@@ -21,6 +21,7 @@ hypothesis.settings.load_profile("alignkit")
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = tempfile.TemporaryDirectory(prefix="alignkit-tests-")
 # Set before any test imports a library that reads them; commands that tests start inherit them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of a hundred processes would compile the package anew
 os.environ |= {"HF_DATASETS_CACHE": CACHE.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
