@@ -49,9 +49,12 @@ def _train(args: argparse.Namespace) -> None:
         parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name
     _tell(p.check_reach())
     _without_bars()
+    from alignkit.workflow.listing import beside_published
+
     module = import_module(f"alignkit.report.{p.notebook.partition('_')[2]}")
-    for name, run in module.recipe(p, args.seed).items():
-        print(f"{name}: {run.id} ({run.record['seconds']} s)", flush=True)
+    runs = module.recipe(p, args.seed)
+    _tell(f"{name}: {run.id} ({run.record['seconds']} s)" for name, run in runs.items())
+    _tell(beside_published(p, args.seed, runs) if args.data is None else [])
 
 
 def _without_bars() -> None:

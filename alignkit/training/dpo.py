@@ -117,12 +117,7 @@ def train_dpo(out: Path, settings: DpoSettings, *, seed: int, policy: Path, pair
         shared = trainer_arguments(folder, seed=seed, epochs=s.epochs, batch=s.batch, lr=s.lr, reports=8)
         trainer = FDPOTrainer(
             model=model,
-            args=DPOConfig(
-                **shared,
-                beta=s.beta,
-                max_length=None,
-                precompute_ref_log_probs=True,
-            ),
+            args=DPOConfig(**shared, beta=s.beta, max_length=None, precompute_ref_log_probs=True),
             train_dataset=rows["train"],
             eval_dataset=rows["test"].select(range(min(VALIDATION_PAIRS, len(rows["test"])))),
             processing_class=tokenizer,

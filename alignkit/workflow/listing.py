@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from alignkit import paths
 from alignkit.faults import UserFault
-from alignkit.workflow.store import ASIDE, LOCKS, RECORD
+from alignkit.workflow.store import ASIDE, LOCKS, RECORD, Run
 
 
 def runs(profile: str | None, function: str | None, seed: int | None, limit: int) -> list[str]:
@@ -23,8 +24,7 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     found = {f: record_of(f) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)}
     whole = {folder: record for folder, record in found.items() if record}
     asked = [(f, record) for f, record in whole.items() if ids is None or record["id"] in ids]
-    asked = [(f, record) for f, record in asked if (function or "") in record["function"]]
-    asked = [(f, record) for f, record in asked if seed in (None, record["inputs"].get("seed"))]
+    asked = [(f, r) for f, r in asked if (function or "") in r["function"] and seed in (None, r["inputs"].get("seed"))]
     often = usual_settings(list(whole.values()))
     lines = [line for folder, record in asked[:limit] for line in lines_about(folder, record, often)]
     others = [folder.name for folder in found if folder not in whole][:limit]
@@ -41,6 +41,23 @@ def ids_of_profile(profile: str) -> set[str]:
     if not (files := [file for place in places for file in place.glob("*_runs.csv")]):
         raise UserFault(f"runs: no notebook of profile {profile!r} was executed here; without a profile all are listed")
     return set().union(*(pd.read_csv(file, dtype=str).id for file in files))
+
+
+def beside_published(p: Any, seed: int, runs: dict[str, Run]) -> list[str]:
+    """A line on how many rows that a notebook published with a seed its runs repeat; none where it published none.
+
+    A run repeats the row of its name if KL and reward (nats) are equal in the six digits of the table.
+    """
+    folder, number = paths.published(p.profile), p.notebook.partition("_")[0]
+    files = [folder / f"{number}_runs.csv", folder / f"{p.notebook}.csv"]
+    named, rows = (pd.read_csv(file, dtype=str) if file.is_file() else pd.DataFrame(columns=["seed"]) for file in files)
+    if not {"run", "kl", "reward"} <= {*rows}:
+        return []
+    there = named[named.seed == str(seed)].merge(rows, left_on="id", right_on="run")
+    here = [runs[name].metrics if name in runs else {} for name in there.run_x]
+    equal = [there[name] == [f"{metrics.get(name, nan):.6g}" for metrics in here] for name in ("kl", "reward")]
+    told = f"{(equal[0] & equal[1]).sum()} of {len(there)} rows that figures/{p.profile} has of {p.notebook} with seed"
+    return [f"{told} {seed} are repeated: KL and reward are equal in all six digits"] * bool(here)
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:

@@ -3,12 +3,14 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from alignkit import paths
 from alignkit.__main__ import main
+from alignkit.workflow.listing import beside_published
 
 
 def add(function: str, number: int, settings: dict[str, Any] | None = None, **record: Any) -> Path:
@@ -114,3 +116,18 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr("alignkit.workflow.listing.runs", interrupted)
     assert main(["runs"]) == 130
     assert capsys.readouterr().err == "interrupted: what has ended is kept, and the same command goes on from there\n"
+
+
+def test_rows_that_a_training_job_repeats_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(paths, "published", lambda profile: tmp_path / profile)
+    (tmp_path / "own").mkdir()
+    asked = SimpleNamespace(profile="own", notebook="4_warp")
+    runs = {name: SimpleNamespace(metrics={"kl": kl, "reward": 0.5}) for name, kl in (("a", 0.1234564), ("b", 0.2))}
+    assert beside_published(asked, 3, runs) == []
+    (tmp_path / "own" / "4_runs.csv").write_text("run,seed,id\na,3,0e1\nb,3,0e2\nc,3,0e3\nreward,3,0e4\na,4,0e5\n")
+    assert beside_published(asked, 3, runs) == []
+    rows = ["0e1,0.123456,0.5", "0e2,0.200001,0.5", "0e3,0.3,0.5", "0e5,0.4,0.5"]
+    (tmp_path / "own" / "4_warp.csv").write_text("\n".join(["run,kl,reward", *rows]))
+    (line,) = beside_published(asked, 3, runs)
+    assert line.startswith("1 of 3 rows that figures/own has of 4_warp with seed 3 are repeated: ")
+    assert beside_published(asked, 5, runs) == []
