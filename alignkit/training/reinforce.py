@@ -261,7 +261,7 @@ def _row(step: int, samples: pd.DataFrame, rewards: torch.Tensor, terms: Terms, 
 
 @torch.no_grad()
 def _drift(step: int, model: PreTrainedModel, sft: PreTrainedModel, samples: pd.DataFrame) -> dict[str, float]:
-    """The exact KL to the SFT policy after every KL_EVERY steps, along the texts that the step was taken on."""
+    """The exact KL to the SFT policy after the first and each KL_EVERY-th step, along the texts of that step."""
     if step > 1 and step % KL_EVERY:
         return {}
     return {"kl_sft": completion_sums(model, sft, samples)[1]["exact"].mean().item()}

@@ -215,7 +215,7 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
 
 
 def _take_part(train: Callable[..., dict[str, Any]], run: Run, settings: Any, inputs: Any) -> None:
-    """Train beside the first process of `accelerate launch`, which keeps the run, and does alone what has no trainer."""
+    """Train beside the first process of `accelerate launch`, which keeps the run and does alone what has no trainer."""
     if ("alignkit.world.models", "run_trainer") in identity.reached(train.__module__, train.__name__):
         kept = run.folder.with_name(f"tmp-{run.id}") / resume.FOLDER
         kept.mkdir(parents=True, exist_ok=True)
