@@ -58,7 +58,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _without_bars() -> None:
-    """Those of loading models would fill the log."""
+    """Turn off the progress bars of loading models, which would fill the log."""
     import transformers
 
     transformers.logging.disable_progress_bar()
@@ -88,7 +88,7 @@ def _publish(args: argparse.Namespace) -> None:
     from alignkit.workflow import batch
 
     changed = batch.publish(args.profile)
-    # Other reports stand beside pocket's findings, and are asked as it is.
+    # Tables of other reports repeat pocket's findings beside their own, so they are written anew with it.
     beside = sorted(paths.CHECKOUT.glob("figures/*/findings.csv")) if args.profile == "pocket" else []
     for name in dict.fromkeys([args.profile, *(file.parent.name for file in beside)]):
         changed += replication.publish_findings(name)

@@ -29,7 +29,7 @@ class Divergence:
 
     name: str
     family: str
-    """What figures show it beside."""
+    """The group in which figures show it: `KL`, `CHI` or `OTHER`."""
     formulas: tuple[str, str]
     """f and f' as tables write them, in Python's signs, with u and α."""
     generator: Function
@@ -45,9 +45,9 @@ class Divergence:
     supports_dpo: bool = True
     """Whether f'(0+) = -inf, so that the optimum gives mass to every response, as f-DPO's change of variables needs."""
     powers: tuple[float, ...] = ()
-    """The powers of u in f', which can overflow."""
+    """The exponents of u in f'; u to one of them can overflow."""
     uncentred: Function | None = None
-    """f'(exp(log_u)), written in log_u, where f'(1) is not 0."""
+    """f'(exp(log_u)), written in log_u; None where f'(1) = 0."""
     alpha: float | None = None
 
     @property
@@ -79,7 +79,7 @@ class Divergence:
         return self.log_slope(_tensor(log_u))
 
     def clamped(self, log_u: Any) -> torch.Tensor:
-        """True where `score` had to clamp a power of u and therefore has no gradient."""
+        """True where `score` had to clamp a power of u, which then adds nothing to the gradient."""
         log_u = _tensor(log_u)
         over = [power * log_u > _largest_exponent(log_u.dtype) for power in self.powers]
         return torch.stack(over).any(dim=0) if over else torch.zeros_like(log_u, dtype=torch.bool)

@@ -59,7 +59,7 @@ def newton(
     value: Callable[[np.ndarray], float], derivatives: Derivatives, ref: np.ndarray, **options: float
 ) -> tuple[np.ndarray, OptimizeResult]:
     """The policy (responses,) at a minimum over the logits, from the reference on, and scipy's report (trust-exact)."""
-    # Plain BFGS stalls where a score is steep (Jeffrey at beta 0.1) and on the plateau of a vanished response.
+    # Plain BFGS stalls where a score is steep (Jeffrey at beta 0.1), and where a response's probability has vanished.
     found = minimize(
         value,
         np.log(ref),

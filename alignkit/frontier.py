@@ -16,9 +16,9 @@ LEAST_ESS = 10.0
 MOST_BELOW = 0.05
 """Share of prompts that may fall below it."""
 LEAST_KL = 0.05
-"""Nats below which an efficiency is a ratio of two noises, and a point says nothing of a bend."""
+"""KL (nats) below which an efficiency is noise divided by noise, and a point does not count in a fit (`tables.fit`)."""
 REPEATS = 256
-"""Random groups of n - 1 other draws that a draw is compared with (`kept_share`)."""
+"""How many random groups of n - 1 other draws each draw is compared with (`kept_share`)."""
 
 
 def optimal_frontier(
@@ -91,7 +91,7 @@ def chance_of_best(total: int, n: int) -> np.ndarray:
 def along_root_kl(kl: Any, kls: Any, values: Any, *, beyond: bool = False) -> Any:
     """Values between points at given KLs, linear in √KL, in which rewards are nearly straight; shape of kl.
 
-    NaN outside the points' KLs; with beyond, level there.
+    NaN outside the points' KLs; with beyond, the value of the nearest point.
     """
     if not len(kls):
         return np.full(np.shape(kl), np.nan)[()]
@@ -127,7 +127,7 @@ def hypervolume(kl: Sequence[float], reward: Sequence[float], sft_reward: float,
 
 
 def kept_share(log_weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """How many times as often a draw is kept as it is drawn, (prompts, N); its mean over a prompt's draws is 1.
+    """For each draw, (prompts, N): its chance to be the one kept of n, times n; the mean over a prompt's draws is 1.
 
     n E[w / (w + Σ of n - 1 others' w)], over groups of n - 1 *other* draws of the pool.  log_weights is
     (prompts, N), up to a constant a prompt.  Raises ValueError if a prompt has fewer than n draws.

@@ -113,7 +113,7 @@ def _groups(init: State, thetas: Sequence[State], per: Per) -> dict[str, list[st
 
 
 def _precise(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """In float32 at least, where `like` is."""
+    """The tensor in float32 at least, on the device of `like`."""
     return tensor.to(like.device, torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -143,7 +143,7 @@ def _spherical(gram: torch.Tensor, shares: Sequence[float]) -> torch.Tensor:
 
 
 def _two(a: torch.Tensor, b: torch.Tensor, product: torch.Tensor, weight: float) -> tuple[float, float]:
-    """What two vectors with squared norms a and b and this inner product are multiplied by."""
+    """SLERP's coefficients for two vectors with squared norms a and b and this inner product; weight: of the second."""
     if weight in (0, 1) or a <= 0 or b <= 0:
         return 1 - weight, weight
     angle = (product / (a * b).sqrt()).clamp(-1, 1).acos()

@@ -16,7 +16,7 @@ def pairwise_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def sign_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The share of texts whose score is above zero just when the label is 1."""
+    """The share of texts whose score is above zero if, and only if, the label is 1."""
     return float(((scores > 0) == labels).mean())
 
 
@@ -108,8 +108,8 @@ def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
 def paired_p_value(differences: np.ndarray) -> float:
     """Two-sided p-value of a one-sample t test that the differences, shape (seeds,), have mean zero.
 
-    NaN for a single seed.  Where all differences are equal it is 1 if they are zero, else 0, which is a sign that the
-    seeds moved nothing, more than evidence.
+    NaN for a single seed.  Where all differences are equal it is 1 if they are zero, else 0: then the seeds changed
+    nothing, and the 0 is no evidence.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:

@@ -31,7 +31,7 @@ BEYOND_AVX2 = {
     True: "X86_V4 AVX512_ICL AVX512_SPR",
     False: "AVX512F AVX512CD AVX512_KNL AVX512_KNM AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL",
 }
-"""What NumPy calls its faster kernels, from 2.4 on and before."""
+"""NumPy's names for kernels beyond AVX2: True for version 2.4 and later, False for earlier ones."""
 
 
 def chosen() -> str:
@@ -43,8 +43,8 @@ def chosen() -> str:
 
 
 def pin() -> None:
-    """Set the environment variables that fix the kernels, in place of what the user's shell says of threads, and others
-    that libraries read as they are imported.
+    """Set the environment variables that fix kernels and threads, over those of the user's shell, and others that
+    libraries read as they are imported, unless they are set.
 
     Where torch has been imported already, its kernels stay as they are, and `in_force` says so.
     """
@@ -53,9 +53,9 @@ def pin() -> None:
     # trl reports every trainer to the Hub from a thread, in which the C library reads the environment while it looks a
     # name up.  accelerate and datasets empty and refill that meanwhile; a read at the wrong moment ends the process.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if "WORLD_SIZE" not in os.environ:  # a trainer alone takes all GPUs that it sees, and as many times its batch
+    if "WORLD_SIZE" not in os.environ:  # one process's trainer uses all GPUs that it sees, and a batch on each
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    if os.environ.get(SETTING) == "native":  # another value is told by whoever asks for `chosen`
+    if os.environ.get(SETTING) == "native":  # `chosen` raises for a wrong value
         return
     if "torch" not in sys.modules:
         new_names = tuple(map(int, version("numpy").split(".")[:2])) >= (2, 4)

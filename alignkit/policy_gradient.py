@@ -79,7 +79,7 @@ def token_terms(
     the prompt does not count, and left padding gets no position.
     """
     prompt_ids, completion_ids = samples.prompt_ids.tolist(), samples.completion_ids.tolist()
-    # Short completions apart from long ones: less padding.  A GPU waits for launches, not for sums.
+    # Short completions apart from long ones: less padding.  On a GPU another pass costs more than padding does.
     size = -(-len(samples) // (1 if model.device.type == "cuda" else PARTS))
     parts = list(by_length(completion_ids, min(size, rows_at_once(model, completion_ids))))
     longest = max(map(len, completion_ids))
@@ -120,8 +120,8 @@ def token_advantages(
     position.  What was written before a token cannot depend on it, so nothing that is subtracted here changes the
     expected gradient.
 
-    The KL is k1, or with exact_kl the sum of exact steps, to which the caller adds β times its own gradient: the sum
-    over steps of what a step changes at once and of what it changes later (product rule).
+    The KL is k1, or with exact_kl the sum of the steps' exact KLs.  Then the caller adds β times the gradient of this
+    sum: by the product rule a policy changes each step's KL itself, and which prefixes the later steps see.
     """
     kl, mask = terms["exact" if exact_kl else "k1"].detach().double().cpu(), terms["mask"].cpu()
     if values is None:

@@ -59,10 +59,10 @@ def completion_logits(
     completion_ids: Sequence[Sequence[int]],
     parts: Iterable[Sequence[int]],
 ) -> Iterator[torch.Tensor]:
-    """Of each part of the rows the logits that predict its completion tokens, (rows, longest, vocabulary), float32.
+    """For each part of the rows, the logits that predict its completion tokens, (rows, longest, vocabulary), float32.
 
-    They begin with the first token; what stands behind a completion's end is not defined.  A prompt is read once,
-    however many rows and parts it has.
+    The first ones predict the first completion token; those behind a completion's end mean nothing.  A prompt is read
+    once, however many rows and parts it has.
     """
     ids, mask, which = distinct(prompt_ids, model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -85,7 +85,7 @@ def completion_logits(
 
 
 def blocks(model: PreTrainedModel, completion_ids: Sequence[Sequence[int]]) -> Iterator[tuple[slice, list[list[int]]]]:
-    """Rows in blocks, and each block's parts, of completions of like length: `rows_at_once` at most."""
+    """Blocks of rows, each with its parts: positions in it, of completions of like length, at most `rows_at_once`."""
     at_once = rows_at_once(model, completion_ids)
     for start in range(0, len(completion_ids), BLOCK):
         block = slice(start, start + BLOCK)
@@ -93,7 +93,7 @@ def blocks(model: PreTrainedModel, completion_ids: Sequence[Sequence[int]]) -> I
 
 
 def rows_at_once(model: PreTrainedModel, completion_ids: Sequence[Sequence[int]]) -> int:
-    """How many rows have logits of about a quarter of a gigabyte, and no more than 128."""
+    """How many rows have logits of about a quarter of a gigabyte together (float32): 4 to 128."""
     longest = max(map(len, completion_ids), default=1)
     return max(4, min(128, 2**26 // (max(1, longest) * model.config.vocab_size)))
 
@@ -143,7 +143,7 @@ def sample(
     prompt_ids = [list(ids) for ids in each for _ in range(k)]
     how = {"new": max_new_tokens, "end": tokenizer.eos_token_id, "bias": bias_of(model, bias), "greedy": greedy}
     rows = []
-    # The global stream is left as it was, so that sampling in a cell changes nothing after it.
+    # torch's global random state is left as it was, so that sampling in a cell changes nothing after it.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(prompt_ids), batch):

@@ -32,7 +32,7 @@ def warp(
 
     `training` are the settings of lines 4 to 9, `inputs` their seed, data and reward model; `train` is what runs them.
     Every run has its own policy, optimizer, anchor and random stream and is a run of the store: the M runs of an
-    iteration may be trained side by side by several processes, and calls that agree in their first lines share them.
+    iteration may be trained side by side by several processes, and calls whose first iterations agree share these.
 
     The algorithm's output is the front {(1 - η) θ_sft + η θ_slerp | 0 <= η <= 1}, with θ_slerp the merge of the last
     iteration (`merge.evaluate_interpolation`).

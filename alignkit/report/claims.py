@@ -198,7 +198,7 @@ def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
 
 
 def _interpolated(tables: Tables, begins: str, measure: str, subject: str = "{}") -> Finding:
-    """Of the first policy of notebook 4 whose name begins so, the one with the smaller η; subject: {} is its name."""
+    """The gain of 4_gain's first policy whose name begins so, with the smallest η; in `subject`, {} is its name."""
     gains = tables("4_gain")
     first = next((name for name in gains.policy if name.startswith(begins)), begins)
     rows = rows_of(gains, policy=first)

@@ -1,4 +1,4 @@
-"""Notebook 3: DPO under other divergences than reverse KL; runs, lengths of prompts, bells."""
+"""Notebook 3: DPO under other divergences than reverse KL; runs, reward by length of prompt, fitted bells."""
 
 from collections.abc import Mapping
 from itertools import product

@@ -62,7 +62,7 @@ def tell(place: DisplayHandle, p: Rewarded) -> None:
 
 
 def about_models(p: Rewarded) -> str:
-    """That seeds share their models, where they do."""
+    """The words that say that seeds share their models; "" where they do not."""
     if p.base_seed is None:
         return ""
     shared = "All seeds of this profile start from one supervised policy and are scored by one reward model"

@@ -154,7 +154,7 @@ def spherical_path(p: Improvements, seed: int, sft: Run, reward: Run, found: Seq
 
 
 def method_less_others(less: pd.DataFrame, method: str) -> pd.DataFrame:
-    """A method less each of the others, from differences the other way round; Holm's p over all of them."""
+    """A method less each of the others, from differences the other way round, `less`; Holm's p over all of them."""
     found = reversed_differences(less)
     return found.assign(label=method + " − " + found.method, holm=holm(found.p.to_numpy()))
 

@@ -60,12 +60,12 @@ DRAWN = (
     *("DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews", "REINFORCE, EMA anchor"),
     *("WARP + RLOO", SWEPT, "anchored, sentence credit", APPROACHED, AT_WARPS_TOKENS),
 )
-"""What the front shows beside WARP and the draws of the last of `pool_policies`."""
+"""The families that the front shows, beside WARP and one of n draws of the last of `pool_policies`."""
 Pools = Mapping[int, Pool]  # one of each seed
 
 
 def recipe(p: OneFront, seed: int) -> Runs:
-    """The tilted policies and the pool; the other policies come from the tables of the other notebooks."""
+    """Anchored RLOO over β, `approach`, tuned settings, the pool; other policies come from other notebooks' tables."""
     runs = policies.started(p, seed)
     for policy in rloo_over_beta(p, seed, runs):
         name = f"β={policy.settings['beta']:g}"
@@ -96,7 +96,7 @@ def one_of(name: str, n: int) -> str:
 
 
 def sweep(p: OneFront, seed: int, runs: Runs) -> list[Policy]:
-    """The notebook's own policies: anchored RLOO over β; and those of `approach`, where no notebook 5 tells them."""
+    """The notebook's own policies: anchored RLOO over β; and those of `approach`, if no notebook 5 lists them."""
     own = rloo_over_beta(p, seed, runs)
     return own if "5_improvements" in notebooks_read(p.profile) else [*own, *approach(p, seed, runs)]
 
@@ -187,7 +187,7 @@ def of_other_runs(table: pd.DataFrame, own: pd.DataFrame) -> list[str]:
 
 
 def with_zero(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
-    """Rows with the pool's reward, gold and faults in those of SFT: gains, shares and areas then have one zero."""
+    """Rows in which SFT has the pool's mean reward, gold and faults: gains, shares and areas then have one zero."""
     out, sft = table.copy(), table.family == "sft"
     for column in [c for c in ("reward", "gold", "faults") if c in table and all(c in t for t in frontiers.values())]:
         zero = out.seed.map({seed: t[column].iloc[0] for seed, t in frontiers.items()})
@@ -205,7 +205,7 @@ def with_efficiency(table: pd.DataFrame, frontiers: Frontiers) -> pd.DataFrame:
 def at_matched_kl(table: pd.DataFrame, frontiers: Frontiers, kls: Sequence[float]) -> pd.DataFrame:
     """Efficiency of each family's front at given KLs, seed by seed (`tables.at_kl`); NaN beyond its reach.
 
-    A column draws, of families that keep one of several, goes along.
+    The column draws of families that keep one of several is carried over.
     """
     columns = [c for c in ("reward", "gold", "faults") if c in table]
     found = at_kl(table[table.seed.isin(list(frontiers))], sorted(set(kls)), columns)

@@ -23,7 +23,7 @@ from alignkit.workflow.store import Run, get
 
 Runs = dict[str, Run]
 EVALUATION = ": evaluation"
-"""How the evaluation of a run is named beside it."""
+"""What is put behind a run's name to name its evaluation."""
 PAIRED = ("loss", "divergence", "alpha", "beta", "scores", "label_smoothing", "lora_rank", "lr", "epochs", "batch")
 """Settings of `train_dpo` that tables show."""
 LEARNED = ("eval_loss", "chosen_logp", "rejected_logp", "accuracy", "clamped")
@@ -76,7 +76,7 @@ def shared(p: World, seed: int) -> dict[str, Any]:
 
 
 def scoring(p: World, seed: int, runs: Runs) -> dict[str, Any]:
-    """Inputs of what draws from a policy: KL to SFT, and the reward model, beside `shared`."""
+    """Inputs of what draws from a policy and scores it: `shared`, the reference (SFT) and the reward model."""
     return {**shared(p, seed), "reference": runs["sft"], "reward": runs["reward"]}
 
 
@@ -172,7 +172,7 @@ def dpo(loss: str, beta: float, **settings: Any) -> dict[str, Any]:
 
 
 def common_sweeps(p: Any) -> list[Method]:
-    """Reverse KL, forward KL and Jensen-Shannon, each over its own betas: main rows in notebook 3, measure in 5."""
+    """Reverse KL, forward KL and Jensen-Shannon, each over its betas: what notebook 5 compares with, too."""
     sweeps = {"reverse_kl": p.reverse_kl_betas, "forward_kl": p.forward_kl_betas, "js": p.js_betas}
     each = [(name, beta) for name, betas in sweeps.items() for beta in betas]
     return [Method(f"{name} β={b:g}", f_dpo(name, b), main=True, family=f"DPO, {name}") for name, b in each]

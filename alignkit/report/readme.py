@@ -90,8 +90,8 @@ def share_tables(figures: Path) -> str:
 def _shares(table: pd.DataFrame) -> pd.DataFrame:
     """The families of notebook 6 that the README tells, with all seeds, and tuned ones: family, seeds, shares as texts.
 
-    The best at KL 1 stand first; what has no policy there stands last.  Of DPO the best one stands there, too; of
-    families that keep one of n draws, those with the largest n.
+    The best at KL 1 stand first; what has no policy there stands last.  DPO's best family is always there; of
+    families that keep one of n draws, those with the largest n are.
     """
     columns = [c for c in ("KL 0.25", "KL 0.5", "KL 1", "KL 2") if c in table and table[c].notna().any()]
     kept = table.dropna(subset=columns, how="all").sort_values(["KL 1", columns[0]], ascending=False)
@@ -104,7 +104,7 @@ def _shares(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def reward_model_table(figures: Path) -> str:
-    """The Markdown table of notebook 1's main rows; what is trained on no seed has no interval."""
+    """The Markdown table of notebook 1's main rows; baselines, which have no seeds, have no interval."""
     found = []
     for file in _published(figures, "1_reward_model"):
         table = pd.read_csv(file)

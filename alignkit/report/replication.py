@@ -1,4 +1,4 @@
-"""Which findings hold again: those of a profile beside those of its replica (fresh seeds) and of pocket (real text)."""
+"""Which findings hold again: a profile's beside its replica's (fresh seeds), pocket's beside another's."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def publish_findings(profile: str) -> list[str]:
 
 def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
     """Each finding of pocket but MADE_SO and whether it holds there (yes, no, cannot tell); None for pocket itself and
-    its like."""
+    for what is no report."""
     pocket = paths.published("pocket")
     if profile == "pocket" or not is_report(profile) or not list(pocket.glob("?_findings.csv")):
         return None

@@ -76,7 +76,7 @@ def sign_zero(p: RewardModel, runs: Runs, name: str = "reward") -> float:
 
 
 def from_zero(p: RewardModel, runs: Mapping[int, Runs]) -> pd.DataFrame:
-    """Test reviews with their reward, from its zero, by each reward model; columns seed, method, label, reward."""
+    """Test reviews with each reward model's reward less its `sign_zero`; columns seed, method, label, reward."""
     out = []
     for seed, by_name in runs.items():
         for name in (name for name in by_name if name not in ("sft", "completions")):
@@ -106,7 +106,10 @@ def run_rows(runs: Mapping[int, Runs], rewards: pd.DataFrame) -> pd.DataFrame:
 
 
 def length_correlation(texts: list[str], rewards: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Spearman correlation of reward and number of words within each label, with its 95 % interval (Fisher)."""
+    """Spearman correlation of reward and number of words within each label, and its 95 % interval.
+
+    By Fisher's z, with the factor 1.03 of ranks (Fieller et al. 1957).
+    """
     length = np.array([len(text.split()) for text in texts])
     rows = []
     for label, name in ((1, "positive"), (0, "negative")):
@@ -172,7 +175,7 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
 
 
 def characters_a_token(policy: Path, texts: Sequence[str], tokens: int) -> float:
-    """Characters of texts, as a policy is tested on them (cut to `tokens`, without the first), by predicted token."""
+    """Characters a predicted token, of texts as a policy is tested on them: cut to `tokens`, without the first."""
     tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)
     places = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)["offset_mapping"]
     characters = sum(row[:tokens][-1][1] - row[0][1] for row in places)
@@ -220,7 +223,7 @@ def calibrated(rewards: Mapping[int, Run], values: pd.DataFrame) -> pd.DataFrame
 def spreads_differ(one: pd.Series, other: pd.Series) -> float:
     """Two-sided p-value that two measurements of the same seeds, both (seeds,), spread equally (Pitman 1939, Morgan).
 
-    Their sum and difference are correlated just when their variances differ.  NaN for fewer than three seeds, where
+    Sum and difference are correlated if, and only if, the variances differ.  NaN for fewer than three seeds, where
     a value is missing, and where both are the same, as with one scale for all seeds.
     """
     if len(one) < 3 or not np.isfinite([one, other]).all() or np.allclose(one, other):

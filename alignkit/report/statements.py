@@ -19,7 +19,7 @@ CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
 """p value, Holm-adjusted where several are compared, below which a difference counts."""
 LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.1, "volume": 1.0}
-"""Differences within which two policies count as level; of reward, odds of "positive" that differ by a quarter."""
+"""Differences within which two policies count as level; 0.25 nats of reward multiply the odds of "positive" by 1.28."""
 UNITS = {"reward": "nats", "share": "of the possible gain", "entropy": "nats", "volume": "nats²"}
 REPEAT = 1 + 2**0.5
 """How many half-widths of its interval a mean has to be away from a bound if fresh seeds are to show the same: the mean
@@ -113,7 +113,7 @@ def difference(
 
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:
-    """A number for each seed as a row of differences."""
+    """Mean and interval over seeds of one number a seed, as a table of one row that `difference` takes."""
     if values.isna().all():
         raise Unanswered("no seed has it")
     mean, low, high = seed_interval(values)

@@ -10,7 +10,7 @@ from alignkit import __version__
 from alignkit.frontier import LEAST_KL, along_root_kl, best_of_n_kl, hypervolume
 from alignkit.metrics import holm, paired_p_value, seed_interval
 
-if TYPE_CHECKING:  # the trainers are slow to import, and who publishes needs none
+if TYPE_CHECKING:  # the trainers are slow to import, and publishing needs none
     from alignkit.report.policies import Policy, Runs
     from alignkit.workflow.schema import World
     from alignkit.workflow.store import Run

@@ -29,12 +29,12 @@ AT_WARPS_TOKENS = "RLOO in small steps, WARP's tokens"
 MAIN = (DISTILLED, APPROACHED, AT_WARPS_TOKENS)
 ALONE = "RLOO as long, from SFT"
 REGRESSIONS = {"regression on the optimum": True, "regression off policy": False}
-"""Whether it is on policy."""
+"""By name, whether it is on policy."""
 AGAIN = "its resampled draws, distilled"
 WITH_WARP = "distilled, then WARP"
 OTHER_WAYS = (ALONE, *REGRESSIONS, *(f"distilled, then {name}" for name in REGRESSIONS), AGAIN, WITH_WARP)
 STREAM = 1000
-"""Of its draws, which are others than those that pairs are made of."""
+"""The random stream of draws for distillation, so that they are not those of the pairs."""
 HALFWAY = (0.5, 1.0)
 """Points on the way back to SFT, for KLs below a policy's own."""
 

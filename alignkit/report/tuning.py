@@ -57,7 +57,7 @@ Chosen = Mapping[Any, Sequence[float]] | None
 """Two factors for each method, by its name; None: nothing is chosen yet, so a grid is tried."""
 
 
-# What is tried.  A method joins by a function (profile, seed, chosen) -> Tried ... in GRIDS.
+# What is tried.  A method joins by a function in GRIDS: a profile's parameters, seed, chosen -> one Tried a setting.
 
 
 def factor_pairs(chosen: Chosen, name: str, *factors: Sequence[float]) -> Iterable[Sequence[float]]:

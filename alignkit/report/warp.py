@@ -105,7 +105,7 @@ def estimator_table(policy: torch.Tensor, reference: torch.Tensor) -> pd.DataFra
 def gradient_table(logits: torch.Tensor, rewards: torch.Tensor, k: int) -> pd.DataFrame:
     """REINFORCE's gradient of E[r] in the logits of one choice, over all k-tuples of samples, for each baseline.
 
-    `mean / exact` is how much of the exact gradient it is on average, bias the length of what is wrong, and
+    `mean / exact` is how much of the exact gradient it is on average, bias the norm of its mean error, and
     standard deviation the root mean squared distance of one estimate from their mean.
     """
     choices = torch.tensor(list(product(range(len(logits)), repeat=k)))

@@ -48,9 +48,9 @@ SCORES = {function.__name__: function for function in (policy_to_reference, chos
 
 
 def train_greedily(out: Path, settings: LoopSettings, **inputs: Any) -> dict[str, Any]:
-    """`reinforce.train_policy_gradient` with greedy decoding: all k completions of a prompt are one.
+    """`reinforce.train_policy_gradient` with greedy decoding: all k completions of a prompt are the same.
 
-    REINFORCE's gradient is a mean over draws from the policy; this is none.
+    REINFORCE's gradient is a mean over draws from the policy, which this is not.
     """
     return policy_gradient_loop(out, settings, **inputs, draw=partial(sample, greedy=True), credited=all_terms)
 

@@ -37,10 +37,10 @@ def log_tilts(draws: pd.DataFrame, beta: float) -> np.ndarray:
 
 
 def optimal_values(draws: pd.DataFrame, beta: float) -> np.ndarray:
-    """V* = β log E_ref[exp(r/β)] of each prompt, (prompts,): the reward less the penalty that the optimum earns.
+    """V* = β log E_ref[exp(r/β)] of each prompt, (prompts,): the optimum's expected reward less β times its KL.
 
-    Estimated from its draws (A*-PO, Brantley et al. 2025, arXiv 2505.20686, eq. 4); too low by about half of β / their
-    effective number.
+    Estimated from its draws (A*-PO, Brantley et al. 2025, arXiv 2505.20686, eq. 4); too low by about β/2 over
+    their effective number.
     """
     tilts = log_tilts(draws, beta)
     return beta * (logsumexp(tilts, axis=1) - np.log(tilts.shape[1]))
@@ -101,7 +101,7 @@ def resampled_rows(tilts: np.ndarray, times: int, rng: np.random.Generator) -> n
 
 
 def _as_dataset(draws: pd.DataFrame, rows: np.ndarray) -> Dataset:
-    """Token ids, of which the completion's count."""
+    """Token ids of prompts and completions, and masks by which only the completions' count in the loss."""
     taken = draws.iloc[rows]
     pairs = list(zip(taken.prompt_ids, taken.completion_ids, strict=True))
     ids = [[*prompt, *completion] for prompt, completion in pairs]
@@ -132,8 +132,8 @@ def regress(
     """Least squares of r(x, y) - V*(x) - β log(π/π_ref)(y|x), which is 0 everywhere for the optimum and for it alone.
 
     On policy this is A*-PO (arXiv 2505.20686, algorithm 1); on the draws of the reference, off policy, as in QRPO
-    (arXiv 2507.08068), with the reward as it is.  V* comes from `draws` (`optimal_values`), no gradient flows through
-    sampling.  Writes the policy, its tokenizer and history.csv: step, reward, error (mean squared, nats²).
+    (arXiv 2507.08068), with the reward in place of its quantile.  V* comes from `draws` (`optimal_values`), no gradient
+    flows through sampling.  Writes the policy, its tokenizer and history.csv: step, reward, mean squared error (nats²).
     """
     s = settings
     rng = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ Rows = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How many completions are drawn to make pairs of."""
+    """How many completions of train prompts are drawn, for pairs or for distillation."""
 
     n_prompts: int
     k: int
@@ -116,8 +116,9 @@ class PairSettings:
     construction: str
     """One of CONSTRUCTIONS."""
     winner: float | None = None
-    """Least reward of a chosen text, and below which a rejected one lies: for "threshold", and nothing else."""
+    """Least reward of a chosen text; for "threshold" alone."""
     loser: float | None = None
+    """A rejected text has less reward than this; for "threshold" alone."""
     max_similarity: float = 1.0
     """Two completions whose words are more alike than this (difflib's ratio, 0 to 1) are not compared."""
     test_share: float = 0.2

@@ -119,7 +119,7 @@ def policy_gradient_loop(
     credited: Callable[..., Terms],
     stream: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """`train_policy_gradient`, with two steps that a deviation replaces.
+    """`train_policy_gradient`, with two parts that `deviations` replaces.
 
     draw: as `sampling.sample`.  credited: (model, anchored, samples, terms) -> the terms that rewards are given to.
     """
@@ -261,7 +261,7 @@ def _row(step: int, samples: pd.DataFrame, rewards: torch.Tensor, terms: Terms, 
 
 @torch.no_grad()
 def _drift(step: int, model: PreTrainedModel, sft: PreTrainedModel, samples: pd.DataFrame) -> dict[str, float]:
-    """The exact KL to the SFT policy after the step, now and then, along texts drawn just before it."""
+    """The exact KL to the SFT policy after the first and each KL_EVERY-th step, along the texts of that step."""
     if step > 1 and step % KL_EVERY:
         return {}
     return {"kl_sft": completion_sums(model, sft, samples)[1]["exact"].mean().item()}

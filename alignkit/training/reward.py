@@ -218,7 +218,7 @@ def write_scores(
     parts = []
     for split, (here, labels) in texts.items():
         rewards = score(model, tokenizer, here, tokens=tokens)
-        # Labels of no text are integers as well.
+        # An empty list of labels becomes integers as well.
         parts.append(pd.DataFrame({"split": split, "label": np.array(labels, dtype=int), "reward": rewards}))
     scores = pd.concat(parts)
     scores.to_parquet(out / "scores.parquet", index=False)

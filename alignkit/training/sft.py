@@ -50,7 +50,7 @@ class SftSettings:
 
 
 class PlainSFTTrainer(SFTTrainer):
-    """TRL's SFTTrainer with the logits of a batch computed at once: of a small model its chunks take most of a step."""
+    """TRL's SFTTrainer with a batch's logits computed at once: in chunks, as TRL has them, they slow a small model."""
 
     compute_loss = Trainer.compute_loss
 

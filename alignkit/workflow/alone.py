@@ -80,7 +80,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
 
 
 def training_jobs(wanted: dict[str, Rewarded]) -> list[tuple[str, int]]:
-    """Training jobs (notebook, seed): first the first seed, which has the side rows; of others the long ones first."""
+    """Training jobs (notebook, seed): the first seed's, with side rows; then seed by seed, later notebooks first."""
     first = [(name, p.seeds[0]) for name, p in wanted.items()]
     every = [(name, seed) for name, p in reversed(wanted.items()) for seed in p.training_seeds()]
     return [*first, *sorted((job for job in every if job not in first), key=lambda job: job[1])]

@@ -55,8 +55,8 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     """Hash of all that an executed notebook depends on.
 
     These are its cells, its parameters, the alignkit modules that they reach, the lock, what lies at a local path among
-    the parameters, and all of this of the notebooks whose tables it reads; of the last notebook also what pocket is
-    published to have found, which other profiles show beside their own.
+    the parameters, and all of this for the notebooks whose tables it reads; for the last notebook also pocket's
+    published findings, which other profiles show beside their own.
     """
     p = values(notebook, profile, data)
     cells = json.loads(_source(notebook).read_text(encoding="utf-8"))["cells"]

@@ -1,4 +1,4 @@
-"""What lies in files, by SHA-256."""
+"""SHA-256 of files, folders and JSON values."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The one reader and checker of params/, and of what a notebook's first cell or papermill sets.
+"""The one reader and checker of params/, and of what a notebook's cell of values or papermill sets.
 
 A notebook's values are laid over each other: params/pocket, which holds every key; its profile's shared.yaml; its
 profile's file for this notebook, if there is one; and last what was set in the notebook.  A replica lies on the profile
@@ -253,9 +253,9 @@ def files(where: Iterable[Path]) -> list[Path]:
 
 
 def from_notebook() -> Any:
-    """The notebook's parameters, checked and shown; to be called in the cell after the first.
+    """The notebook's parameters, checked and shown; to be called in the cell after that of its values.
 
-    Any parameter can be set by a line of the first cell, or by papermill.  Raises UserFault with one line for each
+    Any parameter can be set by a line of that cell, or by papermill.  Raises UserFault with one line for each
     fault: wrong types and ranges, names that no parameter has, and data or models out of reach.
     """
     from IPython import get_ipython
@@ -278,9 +278,9 @@ def from_notebook() -> Any:
 
 
 def _assigned(cells: list[str]) -> set[str]:
-    """The names that the notebook's first cell assigns, when it was last run, and papermill's cells after it.
+    """The names that the notebook's cell of values assigns, when it was last run, and papermill's cells after it.
 
-    The first cell is the one that assigns `notebook`; papermill's begin with a comment that says so.
+    The cell of values is the one that assigns `notebook`; papermill's begin with a comment that says so.
     """
     names: set[str] = set()
     for cell in cells:
@@ -313,7 +313,7 @@ def grouped(p: Rewarded) -> dict[str, list[tuple[str, str, str, str]]]:
 
 
 def _value(value: Any) -> str:
-    """A value as it is written in the first cell; of a path on this machine, its last part only."""
+    """A value as it is written in a cell; of a path on this machine, its last part only."""
     if isinstance(value, str) and is_local(value):
         value = Path(value).name
     return _cut(repr(value))
@@ -332,7 +332,7 @@ def as_text(p: Rewarded) -> str:
 
 LEFT = 'style="text-align: left"'
 SUMMARY = 'style="display: list-item; cursor: pointer"'
-"""Some pages' style sheets take the triangle away that says that there is something to open."""
+"""Without it, some style sheets hide the triangle that shows that there is something to open."""
 
 
 def as_html(p: Rewarded) -> str:

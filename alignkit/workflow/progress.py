@@ -18,7 +18,7 @@ from alignkit.world.models import REPORT_TO
 
 STEPS = "{desc}: {n_fmt} of {total_fmt} steps |{bar:20}| {elapsed} gone, {remaining} to go"
 ALONE = "{desc}: {elapsed}"
-"""Of what has no steps, such as an evaluation."""
+"""The line of a run without steps, such as an evaluation."""
 
 
 class Line(tqdm):
@@ -46,11 +46,9 @@ class Planned(TrainerCallback):
 
 @contextmanager
 def shown(what: str, settings: Any, done: int, notebook: bool) -> Iterator[None]:
-    """Count the optimizer's steps of a run on a line, where somebody looks; in a terminal the line stays.
+    """Count the optimizer's steps of a run on a line, in a notebook or in a terminal, where the line stays.
 
-    done: the steps after which it goes on.
-
-    No training function knows of it, so that it changes no run.
+    done: the steps after which the run goes on.  No training function knows of the line, so it changes no run.
     """
     with Line(desc=what, bar_format=ALONE, disable=False if notebook else None, file=sys.stderr) as line:
         if steps := getattr(settings, "steps", None):

@@ -52,8 +52,8 @@ RECORD, LOCKS, ASIDE = "run.json", "locks", "damaged"
 ABANDONED = 7
 """Days after which nobody will go on with a run that was killed."""
 FULL = 100_000
-"""Bytes; writers of weights and tables end in errors of many kinds where a disk has no more."""
-# A notebook asks for hundreds of runs: what takes longest in telling them apart is done once.
+"""Bytes of free space below which any error counts as a full disk, where writers fail in many ways."""
+# A notebook asks for hundreds of runs, and versions are the slowest part of an identity: each is looked up once.
 version = lru_cache(importlib.metadata.version)
 
 
@@ -210,12 +210,12 @@ def _train(train: Callable[..., dict[str, Any]], run: Run, known: dict[str, Any]
         if begun and begun == resume.begun(folder):
             raise resume.set_aside(folder, first_line(error)) from error
         raise
-    if in_notebook:  # what a reader at the keyboard saw leaves no trace
+    if in_notebook:  # the progress line is no part of the page
         clear_output()
 
 
 def _take_part(train: Callable[..., dict[str, Any]], run: Run, settings: Any, inputs: Any) -> None:
-    """Train beside the first process of `accelerate launch`, which keeps the run; what has no trainer it does alone."""
+    """Train beside the first process of `accelerate launch`, which keeps the run and does alone what has no trainer."""
     if ("alignkit.world.models", "run_trainer") in identity.reached(train.__module__, train.__name__):
         kept = run.folder.with_name(f"tmp-{run.id}") / resume.FOLDER
         kept.mkdir(parents=True, exist_ok=True)

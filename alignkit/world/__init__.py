@@ -14,8 +14,8 @@ def hub_home() -> Path:
 
 
 def settle() -> None:
-    """Set what the Hub's libraries read when they are imported: they know no "false", take an empty name for the
-    working folder, and datasets writes to its cache for local files, too, where that may not be allowed."""
+    """Set variables that the Hub's libraries read when they are imported: they do not understand "false", take an empty
+    name for the working folder, and datasets writes to its cache even for local files, where it may be forbidden."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("false", "no", "off"):
         os.environ["HF_HUB_OFFLINE"] = "0"
     for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_CACHE"):

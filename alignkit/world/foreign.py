@@ -24,7 +24,7 @@ from alignkit.world.reach import first_line
 
 TEXTS = ["a", "the film was good", "one two three four five six seven eight nine ten , and the end was bad ."]
 OF_HEADS = "; a reward model's head has one output"
-"""What loading says of weights that do not fit, and what is no matter of a policy."""
+"""The end of `load_policy`'s fault about weights that do not fit; left out where the model is a policy."""
 CLOSE = 1e-4
 """How far a padded text may score from the same text alone, as a share of the score or of the spread of scores."""
 

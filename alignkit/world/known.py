@@ -34,9 +34,9 @@ READ = "reviews that are read"
 TRUTHS: dict[str, Truth | None] = {
     "pocket": Truth(pocket.gold_reward, pocket.well_formed, pocket.log_probability),
     "letters": Truth(letters.gold_reward, letters.well_formed, letters.log_probability),
-    "reviews that are read": None,  # READ, spelt out: the entries that a run counts are told apart by their text
+    "reviews that are read": None,  # READ, spelt out: a run's identity finds its entry by the literal key
 }
-"""Kept apart from GENERATORS: what the truth is decides about evaluations in that world, and retrains nothing."""
+"""Kept apart from GENERATORS, so that an edit of a truth repeats evaluations in that world and trains nothing."""
 
 
 def truth_of(source: str) -> Truth | None:

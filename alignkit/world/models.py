@@ -122,7 +122,7 @@ def run_trainer(trainer: Trainer, out: Path) -> tuple[pd.DataFrame, dict[str, An
     trainer.args.eval_on_start &= begun is None
     trainer.train(resume_from_checkpoint=begun)
     log = pd.DataFrame(trainer.state.log_history)
-    # What differs from run to run, since what is kept of a run counts where another one starts from it.
+    # Without what differs each time, such as seconds: a run's files count in the identity of runs that start from it.
     log = log[
         sorted(c for c in log if not c.endswith(("_runtime", "_per_second", "num_tokens", "train_loss", "_flos")))
     ]

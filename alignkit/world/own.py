@@ -1,7 +1,7 @@
 """One's own reviews, read from the files that people have into one clean table for each split.
 
-Which column is which, and what its values mean, is taken from common names or told by parameters.  No training
-function's identity holds this: what the reviews say counts, however they were read.
+Which column is which, and what its values mean, is taken from common names or told by parameters.  This code is no
+part of a run's identity: what the reviews say counts, however they were read.
 """
 
 import csv
@@ -33,7 +33,7 @@ WORDS = {"0": 0, "1": 1, "false": 0, "true": 1, "neg": 0, "pos": 1, "negative": 
 WORDS |= {"neutral": NEITHER, "mixed": NEITHER}
 KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 FEW = 12
-"""A column of at most so many different values can tell whether a line is a row of its own."""
+"""A column of at most so many different values, as of labels, shows whether a line in a text is a row of its own."""
 SPECIAL = re.compile(
     r"<(?=[|\uff5c][^|\uff5c<>]{1,40}[|\uff5c]|</?SYS>>"
     r"|/?(?i:s|pad|unk|mask|[be]o[dmst]|cls|sep|end|think|unused\d+|\w+_\w+)>)"
@@ -120,7 +120,7 @@ def _tables(source: str) -> dict[str, pd.DataFrame]:
 
 
 def _is_one_thing(file: Path) -> bool:
-    """Whether a JSON file beside others holds no rows, but such as the labels' names."""
+    """Whether a JSON file beside others holds no rows but something else, such as the labels' names."""
     try:
         held = json.loads(file.read_bytes()) if _kind(file) == ".json" else [{}]
     except (ValueError, RecursionError):

@@ -41,7 +41,7 @@ def stamp(source: str) -> paths.Stamp:
 def check_data(source: str) -> None:
     """Raise UserFault if `source` is neither a world of `known`, nor a folder, file or Hub data set within reach."""
     path = Path(paths.expanded(source))
-    if source in GENERATORS or path.exists():  # what lies in files is told by their reader
+    if source in GENERATORS or path.exists():  # faults in files are told by their reader
         return
     if not HUB_ID.fullmatch(source) or _looks_local(path):
         worlds = ", ".join(map(repr, GENERATORS))

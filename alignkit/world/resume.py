@@ -50,7 +50,7 @@ def kept(out: Path, moving: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ended(out: Path) -> None:
-    """Nothing is left to go on with."""
+    """Remove the kept state of a run that has ended."""
     shutil.rmtree(out / FOLDER, ignore_errors=True)
 
 
@@ -62,7 +62,7 @@ def checkpoint(folder: Path) -> str | None:
 
 
 PARTS = ("*.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state*.pth")
-"""What a trainer's checkpoint must have: of some it goes on without a word, to other bits."""
+"""What a trainer's checkpoint must have: without some of these it goes on silently, and ends in other bits."""
 
 
 class Unusable(UserFault):
@@ -82,7 +82,7 @@ def begun(out: Path) -> str:
 
 
 def set_aside(out: Path, why: str) -> Unusable:
-    """Rename a run's folder that it cannot go on from; the fault that says so."""
+    """Rename the folder of a run that cannot go on from it, and return the fault that says so."""
     aside = out.with_name(f"{out.name}-aside")
     shutil.rmtree(aside, ignore_errors=True)
     out.rename(aside)

@@ -21,7 +21,7 @@ from alignkit.world.reach import check_data, stamp
 datasets.disable_progress_bars()
 
 SIZES = {"train": 25_000, "test": 12_500, "unsupervised": 50_000}
-"""How many reviews a world of our own has where no number is asked for; as many as IMDB at hand."""
+"""How many reviews a generated world has where no number is asked for: those of the IMDB copy of `imdb_scratch`."""
 WORLD_SEEDS = {"train": 1, "test": 2, "unsupervised": 3}
 """The reviews of such a world are a fixed data set; a run's own seed only shuffles them."""
 
@@ -72,7 +72,7 @@ def fingerprint(source: str, **sizes: int | None) -> str:
 
 
 def _stamp(source: str) -> paths.Stamp:
-    """With it in a cache's key, an edited file is read again."""
+    """The files' names, times and sizes: part of a cache's key, so that an edited file is read again."""
     return () if source in GENERATORS else stamp(source)
 
 
@@ -87,7 +87,7 @@ def _fingerprint(source: str, _: paths.Stamp, **sizes: int | None) -> str:
 
 @lru_cache(maxsize=2)
 def _load(source: str, _: paths.Stamp, sizes: tuple[int | None, ...]) -> dict[str, datasets.Dataset]:
-    """Cleaned reviews by split, in the order of their texts, so that where they lie and in which order says nothing."""
+    """Cleaned reviews by split, in the order of their texts, so that neither their files nor their order matter."""
     if source in GENERATORS:
         return _load_generated(source, sizes)
     if not Path(paths.expanded(source)).exists():
