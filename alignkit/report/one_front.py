@@ -54,7 +54,7 @@ KINDS = {
     "distilled": "weighted draws distilled, and RLOO after it",
     "RLOO in small steps": "one run in small steps, SFT as anchor",
 }
-"""What a family is to its user, by how its name begins; one that begins otherwise is a kind of its own."""
+"""What a family is to its user, by how its name begins (the first that fits); others are kinds of their own."""
 SEVERAL = "a trained policy, one of n draws kept by weight"
 DRAWN = (
     *("DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews", "REINFORCE, EMA anchor"),
@@ -217,7 +217,7 @@ def at_matched_kl(table: pd.DataFrame, frontiers: Frontiers, kls: Sequence[float
 def kind(family: str, draws: float) -> str:
     """What a family is to its user: one of KINDS, SEVERAL, or itself."""
     named = next((told for start, told in KINDS.items() if family.startswith(start)), None)
-    return SEVERAL if np.isfinite(draws) and named not in list(KINDS.values())[:2] else named or family
+    return SEVERAL if np.isfinite(draws) and not (named or "").startswith("no training") else named or family
 
 
 def best_of_each(shares: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -24,7 +24,7 @@ FACTORS = (1.0, 3.0)
 BACK = (0.25, 0.5)
 """On pairs: a setting is trained at the method's own β, and its front goes back to SFT over these η."""
 RATES = (1.0, 2.5)
-"""By policy gradient: of the profile's learning rate."""
+"""By policy gradient: of the profile's learning rate; a method with a rate of its own has that as the second."""
 STRONGER = 2.0
 """By policy gradient: how much stronger the KL is in two of the four settings; an anchor that moves is slower there."""
 SLOWER = 0.1
@@ -114,7 +114,8 @@ def by_policy_gradient(of: World, seed: int, chosen: Chosen = None) -> Iterator[
     sft, reward = policies.supervised(p, seed), policies.rewarding(p, seed)
     for idea in (reinforce, *(known[name] for name in names)):
         own = {"lr": p.warp_lr, "beta": p.warp_beta, "ema_rate": p.ema_rate, "anchor": "ema", **idea.changes}
-        for rate, strength in factor_pairs(chosen, idea.name, RATES, (1.0, STRONGER)):
+        other = RATES[1] if own["lr"] == p.warp_lr else own["lr"] / p.warp_lr
+        for rate, strength in factor_pairs(chosen, idea.name, (RATES[0], other), (1.0, STRONGER)):
             changes = {**own, "lr": rate * p.warp_lr, "beta": strength * own["beta"]}
             moves = own["anchor"] == "ema"
             changes |= {"ema_rate": SLOWER * own["ema_rate"]} if moves and strength > 1 else {}
@@ -125,7 +126,8 @@ def by_policy_gradient(of: World, seed: int, chosen: Chosen = None) -> Iterator[
             drawn["tokens"] = sum(run.metrics["tokens_generated"] for run in runs)
             setting = {"rate": changes["lr"], "beta": changes["beta"], "steps": changes["steps"]}
             setting |= {"mu": changes["ema_rate"]} if moves else {}
-            yield Tried(idea.name, setting, strength == 1 and changes["lr"] == own["lr"], drawn, found)
+            usual = strength == 1 and bool(np.isclose(changes["lr"], own["lr"]))
+            yield Tried(idea.name, setting, usual, drawn, found)
 
 
 Grid = Callable[..., Iterator[Tried]]
