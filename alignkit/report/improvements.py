@@ -201,7 +201,8 @@ def hacked(p: Improvements, seed: int, sft: Run, reward: Run) -> list[Policy]:
         for steps in [*kept, p.warp_steps]:
             policy = trained if steps == p.warp_steps else trained.at(f"step-{steps}")
             record = policies.assessed(p, evaluate, policies.measured(p, main=False), **common, policy=policy)
-            found.append(Policy(name, seed, record, family=name, trained=(trained,), where={"steps": steps}))
+            known = {"trained": (trained,), "settings": {} if policy is trained else dict.fromkeys(policies.TOKENS)}
+            found.append(Policy(name, seed, record, family=name, **known, where={"steps": steps}))
     return found
 
 

@@ -56,7 +56,7 @@ def rows_of(table: pd.DataFrame, **where: object) -> pd.DataFrame:
 
 
 def family_of_warp(table: pd.DataFrame) -> str:
-    """What notebook 6 calls WARP as published, from the table of notebook 4."""
+    """The family that notebook 6 shows as WARP, from the table of notebook 4."""
     return rows_of(table, method="WARP").family.dropna().iloc[0]
 
 

@@ -48,8 +48,7 @@ def beside_published(p: Any, seed: int, runs: dict[str, Run]) -> list[str]:
 
     A run repeats the row of its name if KL and reward (nats) are equal in the six digits of the table.
     """
-    folder, number = paths.published(p.profile), p.notebook.partition("_")[0]
-    files = [folder / f"{number}_runs.csv", folder / f"{p.notebook}.csv"]
+    files = [paths.published(p.profile) / f"{n}.csv" for n in (f"{p.notebook.partition('_')[0]}_runs", p.notebook)]
     named, rows = (pd.read_csv(file, dtype=str) if file.is_file() else pd.DataFrame(columns=["seed"]) for file in files)
     if not {"run", "kl", "reward"} <= {*rows}:
         return []

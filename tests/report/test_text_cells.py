@@ -31,6 +31,7 @@ CONSTANTS = {
     "implicit-figure-text": {"0.5"},  # chance
     "bt": {"3.7"},  # an example
     "plane-after": {"4.3", "2.8"},  # quantiles of Student's t
+    "others-text": {"2.5", "1.75"},  # the task's own limits of a reward
     "overflow-text": {"88.7"},  # the range of float32
     "order-after": {"0.05"},  # a level
     "tuning-text": {"0.25", "0.01"},  # rules of the choice

@@ -162,12 +162,13 @@ def test_measures_are_those_of_the_completions() -> None:
     assert (truth["gold"], truth["well_formed"]) == (0.5, 0.75)
 
 
-def test_self_bleu_compares_the_first_of_several_completions() -> None:
+def test_diversity_is_that_of_the_first_of_several_completions() -> None:
     single = pd.DataFrame({"prompt": ["x", "y"], "completion": ["a b", "c d"], "reward": 0.0})
     assert np.isnan(measures(single)["self_bleu"])
     texts = [f"word{i} and so on" for i in range(FEW)]
     many = pd.DataFrame({"prompt": "x", "completion": texts + ["other words entirely here"] * 5, "reward": 0.0})
     assert measures(many)["self_bleu"] == pytest.approx(self_bleu([texts]))
+    assert measures(many)["distinct_2"] == pytest.approx(distinct_n(texts, 2))
 
 
 # A policy of the pocket world, evaluated

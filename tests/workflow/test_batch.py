@@ -570,6 +570,15 @@ def test_one_command_trains_executes_and_draws(smoke: Batch):
 
 
 @pytest.mark.batch
+@pytest.mark.parametrize("table", ["4_warp", "5_hacking"])
+def test_weights_on_the_way_have_no_tokens_of_the_whole_run(table: str, smoke: Batch):
+    rows = pd.read_csv(smoke.build / "smoke" / "figures" / f"{table}.csv").query("steps > 0")
+    last = rows.groupby("method").steps.transform("max") == rows.steps
+    assert 0 < last.sum() < len(rows)
+    assert (rows.tokens_generated.notna() == last).all()
+
+
+@pytest.mark.batch
 def test_a_second_run_does_nothing_even_when_every_file_was_touched(smoke: Batch):
     def times() -> dict[Path, int]:
         return {f: f.stat().st_mtime_ns for f in paths_in(smoke.build) if f.suffix != ".lock"}
