@@ -95,11 +95,13 @@ def test_each_notebook_has_a_page_of_another_name():
     assert len(set(names.values())) == len(notebooks)
 
 
+@pytest.mark.slow
 def test_the_index_links_to_every_page(parts: dict[str, Any]):
     assert len(parts) > 8
     assert set(parts) - {"index.html"} <= {link["href"] for link in parts["index.html"]["a"]}
 
 
+@pytest.mark.slow
 def test_every_link_resolves(parts: dict[str, Any]):
     lost = []
     for name, found in parts.items():
@@ -114,6 +116,7 @@ def test_every_link_resolves(parts: dict[str, Any]):
     assert lost == []
 
 
+@pytest.mark.slow
 def test_every_picture_is_inline_and_told_in_words(parts: dict[str, Any]):
     pictures = [picture for found in parts.values() for picture in found["img"]]
     assert len(pictures) > len(parts)
@@ -124,6 +127,7 @@ def test_every_picture_is_inline_and_told_in_words(parts: dict[str, Any]):
             assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_index_tells_the_main_findings_of_the_table(site: Path):
     told = re.sub(r"\s+", " ", unescape(re.sub("<[^>]*>", "", (site / "index.html").read_text("utf-8"))))
     found = pd.read_csv(ROOT / "figures" / "pocket" / "findings.csv").dropna(subset="value")

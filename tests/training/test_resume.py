@@ -59,6 +59,7 @@ def timeless(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if not name.endswith("_seconds")}
 
 
+@pytest.mark.slow
 def test_a_run_that_went_on_is_equal_to_the_bit(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

@@ -68,6 +68,7 @@ def test_the_runs_of_an_iteration_differ_by_their_random_stream(sft: Run, shared
     assert records[0] == records[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trained_has_the_same_weights(sft: Run, shared, tmp_path: Path):
     """So the runs of an iteration can be trained side by side, in any order."""
     [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)

@@ -224,6 +224,7 @@ def test_the_last_page_of_another_profile_depends_on_pockets_findings(profile: s
     assert [new != old for new, old in zip(after, before, strict=True)] == [moves, False]
 
 
+@pytest.mark.slow
 def test_a_key_is_the_same_in_every_process():
     code = "from alignkit.workflow import batch; print(batch.content_key('6_one_front', 'imdb'))"
     keys = {

@@ -195,6 +195,7 @@ def secrets(text: str) -> list[str]:
     return [f"{kind}: {found[0]}" for kind, look in SECRETS.items() if (found := re.search(look, plain))]
 
 
+@pytest.mark.slow
 def test_no_file_holds_a_key_a_users_name_or_a_place(tracked: list[Path]):
     texts = {file: (ROOT / file).read_text("utf-8") for file in tracked if file.suffix != ".png"}
     assert {str(file): found for file, text in texts.items() if (found := secrets(text))} == {}

@@ -466,6 +466,7 @@ def test_offline_is_what_the_variable_says_in_words_or_numbers(
         reach("data", "some-one/some.thing")
 
 
+@pytest.mark.slow
 def test_training_reports_nothing_to_the_hub(alone, monkeypatch) -> None:
     """Its thread and libraries that empty the environment for a moment end a process now and then."""
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -476,6 +477,7 @@ def test_training_reports_nothing_to_the_hub(alone, monkeypatch) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_hubs_variables_are_settled_before_a_trainer_reads_them(alone, monkeypatch) -> None:
     monkeypatch.setenv("HF_HOME", "")
     code = "import alignkit.training.dpo; from huggingface_hub.constants import HF_HOME; assert HF_HOME"
