@@ -92,15 +92,16 @@ def test_training_that_is_killed_at_any_moment_ends_with_the_same_bits(build: Pa
     begun, other = time.monotonic(), tmp_path / "undisturbed"
     to_the_end(other)
     whole = time.monotonic() - begun
-    chance = random.Random(0)
-    for _ in range(KILLS):  # each goes on where the one before was killed
+    chance, ended = random.Random(0), []
+    for _ in range(KILLS):  # each goes on where the one before was killed, so a late one may have come to its end
         process = in_a_copy(trains, build=build)
         time.sleep(whole * chance.uniform(0.1, 0.4))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        ended.append(process.exitcode)
         left = [folder.name for folder in (build / "store").glob("train_*")] if build.exists() else []
         assert all((build / "store" / name / store.RECORD).is_file() for name in left)
+    assert -signal.SIGKILL in ended
     to_the_end(build)
     assert kept(build) == kept(other)
     assert {"train_sft", "train_reward", "train_dpo", "train_policy_gradient"} <= {
