@@ -11,11 +11,14 @@ from scipy.special import softmax
 from alignkit import paths
 from alignkit.frontier import optimal_reward
 from alignkit.pocket import FAULT_COST
+from alignkit.training.evaluate import evaluate
+from alignkit.training.judge import evaluate_by_judge
+from alignkit.training.merge import evaluate_interpolation
 from alignkit.training.pool import Pool
 
 COSTS = (2.0, 5.0, 10.0)
 """Nats that a fault may cost; the gold of all tables has `FAULT_COST`."""
-EVALUATIONS = ("evaluate", "evaluate_interpolation", "evaluate_by_judge")
+EVALUATIONS = (evaluate, evaluate_interpolation, evaluate_by_judge)
 """The functions whose runs hold evaluated completions."""
 Frontiers = Mapping[int, pd.DataFrame]  # the optimal one of each seed
 
@@ -60,7 +63,7 @@ def pool_of_faults(pool: Pool, folder: Path) -> Pool:
 
 def evaluated_texts(run: str) -> pd.DataFrame | None:
     """The completions of an evaluation by its id; None where they are not kept here."""
-    folder = next(filter(Path.is_dir, (paths.store() / f"{name}-{run}" for name in EVALUATIONS)), None)
+    folder = next(filter(Path.is_dir, (paths.store() / f"{kind.__name__}-{run}" for kind in EVALUATIONS)), None)
     return None if folder is None else pd.read_parquet(folder / "completions.parquet")
 
 

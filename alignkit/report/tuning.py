@@ -126,8 +126,7 @@ def by_policy_gradient(of: World, seed: int, chosen: Chosen = None) -> Iterator[
             drawn["tokens"] = sum(run.metrics["tokens_generated"] for run in runs)
             setting = {"rate": changes["lr"], "beta": changes["beta"], "steps": changes["steps"]}
             setting |= {"mu": changes["ema_rate"]} if moves else {}
-            usual = strength == 1 and bool(np.isclose(changes["lr"], own["lr"]))
-            yield Tried(idea.name, setting, usual, drawn, found)
+            yield Tried(idea.name, setting, strength == 1 and bool(np.isclose(changes["lr"], own["lr"])), drawn, found)
 
 
 Grid = Callable[..., Iterator[Tried]]

@@ -43,19 +43,20 @@ def ids_of_profile(profile: str) -> set[str]:
     return set().union(*(pd.read_csv(file, dtype=str).id for file in files))
 
 
-def beside_published(p: Any, seed: int, runs: dict[str, Run]) -> list[str]:
-    """A line on how many rows that a notebook published with a seed its runs repeat; none where it published none.
+def beside_published(p: Any, seed: int, made: dict[str, Run]) -> list[str]:
+    """A line on how many rows that a notebook published with a seed are repeated by the runs `made`; else none.
 
     A run repeats the row of its name if KL and reward (nats) are equal in the six digits of the table.
     """
     files = [paths.published(p.profile) / f"{n}.csv" for n in (f"{p.notebook.partition('_')[0]}_runs", p.notebook)]
-    named, rows = (pd.read_csv(file, dtype=str) if file.is_file() else pd.DataFrame(columns=["seed"]) for file in files)
+    none = pd.DataFrame(columns=["run", "seed", "id"])
+    named, rows = (pd.read_csv(file, dtype=str) if file.is_file() else none for file in files)
     if not {"run", "kl", "reward"} <= {*rows}:
         return []
     there = named[named.seed == str(seed)].merge(rows, left_on="id", right_on="run")
-    here = [runs[name].metrics if name in runs else {} for name in there.run_x]
-    equal = [there[name] == [f"{metrics.get(name, nan):.6g}" for metrics in here] for name in ("kl", "reward")]
-    told = f"{(equal[0] & equal[1]).sum()} of {len(there)} rows that figures/{p.profile} has of {p.notebook} with seed"
+    here = [made[name].metrics if name in made else {} for name in there.run_x]
+    kl, reward = (there[m] == [f"{metrics.get(m, nan):.6g}" for metrics in here] for m in ("kl", "reward"))
+    told = f"{(kl & reward).sum()} of {len(there)} rows that figures/{p.profile} has of {p.notebook} with seed"
     return [f"{told} {seed} are repeated: KL and reward are equal in all six digits"] * bool(here)
 
 

@@ -131,3 +131,5 @@ def test_rows_that_a_training_job_repeats_are_counted(tmp_path: Path, monkeypatc
     (line,) = beside_published(asked, 3, runs)
     assert line.startswith("1 of 3 rows that figures/own has of 4_warp with seed 3 are repeated: ")
     assert beside_published(asked, 5, runs) == []
+    (tmp_path / "own" / "4_runs.csv").unlink()
+    assert beside_published(asked, 3, runs) == []
