@@ -7,12 +7,18 @@ DATA    ?=
 HUB     ?= hub
 OUT     ?=
 # These go to the commands by the environment, as they were typed: neither make nor a shell reads more into them.
+GPU_JOBS := $(or $(value JOBS),1)
 override JOBS    := $(or $(value JOBS),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu))
 override PROFILE := $(value PROFILE)
 override DATA    := $(value DATA)
 override HUB     := $(value HUB)
 override OUT     := $(value OUT)
-export JOBS PROFILE DATA HUB OUT
+override AGAINST := $(value AGAINST)
+export JOBS GPU_JOBS PROFILE DATA HUB OUT AGAINST
+ifdef ALIGNKIT_BUILD
+override ALIGNKIT_BUILD := $(value ALIGNKIT_BUILD)
+export ALIGNKIT_BUILD
+endif
 
 BIN   := .venv/bin
 # The environment is ready when it was built from this very lock and project file, whatever their file times.
@@ -44,7 +50,7 @@ gpu-report:
 	@test ! -f "$$HUB/site-packages.tar.xz" || test -d "$$HUB/site-packages" || \
 	$(PYTHON) -m tarfile -e "$$HUB/site-packages.tar.xz" "$$HUB"
 	@PYTHONPATH="$$(cd "$$HUB" 2>/dev/null && pwd)/site-packages:$$PYTHONPATH" \
-	$(PYTHON) -m alignkit report "$$PROFILE" --jobs "$$JOBS" --hub "$$HUB" $${OUT:+--out "$$OUT"}
+	$(PYTHON) -m alignkit report "$$PROFILE" --jobs "$$GPU_JOBS" --hub "$$HUB" $${OUT:+--out "$$OUT"}
 
 ## all notebooks with tiny sizes, then again under nbval
 smoke: environment

@@ -48,29 +48,26 @@ def _train(args: argparse.Namespace) -> None:
     if args.seed not in p.training_seeds():
         parameters.load(args.path, args.data, seeds=[args.seed])  # any seed that a file could name
     _tell(p.check_reach())
-    _without_bars()
+    import transformers
+
     from alignkit.workflow.listing import beside_published
 
-    module = import_module(f"alignkit.report.{p.notebook.partition('_')[2]}")
-    runs = module.recipe(p, args.seed)
+    transformers.logging.disable_progress_bar()  # bars of loading models would fill the log
+
+    runs = import_module(f"alignkit.report.{p.notebook.partition('_')[2]}").recipe(p, args.seed)
     _tell(f"{name}: {run.id} ({run.record['seconds']} s)" for name, run in runs.items())
     _tell(beside_published(p, args.seed, runs) if args.data is None else [])
 
 
-def _without_bars() -> None:
-    """Turn off the progress bars of loading models, which would fill the log."""
+def _tune(args: argparse.Namespace) -> None:
     import transformers
 
-    transformers.logging.disable_progress_bar()
-
-
-def _tune(args: argparse.Namespace) -> None:
     from alignkit.report import tuning
     from alignkit.workflow import batch
 
     if args.seed not in (None, *tuning.SEEDS):
         raise UserFault(f"tune: seed {args.seed}; allowed: {', '.join(map(str, tuning.SEEDS))}, which no report uses")
-    _without_bars()
+    transformers.logging.disable_progress_bar()
     if args.seed is not None:
         tuning.try_all(args.profile, args.seed)
     else:

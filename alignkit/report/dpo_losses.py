@@ -79,8 +79,7 @@ def recipe(p: DpoLosses, seed: int) -> Runs:
         unlike = common.paired(p, seed, runs, p.construction(), max_similarity=p.max_similarity)
         runs["pairs: no near-duplicates"] = unlike
     runs = common.aligned(p, seed, methods(p), runs)
-    runs |= on_policy(p, seed, runs)
-    runs |= imitation(p, seed, runs)
+    runs |= on_policy(p, seed, runs) | imitation(p, seed, runs)
     return runs | baselines(p, seed, runs) if seed == p.seeds[0] else runs
 
 

@@ -42,7 +42,7 @@ def recipe(p: FDivergences, seed: int) -> Runs:
 def reward_by_prompt_length(runs: Mapping[int, Runs], table: pd.DataFrame, kl: float) -> pd.DataFrame:
     """The reward at a KL (`at_kl`) for the shorter and the longer half of the test prompts (column prompts)."""
     found = []
-    for row in table.itertuples():
+    for row in table[table.status == "ok"].itertuples():
         texts = completions(runs[row.seed][row.method + EVALUATION])
         words = texts.prompt.str.split().str.len()
         for half, kept in (("short", words <= words.median()), ("long", words > words.median())):

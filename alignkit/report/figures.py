@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,7 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str
 
 
 def fronts(
-    table: pd.DataFrame,
-    x: str,
-    ys: Sequence[str],
-    along: str,
-    marked: float | None = None,
-    most: float | None = None,
-    apart: Sequence[str] = (),
+    table: pd.DataFrame, x: str, ys: list[str], along: str, marked: float = nan, most: float = inf, apart: Sequence = ()
 ) -> Figure:
     """Families of policies on planes (x, y): seeds as small points, their means joined along `along` from SFT on.
 
@@ -178,7 +173,7 @@ def fronts(
     """
     ys = [y for y in ys if y in table and table[y].notna().any()]
     figure, axes = panels(len(ys))
-    if most is not None:
+    if most < inf:
         table = table[table.groupby(["family", along])[x].transform("max") <= most]
     from_here = (table.family == "sft") & table[along].notna()
     start, families = table[from_here], table[~from_here].groupby("family", sort=False)

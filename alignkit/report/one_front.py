@@ -1,9 +1,11 @@
 """Notebook 6: the optimal frontier, every method's distance from it, and what each one costs."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
@@ -27,7 +29,7 @@ from alignkit.report.looks import NEUTRAL, looks
 from alignkit.report.policies import EVALUATION, LOOPED, Policy, Runs
 from alignkit.report.statements import Unanswered
 from alignkit.report.tables import at_kl, differences
-from alignkit.report.towards import APPROACHED, AT_WARPS_TOKENS, anchored, approach, named_steps
+from alignkit.report.towards import APPROACHED, anchored, approach, named_steps
 from alignkit.report.tuning import as_tuned
 from alignkit.training.judge import judge_pool
 from alignkit.training.pool import Pool, PoolSettings, draw_pool
@@ -39,28 +41,10 @@ SFT = "SFT"  # what draws of the supervised policy are called
 SWEPT = "anchored RLOO, over β"  # the method that is notebook 6's own
 SETTING = ("beta", "eta", "steps", "n")
 """What tells the policies of one family apart."""
-KINDS = {
-    f"{SFT}, one of": "no training, one of n draws kept by weight",
-    "best of n": "no training, the best of n draws kept",
-    "WARP in one run": "the steps of all runs of notebook 5's WARP in one",
-    "distilled, then WARP": "several runs averaged",
-    "fine-tuning": "labelled reviews only",
-    "DPO, on-policy": "pairs drawn anew from the policy",
-    "DPO": "pairs only",
-    "REINFORCE": "one run, its anchor follows or none",
-    "WARP": "several runs averaged",
-    SWEPT: "one run for each drift, SFT as anchor",
-    "anchored": "one run for all drifts, SFT as anchor",
-    "distilled": "weighted draws distilled, and RLOO after it",
-    "RLOO in small steps": "one run in small steps, SFT as anchor",
-}
-"""What a family is to its user, by how its name begins (the first that fits); others are kinds of their own."""
+KINDS, DRAWN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).values()
+"""What a family is to its user, by how its name begins (the first that fits; others are kinds of their own); and the
+families that the front shows, beside WARP and one of n draws of the last of `pool_policies`."""
 SEVERAL = "a trained policy, one of n draws kept by weight"
-DRAWN = (
-    *("DPO, reverse_kl", "DPO, forward_kl", "fine-tuning on positive reviews", "REINFORCE, EMA anchor"),
-    *("WARP + RLOO", SWEPT, "anchored, sentence credit", APPROACHED, AT_WARPS_TOKENS),
-)
-"""The families that the front shows, beside WARP and one of n draws of the last of `pool_policies`."""
 Pools = Mapping[int, Pool]  # one of each seed
 
 
@@ -72,7 +56,8 @@ def recipe(p: OneFront, seed: int) -> Runs:
         runs |= {name: policy.trained[0], name + EVALUATION: policy.evaluation}
     others = [*approach(p, seed, runs), *as_tuned(p, seed)]
     runs = policies.each_once(runs, [pair for policy in others for pair in named_steps(policy)])
-    drawing = [runs["sft"], *(policy.trained[-1] for policy in pool_policies(p, seed, runs).values())]
+    last = (policy.trained[-1] for policy in pool_policies(p, seed, runs).values())
+    drawing = [runs["sft"], *(policies.finite("approach", run) for run in last)]
     counts = (p.pool_reference, *[p.pool_trained] * (len(drawing) - 1))
     settings = PoolSettings(counts, p.prompts, p.new_tokens, p.reward_tokens)
     pool = get(draw_pool, settings, **policies.shared(p, seed), policies=drawing, reward=runs["reward"])

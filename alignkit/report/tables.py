@@ -75,7 +75,7 @@ def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: s
     """Each main method minus another, seed by seed: mean, 95 % t interval, p value, and p adjusted by Holm.
 
     Long form, one row for each (method, column); the adjustment is over all methods, for each column of its own.  What
-    is a side row, or diverged for some seed, has no row.
+    lacks a seed, as side rows do where there are several, or diverged for one, has no row.
     """
     sound = table.assign(**{column: table[column].where(table.status == "ok") for column in columns})
     return _minus({None: sound}, by, against, columns).drop(columns="at_kl")
@@ -264,8 +264,12 @@ def shown_fits(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def completions(run: "Run") -> pd.DataFrame:
-    """What a run drew: prompt, completion, text, finished; of an evaluation reward, kl, and gold where it is known."""
-    return pd.read_parquet(run.path / "completions.parquet")
+    """What a run drew: prompt, completion, text, finished; of an evaluation reward, kl, and gold where it is known.
+
+    A diverged policy draws nothing.
+    """
+    none = pd.DataFrame(columns=["prompt", "completion", "reward", "kl"], dtype=float)
+    return pd.read_parquet(run.path / "completions.parquet") if run.metrics.get("status", "ok") == "ok" else none
 
 
 def first_texts(evaluations: "Mapping[str, Run]", prompts: int = 5) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 from alignkit import paths
 from alignkit.workflow import batch
@@ -42,7 +42,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         return False
     wanted = {name: batch.values(name, profile) for name in batch.notebooks(profile)}
     print(f"{profile}: {len(training_jobs(wanted))} training jobs, {len(wanted)} notebooks", flush=True)
-    seen, publishing = set(paths.store().glob("*/run.json")), Lock()
+    seen, publishing, stopped = set(paths.store().glob("*/run.json")), Lock(), Event()
 
     def there(name: str) -> bool:
         sealed = batch.seal(profile, name, batch.content_key(name, profile))
@@ -54,7 +54,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         if not all(job.result() for job in before):
             return False
         with publishing:
-            return (there(name) or run("execute", profile, name)) and run("publish", profile)
+            return not stopped.is_set() and (there(name) or run("execute", profile, name)) and run("publish", profile)
 
     for name in wanted:  # a page of other code or parameters would keep the others from being published
         if not there(name):
@@ -75,6 +75,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
                     print(f"{sum(over)} of {len(over)} jobs have ended", flush=True)
                     pack(profile, out)
         finally:
+            stopped.set()  # after Ctrl-C those that wait for each other end as well
             workers.shutdown(cancel_futures=True)
         return all(job.result() for job in done.values())
 

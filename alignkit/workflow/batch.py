@@ -145,6 +145,7 @@ def execute(profile: str, notebook: str, data: str = "", key: str | None = None)
     """
     import papermill
 
+    lock = lock_build(profile, f".{notebook}-lock")  # two executions would write over each other
     output, failed = executed(profile, notebook), paths.build() / profile / "logs" / f"{notebook}.failed.ipynb"
     now = content_key(notebook, profile, data)
     if key not in (None, now):
@@ -163,6 +164,7 @@ def execute(profile: str, notebook: str, data: str = "", key: str | None = None)
         raise UserFault(f"{notebook} failed: {what.splitlines()[0]} - see {failed}") from error
     failed.rename(output)
     seal_up(profile, notebook, now, data)
+    lock.release()
 
 
 def seal_up(profile: str, notebook: str, key: str, data: str = "") -> None:

@@ -37,7 +37,7 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
 
 def ids_of_profile(profile: str) -> set[str]:
     """The ids of the runs that the notebooks of a profile name, executed or published."""
-    places = [paths.figures(profile), *([paths.CHECKOUT / "figures" / profile] if paths.CHECKOUT else [])]
+    places = (paths.figures(profile), paths.published(profile))
     if not (files := [file for place in places for file in place.glob("*_runs.csv")]):
         raise UserFault(f"runs: no notebook of profile {profile!r} was executed here; without a profile all are listed")
     return set().union(*(pd.read_csv(file, dtype=str).id for file in files))

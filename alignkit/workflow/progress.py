@@ -35,13 +35,17 @@ class Line(tqdm):
 
 
 class Planned(TrainerCallback):
-    """Tells a line how many steps a trainer will do."""
+    """Tells a line how many steps a trainer will do, and sees that it ends with a validation."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.line.expect(state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # The first releases of transformers 5 have no validation after the last step, where runs read their figures.
+        control.should_evaluate |= state.global_step >= state.max_steps and args.eval_strategy == "steps"
 
 
 @contextmanager

@@ -42,6 +42,9 @@ Batch = Annotated[int, Field(ge=1, le=4096)]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
 Runs = Annotated[int, Field(ge=1, le=16)]
 Completions = Annotated[int, Field(ge=1, le=1024)]
+Judge = Annotated[int, Field(ge=50, le=10_000_000)]
+Prompts = Annotated[int, Field(ge=2, le=10_000_000)]
+InPairs = Annotated[Completions, Field(multiple_of=2)]
 Samples = Annotated[int, Field(ge=2, le=64)]
 Width = Annotated[int, Field(ge=8, le=4096)]
 Layers = Annotated[int, Field(ge=1, le=48)]
@@ -184,8 +187,8 @@ class RewardModel(Rewarded):
 class Evaluated(Rewarded):
     """Evaluation of trained policies."""
 
-    judge_reviews: Count | None = Field(description="test reviews of a judge, gold where no truth is known; null: none")
-    main_completions: Completions = Field(description="evaluated completions of each test prompt, main rows")
+    judge_reviews: Judge | None = Field(description="test reviews of a judge, gold where no truth is known; null: none")
+    main_completions: InPairs = Field(description="evaluated completions of each test prompt, main rows")
     side_completions: Completions = Field(description="evaluated completions of each test prompt, other rows")
 
 
@@ -309,7 +312,7 @@ class Anchored(Loop):
 class Towards(Anchored):
     """Distillation of weighted draws, then RLOO, in notebooks 5 and 6."""
 
-    distil_prompts: Count = Field(description="train prompts whose completions by SFT are weighed and distilled")
+    distil_prompts: Prompts = Field(description="train prompts whose completions by SFT are weighed and distilled")
     distil_samples: Samples = Field(description="completions of each of these prompts")
     distil_beta: Beta = Field(description="β of their weights exp(r/β)")
     distil_texts: Count = Field(description="texts of each prompt that are trained on, resampled by their weights")
@@ -351,7 +354,7 @@ class Improvements(Divergent, Fronts, Towards):
     few_beta: Beta = Field(description="β of RLOO in small steps, which draws as many completions as WARP")
     few_steps: Steps = Field(description="its steps")
     few_batch: Count = Field(description="its completions a step")
-    again_prompts: Count = Field(description="train prompts of the draws that are distilled again")
+    again_prompts: Prompts = Field(description="train prompts of the draws that are distilled again")
     again_beta: Beta = Field(description="β of their weights, and of regression")
     confirm_seeds: Seeds = Field(description="further seeds, on which the chosen method is tried again")
 

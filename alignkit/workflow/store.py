@@ -88,7 +88,8 @@ class Run(NamedTuple):
     def content(self) -> str:
         """SHA-256 of its files' names and checksums (first 16 hex digits)."""
         files = self.record["files"].items()
-        here = [(os.path.relpath(name, self.part or "."), sha) for name, sha in files if name.startswith(self.part)]
+        own = f"{self.part}/" if self.part else ""
+        here = [(os.path.relpath(name, self.part or "."), sha) for name, sha in files if name.startswith(own)]
         return checksums.of_values(sorted(here))
 
 

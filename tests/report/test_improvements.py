@@ -1,5 +1,7 @@
 """What notebook 5 compares is comparable: equal steps, equal slopes, seeds that no choice was made on."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,11 +77,24 @@ def test_more_reviews_for_a_weak_reward_model_than_there_are_is_one_line(p):
         parameters.validated(values, "file")
 
 
-def test_more_samples_of_a_prompt_than_completions_a_step_is_one_line():
-    p = parameters.load(paths.PARAMS / "pocket" / "6_one_front.yaml")
-    values = p.model_dump() | {"warp_batch": 4, "main_samples": 8}
-    with pytest.raises(UserFault, match=r"^file: main_samples: 8 is more than warp_batch \(4\)$"):
-        parameters.validated(values, "file")
+@pytest.mark.parametrize(
+    ("notebook", "changed", "told"),
+    [
+        ("6_one_front", {"warp_batch": 4, "main_samples": 8}, "main_samples: 8 is more than warp_batch (4)"),
+        ("5_improvements", {"few_batch": 3}, "main_samples: 4 is more than few_batch (3)"),
+        ("5_improvements", {"again_prompts": 1}, "again_prompts: 1; allowed: greater than or equal to 2"),
+        ("5_improvements", {"main_completions": 31}, "main_completions: 31; allowed: a multiple of 2"),
+        ("5_improvements", {"loser_reward": 2.0, "winner_reward": 1.0}, "loser_reward: 2.0 is more than winner_reward"),
+        ("2_dpo_losses", {"on_policy_rounds": 20, "pair_prompts": 99}, "on_policy_rounds: 20; pair_prompts (99) are"),
+        ("6_one_front", {"pool_trained": 60}, "resample: 32 is more than half of pool_reference or of pool_trained"),
+        ("6_one_front", {"judge_reviews": 4}, "judge_reviews: 4; allowed: greater than or equal to 50"),
+    ],
+)
+def test_what_training_would_stumble_over_is_one_line_before(notebook: str, changed: dict[str, Any], told: str):
+    p = parameters.load(paths.PARAMS / "pocket" / f"{notebook}.yaml")
+    with pytest.raises(UserFault) as fault:
+        parameters.validated(p.model_dump() | changed, "file")
+    assert f"file: {told}" in str(fault.value)
 
 
 # Tables

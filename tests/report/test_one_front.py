@@ -13,6 +13,8 @@ from alignkit.faults import UserFault
 from alignkit.frontier import efficiency, optimal_frontier, optimal_reward, resampled
 from alignkit.metrics import seed_interval
 from alignkit.report import one_front
+from alignkit.report.policies import Policy
+from alignkit.report.towards import APPROACHED
 from alignkit.training.pool import Pool
 from alignkit.workflow.schema import OneFront
 
@@ -20,6 +22,20 @@ RNG = np.random.default_rng(0)
 REWARD, GOLD = RNG.normal(size=40), RNG.normal(size=40)
 REFERENCE = RNG.dirichlet(np.ones(40))
 TILT = divergence("reverse_kl").optimal_policy
+
+
+def test_nothing_is_drawn_from_a_policy_that_diverged(monkeypatch: pytest.MonkeyPatch):
+    record = {"inputs": {"seed": 3}, "settings": {"lr": 0.1}}
+    run = SimpleNamespace(id="1", metrics={"status": "diverged", "diverged_at": 7}, record=record)
+    whole = SimpleNamespace(id="2", metrics={"status": "ok"}, record=record)
+    last = Policy(APPROACHED, 3, run, trained=(whole, run), settings={"beta": 1.0}, where={"eta": 1})
+    found = {"rloo_over_beta": [], "approach": [last], "as_tuned": []}
+    for name, policies in found.items():
+        monkeypatch.setattr(one_front, name, lambda *_, policies=policies: policies)
+    monkeypatch.setattr(one_front.policies, "started", lambda *_: {"sft": whole, "reward": whole})
+    p = SimpleNamespace(pool_reference=8, pool_trained=8, prompts=1, new_tokens=1, reward_tokens=1)
+    with pytest.raises(UserFault, match=r"^approach_lr: with 0\.1 its weights are not finite after step 7 of seed 3"):
+        one_front.recipe(p, 3)
 
 
 def pooled(policies: list[np.ndarray], each: int) -> Pool:

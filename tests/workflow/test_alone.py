@@ -8,6 +8,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -74,6 +75,27 @@ def test_a_job_that_was_killed_is_told_after_what_it_said(build: Path, tmp_path:
     monkeypatch.setattr(sys, "executable", str(killed))
     assert not alone._run("smoke", "train", "params/smoke/1_reward_model.yaml")
     assert "train-1_reward_model: failed, ['on its way', 'killed by signal 9']" in capsys.readouterr().out
+
+
+def test_after_ctrl_c_no_further_notebook_is_executed(commands: list, tmp_path: Path, monkeypatch):
+    begun, done = Event(), []
+
+    def run(_: str, *command: str) -> bool:
+        done.append(command)
+        if command[0] == "execute":
+            begun.set()
+            Event().wait(0.3)  # the others wait for it meanwhile
+        return True
+
+    def pressed(_: float) -> None:
+        begun.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(alone, "_run", run)
+    monkeypatch.setattr(alone.time, "sleep", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        alone.report("smoke", 2, tmp_path, tmp_path / "out")
+    assert [command[0] for command in done].count("execute") == 1
 
 
 def test_a_second_report_is_one_line_and_starts_nothing(commands: list, tmp_path: Path):

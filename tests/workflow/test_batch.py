@@ -260,6 +260,16 @@ def test_a_second_batch_in_the_same_folder_is_one_line(checkout: Path, build: Pa
     batch.publish("smoke")
 
 
+def test_a_second_execution_of_the_same_notebook_is_one_line(checkout: Path, build: Path):
+    finish(build, "smoke", executed("profile = 'smoke'"))
+    with (
+        batch.lock_build("smoke", f".{NOTEBOOK}-lock"),
+        pytest.raises(UserFault, match=r"^profile 'smoke': another batch is running in [^\n]*$"),
+    ):
+        batch.execute("smoke", NOTEBOOK)
+    assert batch.executed("smoke", NOTEBOOK).is_file()
+
+
 def test_a_build_folder_that_cannot_be_written_is_one_line(build: Path):
     build.write_text("a file")
     with pytest.raises(UserFault, match=r"^profile 'smoke': .* cannot be written"):

@@ -98,12 +98,13 @@ def test_an_output_that_cannot_be_written_is_one_line():
 
 @pytest.mark.parametrize("name", ["ALIGNKIT_BUILD", "JOBS", "AGAINST"])
 @pytest.mark.parametrize("value", ["$(shell touch {})", '"; touch {}; "', "$(touch {})", "`touch {}`"])
-def test_what_a_variable_says_is_no_code_for_make(name: str, value: str, tmp_path: Path):
-    set_ = os.environ | {name: value.format(tmp_path / "PWNED")}
+@pytest.mark.parametrize("typed", [True, False], ids=["on make's line", "in the environment"])
+def test_what_a_variable_says_is_no_code_for_make(name: str, value: str, typed: bool, tmp_path: Path):
+    value = value.format(tmp_path / "PWNED")
     told = subprocess.run(
-        ["make", "-n", "smoke", "verify", "test"],
+        ["make", "-n", "smoke", "verify", "test", *([f"{name}={value}"] if typed else [])],
         cwd=paths.CHECKOUT,
-        env=set_,
+        env=os.environ | ({} if typed else {name: value}),
         capture_output=True,
         text=True,
         check=False,

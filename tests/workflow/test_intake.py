@@ -158,6 +158,7 @@ def test_twenty_reviews_are_told_in_a_line_for_each_split(place: Path, reviews: 
         ("1_reward_model", {"curve_reviews": [400]}, "held_out: 40 and 400 of curve_reviews; allowed: 400 at most"),
         ("5_improvements", {"weak_reviews": [402]}, "weak_reviews: 402; allowed: at most the 400 train reviews"),
         ("4_warp", {"judge_reviews": 81}, "judge_reviews: 81; allowed: 80 at most"),
+        ("4_warp", {"judge_reviews": 60, "prompts": 50}, "prompts: of 40 reviews 50 must be longer than a prompt of 5"),
         ("4_warp", {"prompts": 101}, "prompts: of 100 reviews 101 must be longer than a prompt of 5 to 20 tokens"),
         (
             "2_dpo_losses",

@@ -109,6 +109,16 @@ def test_a_profile_chooses_the_runs_that_its_notebooks_name(listed: Any, capsys:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_in_a_wheel_a_profile_chooses_the_published_runs(listed: Any, tmp_path: Path, monkeypatch):
+    add("train_dpo", 1)
+    add("train_dpo", 2)
+    monkeypatch.setattr(paths, "CHECKOUT", None)
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path)
+    (tmp_path / "figures" / "smoke").mkdir(parents=True)
+    (tmp_path / "figures" / "smoke" / "2_runs.csv").write_text(f"run,seed,id,profile\nsft,0,{1:016x},smoke\n")
+    assert listed("smoke")[-1].startswith("1 of 1 shown")
+
+
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

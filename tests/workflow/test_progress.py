@@ -2,10 +2,13 @@
 
 import io
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+import transformers
 from helpers import called
 
 from alignkit.faults import UserFault
@@ -64,6 +67,31 @@ def test_what_has_no_steps_shows_its_time_and_a_log_nothing(
     with progress.shown("evaluate", None, 0, notebook=False):
         pass
     assert looked_at.getvalue().strip().split("\r")[-1] == told
+
+
+def test_a_trainer_ends_with_a_validation_in_any_version(
+    tmp_path: Path, world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = transformers.trainer_callback.DefaultFlowCallback.on_step_end
+
+    def as_in_5_0(self, args, state, control, **others) -> transformers.TrainerControl:
+        """transformers 5.0 validates each `eval_steps`, and not after the last step."""
+        control = plain(self, args, state, control, **others)
+        control.should_evaluate &= state.global_step % state.eval_steps == 0
+        return control
+
+    monkeypatch.setattr(transformers.trainer_callback.DefaultFlowCallback, "on_step_end", as_in_5_0)
+    sizes = {"policy": "scratch", "tokenizer": "word", "vocab": 400, "width": 16, "layers": 1, "heads": 2, "epochs": 1}
+    given = {"seed": 0, "data": world.data, **sizes, **world.sft_training}
+    last = {}
+    for watched in (False, True):
+        (folder := tmp_path / str(watched)).mkdir()
+        with progress.shown("train_sft", None, 0, notebook=False) if watched else nullcontext():
+            called(train_sft, folder, **given)
+        last[watched] = pd.read_csv(folder / "history.csv").iloc[-1]
+    assert pd.isna(last[False].eval_loss)  # the sizes are such that the last step is no validation's
+    assert pd.notna(last[True].eval_loss)
+    assert last[True].step == last[False].step
 
 
 def test_nothing_counts_once_a_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

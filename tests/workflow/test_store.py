@@ -28,7 +28,7 @@ from alignkit.training.merge import merge_policies
 from alignkit.training.reinforce import train_policy_gradient
 from alignkit.training.reward import train_reward
 from alignkit.training.sft import SftSettings, train_sft
-from alignkit.workflow import identity, store
+from alignkit.workflow import checksums, identity, store
 from alignkit.world import resume
 from alignkit.world.known import READ
 from alignkit.world.models import MODEL
@@ -112,6 +112,14 @@ def test_a_run_as_an_input_counts_by_its_files_and_arrives_as_its_folder():
     assert part.path == policy.path / "more"
     assert store.get(retrain, seed=0, data=POCKET, policy=part).id != first.id
     assert CALLS[-1]["policy"] == part.path
+
+
+def test_a_part_of_a_run_has_its_own_files_alone(tmp_path: Path):
+    files = {"step-1/weights": "one", "step-10/weights": "ten", "weights": "last"}
+    (tmp_path / "run.json").write_text(json.dumps({"files": files}))
+    run = store.Run("0", tmp_path)
+    assert run.at("step-1").content == checksums.of_values([("weights", "one")])
+    assert run.content == checksums.of_values(sorted(files.items()))
 
 
 # Identity
