@@ -177,9 +177,14 @@ def imitation_reaches_more_gold(tables: Tables) -> Finding:
 def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:
     """That no divergence has more reward than reverse KL at equal KL, by its differences; names those with less."""
     rows = rows_of(table, measure="reward")
-    none = f"No divergence gains measurably more reward than reverse KL at the same KL{under}"
+    none = f"{_none_of(rows)} gains measurably more reward than reverse KL at the same KL{under}"
     some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
     return all_level(rows, none, some, "reward", above=True, also=("Less", rows[rows.difference < 0]))
+
+
+def _none_of(rows: pd.DataFrame) -> str:
+    """The words for none of the divergences of a table of differences, which the last part of a family's name tells."""
+    return f"No divergence among {', '.join(sorted(rows.family.str.split(', ').str[-1].unique()))}"
 
 
 def divergences_gain_no_more(tables: Tables) -> Finding:
@@ -189,9 +194,10 @@ def divergences_gain_no_more(tables: Tables) -> Finding:
 
 def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
     """Which divergence differs from reverse KL in the entropy of words, at the same KL?"""
-    none = "No divergence differs measurably from reverse KL in the entropy of words at the same KL"
+    rows = rows_of(tables("3_matched"), measure="unigram_entropy")
+    none = f"{_none_of(rows)} differs measurably from reverse KL in the entropy of words at the same KL"
     some = "Divergences that differ from reverse KL in the entropy of words at the same KL"
-    return all_level(rows_of(tables("3_matched"), measure="unigram_entropy"), none, some, "entropy")
+    return all_level(rows, none, some, "entropy")
 
 
 # Notebook 4
@@ -259,9 +265,11 @@ def anchored_beats_warp_in_gold(tables: Tables) -> Finding:
 
 def no_single_change_moves_warp(tables: Tables) -> Finding:
     """Which single change of WARP moves its hypervolume in reward?"""
+    changes = rows_of(tables("5_causes"), base="WARP")
     none = "No single change of WARP moves its hypervolume in reward, up to the KL that both reach"
     some = "Single changes of WARP that move its hypervolume in reward, up to the KL that both reach (nats²)"
-    return all_level(rows_of(tables("5_causes"), measure="reward", base="WARP"), none, some, "volume")
+    reward, gold = (changes[changes.measure == name] for name in ("reward", "gold"))
+    return all_level(reward, none, some, "volume", also=("In gold these do", gold))
 
 
 def _distilled(tables: Tables, measure: str) -> Finding:

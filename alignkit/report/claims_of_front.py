@@ -31,8 +31,10 @@ def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 
     at = f"KL {kl:g}"
     low, high = row[f"{at}_low"], row[f"{at}_high"]
     where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
-    text = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}."
-    return Finding(text, *outcome(low, high, least), row[at], low, high, row.seeds, kl)
+    holds, firm = outcome(low, high, least)
+    told = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}"
+    told += f", not clear of {least:g}" if holds is None else ""
+    return Finding(f"{told}.", holds, firm, row[at], low, high, row.seeds, kl)
 
 
 def _one_draw(tables: Tables) -> pd.Series:
@@ -43,8 +45,15 @@ def _one_draw(tables: Tables) -> pd.Series:
 
 def best_with_many_draws(tables: Tables) -> Finding:
     """How near to the optimum does keeping one of several draws come?"""
-    table = shares(tables)
-    return _share(tables, table[table.draws.notna()].iloc[0], "Keeping one of several draws", 0.98)
+    table, one = shares(tables), _one_draw(tables).family
+    several = table[table.draws.notna()].iloc[0]
+    told = _share(tables, several, "Keeping one of several draws", 0.98)
+    gold = rows_of(tables("6_losses"), at_kl=told.kl).pivot(index="seed", columns="family", values="gold")
+    if gold.reindex(columns=[several.family, one]).isna().any(axis=None):
+        return told
+    more = seed_interval(gold[several.family] - gold[one])
+    beside = f"; its gold less that of the best policy used with one draw is {interval_text(*more, 2)} nats."
+    return told._replace(statement=told.statement.removesuffix(".") + beside)
 
 
 def best_with_one_draw(tables: Tables) -> Finding:
@@ -78,7 +87,10 @@ def tuned_alike_none_beats_warp(tables: Tables) -> Finding:
     where = f"the possible gain from WARP at KL {rows.at_kl.iloc[0]:g} with {rows.seeds.max():.0f} seeds"
     none = f"Tuned alike (four settings each), no method differs measurably in its share of {where}"
     some = f"Tuned alike (four settings each), methods that differ in their share of {where}"
-    return all_level(rows, none, some, "share")._replace(kl=rows.at_kl.iloc[0])
+    told = all_level(rows, none, some, "share")._replace(kl=rows.at_kl.iloc[0])
+    left = {*tables("6_tuned").family} - {*rows.family, *rows.against}
+    beside = f" Not compared, as not every seed reaches that KL: {'; '.join(sorted(left))}." if left else ""
+    return told._replace(statement=told.statement + beside)
 
 
 def none_lies_above_the_optimum(tables: Tables) -> Finding:
@@ -130,10 +142,10 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     part, low, high = seed_interval(rows.part)
     optimal, own = rows["proxy error"].mean(), (rows["proxy error"] + rows["optimisation error"]).mean()
     holds, firm = outcome(low, high, least=0.5)
-    said = {True: "more than half", False: "less than half", None: "it is open whether half"}[holds]
-    text = f"Of the gold that the best policy used with one draw ({family}) misses at a KL of {kl:g}, {said} is the "
-    text += f"reward model's part: this policy has {own:.2f} nats less than is possible, the reward model's own "
-    text += f"optimum {optimal:.2f} (ratio {interval_text(part, low, high, 2)})."
+    said = {True: "more than half as much", False: "less than half as much", None: "not clear of half"}[holds]
+    text = f"The best policy used with one draw ({family}) has {own:.2f} nats of gold less than is possible at a KL of "
+    text += f"{kl:g}, the reward model's own optimum {optimal:.2f}, {said} (ratio {interval_text(part, low, high, 2)})"
+    text += "; so the policy keeps more gold than that optimum." if low > 1 else "."
     return Finding(text, holds, firm, part, low, high, len(rows), kl)
 
 

@@ -45,7 +45,7 @@ def main_findings(figures: Path) -> str:
 
 def agreement_tables(figures: Path) -> str:
     """Markdown tables of the findings that hold in pocket and whether they hold elsewhere: with its own variants, by
-    their answers; on other reviews, with what is said there where it is an answer."""
+    their answers; on other reviews, with what is said there, where it is asked."""
     found = {file.parent.name: pd.read_csv(file) for file in _published(figures, "agreement")}
     held = {profile: table[table.holds.eq(True)] for profile, table in found.items()}
     parts = []
@@ -59,8 +59,9 @@ def agreement_tables(figures: Path) -> str:
         if profile not in variants:
             shown = {"statement": "finding that holds in pocket", "statement_there": profile}
             shown |= {"there": f"holds there ({_counts(table)})"}
-            answered = table[table.there != "cannot tell"]
-            parts.append(markdown([answered.sort_values("there", kind="stable")], shown))  # what is contradicted first
+            answered = table[~table.statement_there.str.startswith("Not asked", na=True)]
+            # By the length of the word: no, yes, cannot tell.
+            parts.append(markdown([answered.sort_values("there", kind="stable", key=lambda x: x.str.len())], shown))
     return "\n\n".join(parts)
 
 

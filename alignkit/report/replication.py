@@ -67,28 +67,25 @@ def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
 
 
 def beside_replica(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Findings with those of the same id in a replica, as replica_<column>, and `replicated`: of a finding that holds,
-    whether it holds there (not if its interval leaves it open, nor at a smaller KL that is all that fresh seeds reach);
-    empty for others, and where the replica has no table.
+    """Findings with those of the same id in a replica, as replica_<column>, and `replicated`: whether the answer there
+    is the same, that it holds or that it does not (no answer if its interval leaves it open, nor the same if it holds
+    at a smaller KL alone); empty where it is open here, and where the replica has no table.
     """
     both = own.join(again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_"), on="id")
-    asked = both.holds.eq(True) & both.replica_value.notna()
-    return both.assign(replicated=both.replica_holds.eq(True).astype(object).where(asked))
+    asked = both.holds.notna() & both.replica_value.notna()
+    return both.assign(replicated=(both.replica_holds == both.holds).astype(object).where(asked))
 
 
 def held_again(found: pd.DataFrame) -> str:
-    """How many of the firm findings hold with fresh seeds as well, and of the narrow ones, and which do not; "" without
-    a replica."""
+    """How many firm findings, narrow ones, and claims that do not hold here have the same answer with fresh seeds, and
+    which have not; "" without a replica."""
     if "replicated" not in found or found.replicated.isna().all():
         return ""
     held, asked, again = found.holds.eq(True), found.replicated.notna(), found.replicated.eq(True)
     firm = held & found.firm.eq(True)
-    counts = [
-        f"{(kept & again).sum()} of {kept.sum()} {word}"
-        for word, kept in (("firm findings", firm & asked), ("narrow ones", held & ~firm & asked))
-        if kept.any()
-    ]
-    text = f"with fresh seeds {' and '.join(counts)} hold again"
+    kinds = {"firm findings": firm, "narrow ones": held & ~firm, "claims that do not hold": found.holds.eq(False)}
+    counts = [f"{sum(kind & again)} of {sum(kind & asked)} {word}" for word, kind in kinds.items() if any(kind & asked)]
+    text = f"with fresh seeds {', '.join(counts)} are answered alike"
     for word, kept in (("not", asked & ~again), ("not asked again", held & ~asked)):
         text += f"; {word}: {', '.join(f'`{name}`' for name in found.id[kept])}" if kept.any() else ""
     return text

@@ -264,8 +264,12 @@ def test_the_proxys_part_is_that_of_the_best_policy_used_with_one_draw():
                            "proxy error": [0.6, 0.6, 0.1], "optimisation error": [0.4, 0.4, 0.9]})  # fmt: skip
     found = claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
     assert (found.value, found.holds, found.seeds) == (pytest.approx(0.6), True, 2)
-    assert "(best) misses at a KL of 1, more than half is the reward model's part" in found.statement
-    assert "has 1.00 nats less than is possible, the reward model's own optimum 0.60 (ratio" in found.statement
+    told = "(best) has 1.00 nats of gold less than is possible at a KL of 1, the reward model's own optimum 0.60, more"
+    assert told in found.statement
+    assert "keeps more gold" not in found.statement
+    losses.loc[:1, ["part", "optimisation error"]] = [[1.19, -0.1], [1.21, -0.1]]
+    found = claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
+    assert found.statement.endswith("; so the policy keeps more gold than that optimum.")
 
 
 def test_gold_that_the_optimum_of_a_seed_lacks_is_open():
@@ -329,6 +333,7 @@ def test_on_policy_pairs_are_compared_at_the_largest_kl():
 
 def test_divergences_that_gain_less_are_named_though_none_gains_more():
     table = pd.DataFrame({"label": ["js at KL 1", "alpha at KL 1"], "measure": "reward", "difference": [-0.2, 0.01]})
+    table["family"] = ["DPO, js", "DPO, alpha 0.5"]
     table = table.assign(low=[-0.3, -0.1], high=[-0.1, 0.12], holm=[0.01, 1.0])
     found = claims.divergences_gain_no_more(tables(t_3_matched=table))
     assert found.holds

@@ -10,6 +10,7 @@ from alignkit.__main__ import main
 from alignkit.report import findings, readme, replication
 from alignkit.workflow import parameters
 
+AGAIN = "with fresh seeds 1 of 1 firm findings, 0 of 1 narrow ones are answered alike; not: `warp_raises_reward`"
 PROFILE, REPLICA = "smoke", f"smoke{parameters.REPLICA}"
 
 
@@ -59,7 +60,7 @@ def test_replicate_says_which_findings_hold_again(figures: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines() == [
         "figures/smoke/findings.csv",
         "figures/smoke/replication.csv",
-        "smoke: with fresh seeds 1 of 1 firm findings and 0 of 1 narrow ones hold again; not: `warp_raises_reward`",
+        f"smoke: {AGAIN}",
     ]
     rows = published(figures)
     assert rows.replicated.dropna().to_dict() == {"dpo_raises_reward": True, "warp_raises_reward": False}
@@ -90,7 +91,7 @@ def test_what_the_replica_has_no_table_for_is_told_apart(figures: Path):
     rows = published(figures)
     assert pd.isna(rows.replicated["warp_raises_reward"])
     assert replication.held_again(rows.reset_index()) == (
-        "with fresh seeds 1 of 1 firm findings hold again; not asked again: `warp_raises_reward`"
+        "with fresh seeds 1 of 1 firm findings are answered alike; not asked again: `warp_raises_reward`"
     )
 
 
@@ -100,7 +101,18 @@ def test_what_holds_at_no_kl_that_fresh_seeds_reach_is_not_replicated():
     assert both[["replicated", "kl", "replica_kl"]].to_numpy().tolist() == [[False, 1.0, 0.5]]
 
 
-def test_what_does_not_hold_here_is_not_replicated_either_way(figures: Path):
+def test_what_does_not_hold_here_is_answered_alike_if_it_fails_there(figures: Path):
+    less = gain(-3).assign(difference=-2.5, high=-2.0)
+    lay(figures / PROFILE, t2_gain=less)
+    for there, alike in ((less, True), (gain(0.5), False), (gain(-1), False)):  # refuted, shown, open
+        lay(figures / REPLICA, t2_gain=there)
+        replication.publish_findings(PROFILE)
+        rows = published(figures)
+        assert (rows.holds["dpo_raises_reward"], rows.replicated["dpo_raises_reward"]) == (False, alike)
+    assert "0 of 1 claims that do not hold are answered alike" in replication.held_again(rows.reset_index())
+
+
+def test_what_is_open_here_is_not_replicated_either_way(figures: Path):
     lay(figures / PROFILE, t2_gain=gain(-1))
     replication.publish_findings(PROFILE)
     rows = published(figures)
@@ -136,7 +148,7 @@ def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, 
         "- pocket: DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.50, 3.00]. (replicated)",
         "- pocket: WARP, η=0.5 raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]."
         " (narrow; not replicated)",
-        "- pocket: with fresh seeds 1 of 1 firm findings and 0 of 1 narrow ones hold again; not: `warp_raises_reward`.",
+        f"- pocket: {AGAIN}.",
     ]
 
 
