@@ -29,10 +29,14 @@ INSTALL = next(cell.source for cell in NOTEBOOK.cells if cell.id == "install")
 HOSTS = {"COLAB_RELEASE_TAG": "release-colab_20260101", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
 
 
-def commands(monkeypatch: pytest.MonkeyPatch, host: str | None, installed: bool) -> list[list[str]]:
-    """The commands that the first cell starts."""
+def commands(monkeypatch: pytest.MonkeyPatch, host: str | None, installed: bool, fits: bool = True) -> list[list[str]]:
+    """The commands that the first cell starts; `fits` says whether alignkit can be installed beside what is there."""
     started: list[list[str]] = []
-    run = lambda command, **_: started.append(command) or SimpleNamespace(stdout=b"numpy==2.0.2\n")  # noqa: E731
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        started.append(command)
+        return SimpleNamespace(stdout=b"numpy==2.0.2\n", returncode=int("-c" in command and not fits))
+
     for name in HOSTS:
         monkeypatch.delenv(name, raising=False)
     if host:
@@ -53,7 +57,12 @@ def test_the_first_cell_does_nothing_elsewhere_or_a_second_time(host, installed,
 def test_on_a_host_it_installs_under_the_constraint_of_what_is_there(host: str, monkeypatch):
     listed, install = commands(monkeypatch, host, installed=False)
     assert listed[-2:] == ["list", "--format=freeze"]
-    assert (install[-3], install[-1]) == ("-c", f"alignkit @ git+{ADDRESS}")
+    assert install[-3:-1] == [f"alignkit @ git+{ADDRESS}", "-c"]
+
+
+def test_where_what_is_there_is_too_old_pip_may_change_it(monkeypatch):
+    _, first, second = commands(monkeypatch, "COLAB_RELEASE_TAG", installed=False, fits=False)
+    assert second == first[:-2]
 
 
 @pytest.fixture
