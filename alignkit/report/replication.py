@@ -67,9 +67,10 @@ def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
 
 
 def beside_replica(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Findings with those of the same id in a replica, as replica_<column>, and `replicated`: whether the answer there
-    is the same, that it holds or that it does not (no answer if its interval leaves it open, nor the same if it holds
-    at a smaller KL alone); empty where it is open here, and where the replica has no table.
+    """Findings with those of the same id in a replica, as replica_<column>, and `replicated`.
+
+    That says whether the answer there, that the claim holds or that it does not, is the one here, at whatever KL fresh
+    seeds reach; one that is left open there is not.  Empty where it is open here, or the replica has no table.
     """
     both = own.join(again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_"), on="id")
     asked = both.holds.notna() & both.replica_value.notna()

@@ -355,6 +355,38 @@ def test_the_best_way_at_warps_tokens_draws_no_more_than_warp():
     assert "(dear)" in claims_of_front.one_draw_at_warps_tokens(tables(**known, t_4_warp=warp)).statement
 
 
+def test_the_best_with_many_draws_is_told_with_its_gold_where_known():
+    shares = pd.DataFrame({"family": ["many", "one"], "seeds": 2, "draws": [8, np.nan], "KL 1": [1.0, 0.9]})
+    shares = shares.assign(**{"KL 1_low": 0.99, "KL 1_high": 1.0})
+    plain = "Keeping one of several draws (many) gets 1.00 [0.99, 1.00] of the possible gain at a KL of 1"
+    gold = pd.DataFrame({"family": ["many", "many", "one", "one"], "seed": [0, 1, 0, 1], "at_kl": 1.0})
+    gold["gold"] = [1.0, 3.1, 1.2, 3.4]
+    told = claims_of_front.best_with_many_draws(tables(t_6_efficiency=shares, t_6_losses=gold)).statement
+    assert told.startswith(f"{plain}; its gold less that of the best policy used with one draw is -0.25 [")
+    for losses in ({}, {"t_6_losses": gold.assign(gold=np.nan)}, {"t_6_losses": gold[gold.family == "one"]}):
+        assert claims_of_front.best_with_many_draws(tables(t_6_efficiency=shares, **losses)).statement == f"{plain}."
+
+
+def test_tuned_methods_that_are_not_compared_are_named():
+    order = pd.DataFrame(
+        {"family": ["a, tuned"], "against": "WARP, tuned", "label": "a − WARP", "seeds": 3, "at_kl": 0.5}
+    )
+    order = order.assign(difference=0.01, low=-0.02, high=0.04, p=0.5, holm=0.5)
+    tuned = pd.DataFrame({"family": ["WARP, tuned", "a, tuned", "far, tuned"]})
+    told = claims_of_front.tuned_alike_none_beats_warp(tables(t_6_tuned_order=order, t_6_tuned=tuned)).statement
+    assert told.endswith("Not compared, as not every seed reaches that KL: far, tuned.")
+    told = claims_of_front.tuned_alike_none_beats_warp(tables(t_6_tuned_order=order, t_6_tuned=tuned[:2])).statement
+    assert "Not compared" not in told
+
+
+def test_a_change_of_warp_that_moves_gold_alone_is_named():
+    causes = pd.DataFrame({"method": ["WARP, x"] * 2, "measure": ["reward", "gold"], "base": "WARP"})
+    causes = causes.assign(difference=[0.1, 0.4], low=[-0.1, 0.2], high=[0.3, 0.6], holm=[0.3, 0.01])
+    found = claims.no_single_change_moves_warp(tables(t_5_causes=causes))
+    assert (found.holds, found.value) == (True, 0)
+    assert found.statement.endswith("In gold these do: WARP, x (+0.40).")
+
+
 def test_the_distilled_policys_gain_is_over_its_own_seeds_start():
     start = pd.DataFrame({"method": "sft", "seed": [0, 1], "kl": 0.0, "reward": [1.0, 5.0]})
     own = pd.DataFrame({"method": "distilled draws", "seed": [0, 1], "kl": [0.2, 0.4], "reward": [2.0, 6.1], "eta": 1})
