@@ -131,9 +131,8 @@ def _folder(profile: str) -> Path:
 def panels(n: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
     """A figure of n panels side by side, no wider than WIDEST."""
     figure, axes = plt.subplots(1, n, figsize=(min(WIDEST, 5.2 * n), height), squeeze=False)
-    for axis in axes[0]:
-        for side in (axis.xaxis, axis.yaxis):
-            side.label.set_size("medium" if n < 3 else "small")  # narrow panels have no room for more
+    for side in (side for axis in axes[0] for side in (axis.xaxis, axis.yaxis)):
+        side.label.set_size("medium" if n < 3 else "small")  # narrow panels have no room for more
     return figure, list(axes[0])
 
 
@@ -145,18 +144,21 @@ def legend_below(figure: Figure) -> None:
 
 
 def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str] | Sequence[str]) -> Figure:
-    """Measures against training step, one panel each, one line for each (method, seed); columns method, seed, step.
+    """Measures against training step, one panel each; columns method, seed, step.
 
-    `methods` are the methods, or the family of each one, which decides its colour.
+    For each method a thin line for each seed, and their mean as far as all of them go.  `methods` are the methods, or
+    the family of each one, which decides its colour.
     """
     families = methods if isinstance(methods, Mapping) else dict(zip(methods, methods, strict=True))
     look_of = looks(list(families.values()))
     figure, axes = panels(len(measures), 3.9)
-    for axis, measure in zip(axes, measures, strict=True):
+    for axis, y in zip(axes, measures, strict=True):
+        lines = log.pivot(index="step", columns=["method", "seed"], values=y).interpolate("index", limit_area="inside")
         for k, (method, family) in enumerate(families.items()):
-            style = {"color": look_of[family].color, "linestyle": DASHES[k % 5], "alpha": 0.8}
-            seed_lines(axis, log[log.method == method], "step", measure, label=method, **style)
-        axis.set(xlabel="training step", ylabel=AXES[measure])
+            style = {"color": look_of[family].color, "linestyle": DASHES[k % 5]}
+            axis.plot(lines[method], **style, alpha=0.3, linewidth=0.7)
+            axis.plot(lines[method].dropna().mean(axis=1), **style, label=method)
+        axis.set(xlabel="training step", ylabel=AXES[y])
     legend_below(figure)
     return figure
 

@@ -112,8 +112,8 @@ def _too_few(p: schema.Rewarded, labels: list[int], tested: int) -> Iterator[str
 def _too_short(p: schema.Rewarded, train: list[str], test: list[str]) -> Iterator[str]:
     from alignkit.world.models import load_policy, train_tokenizer
 
-    first = test[: len(test) - (getattr(p, "judge_reviews", None) or 0)]  # the last ones are the judge's
-    asked = [("prompts", p.prompts, first, 20, 0)]
+    # The last test reviews are the judge's.
+    asked = [("prompts", p.prompts, test[: len(test) - (getattr(p, "judge_reviews", None) or 0)], 20, 0)]
     for key in ("pair_prompts", "distil_prompts", "again_prompts"):
         asked += [(key, getattr(p, key), train, 15, p.seeds[0])] if hasattr(p, key) else []
     asked += [("data", len(train) // 2, train, 15, p.seeds[0])] if isinstance(p, schema.Loop) else []

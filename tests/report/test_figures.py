@@ -215,6 +215,13 @@ def test_curves_of_one_figure_differ_in_dashes_too():
     assert len({line.get_linestyle() for line in drawn}) == 2
 
 
+def test_a_curve_is_the_mean_of_its_seeds_as_far_as_all_go():
+    log = pd.DataFrame({"method": "a", "seed": [0, 0, 0, 1, 1], "step": [0, 2, 4, 0, 3], "reward": [0.0, 2, 4, 2, 8]})
+    *seeds, mean = figures.curves(log, ["reward"], ["a"]).axes[0].lines
+    assert [line.get_label().startswith("_") for line in seeds] == [True, True]
+    assert (mean.get_label(), *mean.get_data()) == ("a", pytest.approx([0, 2, 3]), pytest.approx([1, 4, 5.5]))
+
+
 def test_text_stands_on_the_left_and_a_tiny_number_is_not_zero(shown: list[str]):
     figures.show_table(pd.DataFrame({"method": ["a", "b"], "p": [0.00004, 0.5]}))
     assert cells(shown[0])[1:] == [["a", "4e-05"], ["b", "0.500"]]
