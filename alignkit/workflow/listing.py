@@ -55,7 +55,8 @@ def beside_published(p: Any, seed: int, made: dict[str, Run]) -> list[str]:
         return []
     there = named[named.seed == str(seed)].merge(rows, left_on="id", right_on="run")
     here = [made[name].metrics if name in made else {} for name in there.run_x]
-    kl, reward = (there[m] == [f"{metrics.get(m, nan):.6g}" for metrics in here] for m in ("kl", "reward"))
+    # What has no KL, such as a search, has none in the table either.
+    kl, reward = (there[m].fillna("nan") == [f"{r.get(m, nan):.6g}" for r in here] for m in ("kl", "reward"))
     told = f"{(kl & reward).sum()} of {len(there)} rows that figures/{p.profile} has of {p.notebook} with seed"
     return [f"{told} {seed} are repeated: KL and reward are equal in all six digits"] * bool(here)
 

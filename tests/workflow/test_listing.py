@@ -139,6 +139,11 @@ def test_rows_that_a_training_job_repeats_are_counted(tmp_path: Path, monkeypatc
     rows = ["0e1,0.123456,0.5", "0e2,0.200001,0.5", "0e3,0.3,0.5", "0e5,0.4,0.5"]
     (tmp_path / "own" / "4_warp.csv").write_text("\n".join(["run,kl,reward", *rows]))
     (line,) = beside_published(asked, 3, runs)
+    assert beside_published(asked, 3, runs | {"c": SimpleNamespace(metrics={"reward": 0.5})}) == [line]
+    rows[2] = "0e3,,0.5"
+    (tmp_path / "own" / "4_warp.csv").write_text("\n".join(["run,kl,reward", *rows]))
+    (searched,) = beside_published(asked, 3, runs | {"c": SimpleNamespace(metrics={"reward": 0.5})})
+    assert searched.startswith("2 of 3 rows")
     assert line.startswith("1 of 3 rows that figures/own has of 4_warp with seed 3 are repeated: ")
     assert beside_published(asked, 5, runs) == []
     (tmp_path / "own" / "4_runs.csv").unlink()
