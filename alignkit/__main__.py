@@ -53,7 +53,6 @@ def _train(args: argparse.Namespace) -> None:
     from alignkit.workflow.listing import beside_published
 
     transformers.logging.disable_progress_bar()  # bars of loading models would fill the log
-
     runs = import_module(f"alignkit.report.{p.notebook.partition('_')[2]}").recipe(p, args.seed)
     _tell(f"{name}: {run.id} ({run.record['seconds']} s)" for name, run in runs.items())
     _tell(beside_published(p, args.seed, runs) if args.data is None else [])

@@ -145,26 +145,25 @@ def execute(profile: str, notebook: str, data: str = "", key: str | None = None)
     """
     import papermill
 
-    lock = lock_build(profile, f".{notebook}-lock")  # two executions would write over each other
     output, failed = executed(profile, notebook), paths.build() / profile / "logs" / f"{notebook}.failed.ipynb"
     now = content_key(notebook, profile, data)
     if key not in (None, now):
         raise UserFault(f"{notebook}: its code or parameters were edited while the batch ran; run make report again")
-    # What it no longer draws must not stay behind, nor what an earlier execution made if this one fails.
-    for old in [output, *_seals(profile, notebook), *figures_and_tables(paths.figures(profile), notebook)]:
-        old.unlink(missing_ok=True)
-    failed.parent.mkdir(parents=True, exist_ok=True)
-    given = {"profile": profile, **({"data": data} if data else {})}
-    try:
-        papermill.execute_notebook(_source(notebook), failed, given, kernel_name="python3", progress_bar=False)
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        if hasattr(error, "exec_count"):  # papermill's own error
-            what = f'Exception encountered at "In [{error.exec_count}]": {error.ename}: {error.evalue}'
-        raise UserFault(f"{notebook} failed: {what.splitlines()[0]} - see {failed}") from error
-    failed.rename(output)
-    seal_up(profile, notebook, now, data)
-    lock.release()
+    with lock_build(profile, f".{notebook}-lock"):  # two executions would write over each other
+        # What it no longer draws must not stay behind, nor what an earlier execution made if this one fails.
+        for old in [output, *_seals(profile, notebook), *figures_and_tables(paths.figures(profile), notebook)]:
+            old.unlink(missing_ok=True)
+        failed.parent.mkdir(parents=True, exist_ok=True)
+        given = {"profile": profile, **({"data": data} if data else {})}
+        try:
+            papermill.execute_notebook(_source(notebook), failed, given, kernel_name="python3", progress_bar=False)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            if hasattr(error, "exec_count"):  # papermill's own error
+                what = f'Exception encountered at "In [{error.exec_count}]": {error.ename}: {error.evalue}'
+            raise UserFault(f"{notebook} failed: {what.splitlines()[0]} - see {failed}") from error
+        failed.rename(output)
+        seal_up(profile, notebook, now, data)
 
 
 def seal_up(profile: str, notebook: str, key: str, data: str = "") -> None:

@@ -45,6 +45,7 @@ class Planned(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # The first releases of transformers 5 have no validation after the last step, where runs read their figures.
+        # In training it would change the id of every run, though later releases do the same by themselves.
         control.should_evaluate |= state.global_step >= state.max_steps and args.eval_strategy == "steps"
 
 
