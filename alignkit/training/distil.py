@@ -72,11 +72,11 @@ def distil(out: Path, settings: DistilSettings, *, seed: int, policy: Path, draw
     rows = resampled_rows(tilts, s.per_prompt, np.random.default_rng(seed))
     held_out = rows[: max(1, round(VALIDATION * len(rows)))]
     with quiet_training(out) as folder:
+        arguments = trainer_arguments(folder, seed=seed, epochs=1, batch=s.batch, lr=s.lr, reports=8)
         trainer = PlainSFTTrainer(
             model=model,
-            args=SFTConfig(
-                **trainer_arguments(folder, seed=seed, epochs=1, batch=s.batch, lr=s.lr, reports=8), max_length=None
-            ),
+            # By default TRL heeds completion_mask only beside prompts that are texts.
+            args=SFTConfig(**arguments, max_length=None, completion_only_loss=True),
             train_dataset=_as_dataset(table, rows[len(held_out) :].ravel()),
             eval_dataset=_as_dataset(table, held_out.ravel()),
             processing_class=tokenizer,
@@ -86,7 +86,7 @@ def distil(out: Path, settings: DistilSettings, *, seed: int, policy: Path, draw
     shares = softmax(tilts, axis=1)
     return {
         **end,
-        "tokens_trained": int(table.completion_ids.map(len).to_numpy()[rows].sum()),
+        "tokens_trained": int(table.completion_ids.map(len).to_numpy()[rows[len(held_out) :]].sum()),
         "effective_draws": float(np.median(1 / (shares**2).sum(axis=1))),
     }
 
@@ -162,7 +162,7 @@ def regress(
                 break
             rewards = read(full_texts(drawn, tokenizer)).numpy()
             given = given.assign(completion_ids=drawn.completion_ids, reward=rewards)
-            tokens += int(given.completion_ids.map(len).sum())
+        tokens += int(given.completion_ids.map(len).sum())
         terms = token_terms(model, anchor, given)
         missing = torch.tensor((given.reward - given.value).to_numpy()) / s.beta
         error = missing.to(terms["own"]) - terms["k1"].detach().sum(dim=1)
@@ -180,4 +180,4 @@ def regress(
     resume.ended(out)
     save(out, model, tokenizer)
     pd.DataFrame(log, columns=["step", "reward", "error"]).to_csv(out / "history.csv", index=False)
-    return {**end, "tokens_generated": tokens}
+    return {**end, "tokens_generated": tokens if s.on_policy else 0, "tokens_trained": tokens}

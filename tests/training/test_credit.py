@@ -110,6 +110,23 @@ def test_a_sentence_is_worth_what_it_adds_to_the_text_before_it():
     values = values_before(samples, starts, codec, read)
     assert values.tolist() == [[1, 1, 3, 3, 3, 6]]
 
+    two = pd.DataFrame({"prompt_ids": [[5], [5, 6]], "completion_ids": [[6, 9, 7], [7, 8]]})
+    values = values_before(two, [[0, 2], [0]], codec, read)
+    assert (values[0].tolist(), values[1, :2].tolist()) == ([1, 1, 3], [2, 2])
+
+
+def test_a_tokens_credit_is_what_follows_it_less_the_mean_of_the_others():
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    k1 = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0], [0.6, 0, 0]])
+    values = torch.tensor([[1.0, 1, 3], [0, 4, 4], [2, 2, 2]], dtype=torch.float64)
+    rewards = torch.tensor([2.0, 5, 1]).double()
+    found = token_advantages(rewards, {"k1": k1, "mask": mask}, beta=0.5, values=values)
+    own = [[2 - 1 - 0.3, 2 - 1 - 0.25, 2 - 3 - 0.15], [5 - 0 - 0.45, 5 - 4 - 0.25, 0], [1 - 2 - 0.3, 0, 0]]
+    total = sum(row[0] for row in own)
+    first = [row[0] - (total - row[0]) / 2 for row in own]
+    expected = [[first[0], own[0][1] - own[1][1], own[0][2]], [first[1], own[1][1] - own[0][1], 0], [first[2], 0, 0]]
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=1e-6)
+
 
 def test_the_text_before_a_sentence_keeps_its_unknown_words():
     codec = train_tokenizer("word", ["a b c"], 20)

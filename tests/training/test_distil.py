@@ -77,7 +77,8 @@ def test_distilling_raises_the_reward_and_repeats_itself(world, drawn: Path, tmp
         folder.mkdir()
         done = called(distil, folder, seed=0, policy=world.sft, draws=drawn, beta=0.3, per_prompt=8, **TRAINING)
         assert done["status"] == "ok"
-        assert 1 <= done["effective_draws"] <= 8
+        shares = softmax(log_tilts(pd.read_parquet(drawn / "generations.parquet"), 0.3), axis=1)
+        assert done["effective_draws"] == pytest.approx(np.median(1 / (shares**2).sum(axis=1)))
     first, second = map(state_of, folders)
     assert all((first[name] == second[name]).all() for name in first)
     models = {"reference": world.sft, "reward": world.reward}
@@ -88,6 +89,26 @@ def test_distilling_raises_the_reward_and_repeats_itself(world, drawn: Path, tmp
     before, after = (pd.read_parquet(folder / "generations.parquet") for folder in (drawn, again))
     assert after.reward.mean() > before.reward.mean()
     assert (after.own_logps - after.ref_logps).mean() > 0  # an estimate of the KL
+
+
+def test_completions_alone_count_in_the_loss_of_distilling(world, drawn: Path, tmp_path: Path):
+    done = called(distil, tmp_path, seed=0, policy=world.sft, draws=drawn, beta=0.3, per_prompt=8, **TRAINING)
+    draws = pd.read_parquet(drawn / "generations.parquet")
+    rows = resampled_rows(log_tilts(draws, 0.3), 8, np.random.default_rng(0))
+    lengths = draws.completion_ids.map(len).to_numpy()
+    assert done["tokens_trained"] == lengths[rows[2:]].sum()
+    held_out = rows[:2].ravel()  # one batch; validated before the first step as well
+    nats = -draws.own_logps.to_numpy()[held_out].sum() / lengths[held_out].sum()
+    assert pd.read_csv(tmp_path / "history.csv").eval_loss[0] == pytest.approx(nats, abs=1e-4)
+
+
+def test_the_first_error_of_regression_is_what_rewards_lack(world, drawn: Path, tmp_path: Path):
+    draws = pd.read_parquet(drawn / "generations.parquet")
+    how = REGRESSION | {"beta": 0.5, "steps": 1, "warmup": 0, "batch": len(draws)}
+    models = {"policy": world.sft, "reference": world.sft, "reward": world.reward}
+    called(regress, tmp_path, seed=0, **models, draws=drawn, on_policy=False, **how)
+    lack = draws.reward - optimal_values(draws, 0.5)[draws.place]
+    assert pd.read_csv(tmp_path / "history.csv").error[0] == pytest.approx((lack**2).mean(), rel=1e-4)
 
 
 def test_where_the_reference_is_the_optimum_regression_moves_nothing(world, drawn: Path, tmp_path: Path):
@@ -108,6 +129,8 @@ def test_regression_lowers_its_error(world, drawn: Path, tmp_path: Path, on_poli
     error = pd.read_csv(tmp_path / "history.csv").error
     assert done["status"] == "ok"
     assert (done["tokens_generated"] > 0) == on_policy
+    six_times_all = 6 * pd.read_parquet(drawn / "generations.parquet").completion_ids.map(len).sum()  # 60 steps of 32
+    assert done["tokens_trained"] == (done["tokens_generated"] if on_policy else six_times_all)
     assert error[-20:].mean() < error[:20].mean()
     assert load_policy(tmp_path)[0].config.vocab_size == load_policy(world.sft)[0].config.vocab_size
 

@@ -22,6 +22,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from alignkit.divergences import NAMES, divergence
+from alignkit.losses import preference_loss
 from alignkit.sampling import sequence_log_probs
 from alignkit.training import dpo
 from alignkit.training.deviations import SCORES, chosen_to_rejected, policy_to_reference
@@ -206,7 +207,7 @@ def test_an_overridden_method_has_the_parameters_of_trl(name: str) -> None:
 def test_trl_has_what_is_read_and_nothing_of_what_is_added(ours, theirs, random_policy, random_reference) -> None:
     trl = theirs(copy.deepcopy(random_policy), copy.deepcopy(random_reference))
     assert trl.beta == BETA
-    assert trl.model.training in (True, False)
+    assert isinstance(trl.model.training, bool)  # read by FDPOTrainer._note
     assert set(trl._metrics) == {"train", "eval"}
     assert trl._metrics["train"]["anything"] == []
     added = set(vars(ours(copy.deepcopy(random_policy)))) - set(vars(trl))
@@ -359,6 +360,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "detached": {"scores": "detached"},
     "lora": {"lora_rank": 2, "lr": 2e-2},
     "absurd rate": {"loss": "ipo", "divergence": "forward_kl", "lr": 0.1},
+    "robust": {"loss": "robust", "label_smoothing": 0.3, "beta": 0.5},
 }
 
 
@@ -386,6 +388,15 @@ def pair_log_probs(folder: Path, world) -> np.ndarray:
     model, _ = load_policy(folder)
     sides = [sequence_log_probs(model, rows["prompt_ids"][:], rows[f"{s}_ids"][:]) for s in ("chosen", "rejected")]
     return np.concatenate(sides)
+
+
+def test_a_run_is_trained_with_its_own_smoothing_and_beta(runs, world) -> None:
+    out, metrics = runs["robust"]
+    scores = torch.tensor(pair_log_probs(out, world) - pair_log_probs(world.sft, world)).chunk(2)
+    expected = preference_loss("robust", *scores, beta=0.5, label_smoothing=0.3).mean().item()
+    assert metrics["eval_loss"] == pytest.approx(expected, abs=1e-4)
+    margin = 0.5 * (scores[0] - scores[1]).mean().item()
+    assert history(runs, "robust").eval_margin.iloc[-1] == pytest.approx(margin, abs=1e-4)
 
 
 def test_the_history_has_its_columns_from_step_0_to_the_last(runs) -> None:

@@ -14,12 +14,13 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from alignkit.metrics import distinct_n, repetition_rate, self_bleu, unigram_entropy
 from alignkit.pocket import ADJECTIVES, VERDICTS, generate_reviews, gold_reward, well_formed
 from alignkit.sampling import completion_logits, sample, sequence_kl, sequence_log_probs
+from alignkit.training import baselines
 from alignkit.training.baselines import best_of, guided_search, positive_words, train_on_positive
-from alignkit.training.evaluate import FEW, evaluate, measures, with_rewards
+from alignkit.training.evaluate import FEW, evaluate, evaluation_prompts, measures, with_rewards
 from alignkit.training.reward import score_with, zero_of
 from alignkit.training.sft import cross_entropy
 from alignkit.world.known import truth_of
-from alignkit.world.models import load_policy, train_tokenizer
+from alignkit.world.models import load_policy, save, train_tokenizer
 from alignkit.world.reviews import Reviews, prompts
 
 TOLERANCE = 1e-5
@@ -211,6 +212,23 @@ def test_an_evaluation_returns_the_means_of_what_it_keeps(evaluations, world) ->
         np.testing.assert_array_equal(kept.well_formed, well_formed(kept.text))
 
 
+def test_the_kl_is_that_of_the_policy_to_the_reference(world, lively_policy, tmp_path: Path) -> None:
+    sft, codec = load_policy(world.sft)
+    policy = lively_policy(codec, 3).to(sft.device)
+    save(tmp_path / "policy", policy, codec)
+    models = {"policy": tmp_path / "policy", "reference": world.sft, "reward": world.reward}
+    called(evaluate, tmp_path, seed=0, data=world.data, **models, **SIZES)
+    drawn = sample(policy, codec, evaluation_prompts(world.data, codec, 10), k=4, max_new_tokens=16, seed=0)
+    ids, kept = (
+        (drawn.prompt_ids.tolist(), drawn.completion_ids.tolist()),
+        pd.read_parquet(tmp_path / "completions.parquet"),
+    )
+    log_ratios = sequence_log_probs(policy, *ids) - sequence_log_probs(sft, *ids)
+    np.testing.assert_allclose(kept.k1, log_ratios, atol=1e-3)
+    assert kept.kl.mean() > 1
+    np.testing.assert_allclose(kept.kl, sequence_kl(policy, sft, ids[0], *ids)[0], rtol=1e-4)
+
+
 def test_the_prompts_are_the_same_test_prompts_for_every_seed_and_setting(evaluations, world) -> None:
     _, tokenizer = load_policy(world.sft)
     test = list(world.data.load(0)["test"]["text"])
@@ -314,6 +332,14 @@ def test_guided_search_gives_one_text_a_prompt_above_plain_sampling(evaluations,
     rewards = score_with(world.reward, kept.text.tolist(), tokens=64) - zero_of(world.reward)
     np.testing.assert_allclose(kept.reward, rewards, atol=TOLERANCE)
     assert metrics["reward"] > best_of(plain, 2).reward.mean()
+
+
+def test_each_step_of_guided_search_has_chances_of_its_own(world, tmp_path: Path, monkeypatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(baselines, "sample", lambda *a, **s: seeds.append(s["seed"]) or sample(*a, **s))
+    search = {"beams": 2, "tries": 2, "chunk": 4, "n_prompts": 4, "max_new_tokens": 8, "reward_tokens": 64}
+    called(guided_search, tmp_path, seed=0, data=world.data, policy=world.sft, reward=world.reward, **search)
+    assert len(seeds) == len(set(seeds)) == 2
 
 
 def test_positive_words_are_words_of_praise_in_the_pocket_world(world) -> None:

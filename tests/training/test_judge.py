@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
@@ -43,6 +44,18 @@ def test_its_log_odds_are_a_sum_of_weights(judge) -> None:
     expected = by_term[""] + sum(by_term.get(term, 0.0) for term in terms)
     np.testing.assert_allclose(log_odds(weights, ["The plot the plot"]), by_term.get("plot the", 0.0) + expected
                                + by_term.get("the plot the", 0.0) + by_term.get("plot the plot", 0.0))  # fmt: skip
+
+
+def test_its_log_odds_are_calibrated_on_beginnings_that_it_never_saw(tmp_path) -> None:
+    parts = [generate_reviews(n, seed).assign(split=split) for split, n, seed in (("train", 40, 1), ("test", 8000, 2))]
+    pd.concat(parts).to_csv(tmp_path / "reviews.csv", index=False)
+    many = JudgeSettings(reviews=4000, words=12)
+    metrics = train_judge(tmp_path, many, data=Reviews(str(tmp_path / "reviews.csv")))
+    fresh = generate_reviews(6000, 3)
+    read = log_odds(pd.read_parquet(tmp_path / FILE), fresh.text.str.split().str[:12].str.join(" "))
+    slope = LogisticRegression(C=np.inf).fit(read[:, None], fresh.label).coef_.item()
+    assert slope == pytest.approx(1, abs=0.1)
+    assert slope * metrics["slope"] != pytest.approx(1, abs=0.1)  # as it would be without the temperature
 
 
 def test_its_reviews_give_no_prompts(judge, data) -> None:

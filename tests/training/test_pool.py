@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from helpers import called
 
-from alignkit.sampling import sequence_log_probs
+from alignkit.sampling import sample, sequence_log_probs
 from alignkit.training import pool as pool_module
+from alignkit.training.evaluate import evaluation_prompts
 from alignkit.training.merge import between, save_policy, state_of
 from alignkit.training.pool import Pool, draw_pool, load_pool
 from alignkit.training.reward import score_with
@@ -65,6 +66,18 @@ def test_policies_draw_with_different_random_numbers(pool_folder: Path, world, t
     first, second = (table[table.policy == i].completion.tolist() for i in (0, 1))
     assert first != second
     np.testing.assert_array_equal(table.log_prob_0, table.log_prob_1)
+
+
+def test_every_draw_has_its_log_prob_under_every_policy(pool_folder: Path, world, tmp_path: Path):
+    other, codec = load_policy(moved(world, tmp_path, 1.1))
+    chance = int(np.random.SeedSequence(0, spawn_key=(1, 1)).generate_state(1)[0] >> 1)
+    asked = evaluation_prompts(world.data, codec, 6)
+    drawn = sample(other, codec, asked, k=3, max_new_tokens=10, seed=chance)
+    rows = pd.read_parquet(pool_folder / "pool.parquet").query("policy == 1")
+    assert rows.completion.tolist() == drawn.completion.tolist()
+    ids = drawn.prompt_ids.tolist(), drawn.completion_ids.tolist()
+    for i, model in enumerate((load_policy(world.sft)[0], other)):
+        np.testing.assert_allclose(rows[f"log_prob_{i}"], sequence_log_probs(model, *ids), atol=1e-4)
 
 
 def test_draws_of_the_reference_alone_have_equal_weights(pool_folder: Path):

@@ -16,10 +16,18 @@ from alignkit import policy_gradient
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
 from alignkit.policy_gradient import BASELINES, advantages
-from alignkit.sampling import full_texts, sample, sequence_log_probs
+from alignkit.sampling import full_texts, sample, sequence_kl, sequence_log_probs
 from alignkit.training import reinforce
+from alignkit.training.credit import sentence_ends
 from alignkit.training.deviations import train_greedily, train_on_token_means
-from alignkit.training.reinforce import SENTENCE, train_policy_gradient, train_prompts
+from alignkit.training.reinforce import (
+    LEAST_RATE,
+    SENTENCE,
+    LoopSettings,
+    _rate,
+    train_policy_gradient,
+    train_prompts,
+)
 from alignkit.training.reward import score_with, zero_of
 from alignkit.world.models import load_policy
 from alignkit.world.reviews import Reviews
@@ -196,6 +204,31 @@ def test_the_first_steps_reward_is_less_beta_times_the_log_ratio(
     rewards = score_with(world.reward, full_texts(drawn[0], codec), tokens=64) - zero_of(world.reward)
     np.testing.assert_allclose(penalised[0], (rewards - 0.7 * ratio).reshape(4, 2), rtol=0, atol=1e-4)
     assert history(out).reward[0] == pytest.approx(rewards.mean())
+    sft = load_policy(world.sft)[0]
+    for name, folder in (("kl_anchor", run[0]), ("kl_sft", out)):  # before the step, and after it
+        exact, _ = sequence_kl(load_policy(folder)[0], sft, ids[0], *ids)
+        assert history(out)[name][0] == pytest.approx(exact.mean(), rel=1e-3)
+
+
+def test_a_step_makes_what_beats_its_peers_likelier(train: Train, world, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[pd.DataFrame] = []
+    monkeypatch.setattr(reinforce, "sample", lambda *a, **s: drawn.append(sample(*a, **s)) or drawn[-1])
+    out, _ = train(steps=1, k=4, lr=1e-3, anchor="none")
+    before, codec = load_policy(world.sft)
+    ids = drawn[0].prompt_ids.tolist(), drawn[0].completion_ids.tolist()
+    rewards = torch.tensor(score_with(world.reward, full_texts(drawn[0], codec), tokens=64)).view(-1, 4)
+    moved = sequence_log_probs(load_policy(out)[0], *ids) - sequence_log_probs(before, *ids)
+    assert advantages(rewards, "rloo").flatten().numpy() @ moved > 0
+
+
+def test_the_rate_rises_and_then_stays_or_falls() -> None:
+    sizes = {"steps": 10, "batch": 1, "k": 1, "max_new_tokens": 1, "reward_tokens": 1}
+    usual = {**sizes, "baseline": "none", "beta": 0, "lr": 1, "warmup": 4, "anchor": "none", "ema_rate": 0}
+    falling, constant = (LoopSettings(**usual, decay=decay) for decay in (True, False))
+    expected = [0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert [_rate(done, falling) for done in range(10)] == pytest.approx(expected)
+    assert _rate(10, falling) == LEAST_RATE
+    assert [_rate(done, constant) for done in (0, 3, 9)] == [0.25, 1, 1]
 
 
 @pytest.mark.parametrize("baseline", [*(name for name in BASELINES if name != "none"), SENTENCE])
@@ -230,6 +263,13 @@ def test_the_exact_kl_has_a_gradient_where_rewards_have_none(run, train: Train) 
     assert sampled < 1e-4
 
 
+def test_the_exact_kl_is_descended_in_proportion_to_beta(run, train: Train) -> None:
+    silent = {"policy": run[0], "anchor": "reference", "k": 4, "steps": 1, "lr": 1e-3, "exact_kl": True}
+    one, two = (history(train(train_greedily, **silent, beta=beta)[0]) for beta in (1.0, 2.0))
+    assert one.kl_sft[0] < one.kl_anchor[0]  # the same texts and anchor, after the step and before it
+    assert two.grad_norm[0] == pytest.approx(2 * one.grad_norm[0], rel=1e-3)
+
+
 @pytest.mark.parametrize("changed", [{"exact_kl": True}, {"baseline": SENTENCE, "k": 1}])
 def test_a_token_mean_goes_with_nothing_that_needs_single_tokens(train: Train, changed: dict[str, Any]) -> None:
     with pytest.raises(UserFault, match=r"^token means: .*allowed: "):
@@ -253,7 +293,12 @@ def test_what_goes_beyond_algorithm_1_trains_another_policy(run, train: Train, c
 def test_credit_by_sentence_has_the_beginnings_of_sentences_read_as_well(run, train: Train) -> None:
     _, metrics = train(baseline=SENTENCE, k=1)
     assert run[1]["texts_scored"] == 4 * 8
-    assert metrics["texts_scored"] >= 2 * 4 * 8
+    assert metrics["texts_scored"] > 2 * 4 * 8
+
+
+def test_a_full_stop_ends_a_sentence(world) -> None:
+    _, codec = load_policy(world.sft)
+    assert {codec.decode([i]).strip() for i in sentence_ends(codec)} == {"."}
 
 
 def test_a_falling_rate_leaves_less_of_a_step_than_a_constant_one(train: Train) -> None:

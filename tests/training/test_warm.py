@@ -35,6 +35,13 @@ def test_its_weights_are_the_mean_and_it_serves_as_a_reward_model(world, tmp_pat
     assert np.isfinite(score_with(out, ["a dull film ."], tokens=64) - zero_of(out)).all()
 
 
+def test_a_member_begins_at_the_model_that_it_is_given(world, tmp_path: Path):
+    out = member(world, tmp_path / "still", 1e-9)
+    texts = world.data.load(0)["test"]["text"][:20]
+    still, given = (score_with(folder, texts, tokens=64) for folder in (out, world.reward))
+    np.testing.assert_allclose(still, given, atol=1e-4)
+
+
 def test_the_mean_of_one_is_that_one(world, tmp_path: Path):
     average_rewards(tmp_path, data=world.data, rewards=[world.reward], tokens=64)
     texts = ["a dull film .", "i loved every minute ."]

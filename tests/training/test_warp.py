@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import torch
 from helpers import as_run, called, profile_values
 from safetensors.torch import load_file
 
-from alignkit.merging import liti, slerp
+from alignkit.merging import angles, liti, slerp
 from alignkit.report.algorithm import warp
 from alignkit.report.policies import Policy, points, rows
 from alignkit.report.warp import seconds_of, variations
 from alignkit.training.evaluate import evaluate
-from alignkit.training.merge import evaluate_interpolation, interpolate, merge_policies, state_of
+from alignkit.training.merge import between, evaluate_interpolation, interpolate, merge_policies, state_of
 from alignkit.training.reinforce import LoopSettings, train_policy_gradient
 from alignkit.workflow import schema
 from alignkit.workflow.store import Run, get
@@ -118,13 +118,34 @@ def test_the_front_begins_at_the_sft_policy_and_ends_at_the_merge(world, sft: Ru
 
 def test_a_merge_writes_a_policy_and_the_angle_of_each_layer(sft: Run, shared, tmp_path: Path):
     [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
-    angles = pd.read_csv(done.merged.path / "angles.csv").set_index("layer").angle
-    assert angles.between(0, 180).all()
-    assert {"transformer.h.0", "transformer.wte"} <= set(angles.index)
-    assert done.merged.metrics["angle"] == pytest.approx(angles.mean())
+    told = pd.read_csv(done.merged.path / "angles.csv").set_index("layer").angle
+    assert told.between(0, 180).all()
+    assert {"transformer.h.0", "transformer.wte"} <= set(told.index)
+    assert done.merged.metrics["angle"] == pytest.approx(told.mean())
     alone = called(merge_policies, tmp_path, init=sft.path, thetas=[done.thetas[0].path])
     assert pd.isna(alone["angle"])
     assert same(weights(tmp_path), weights(done.thetas[0]))
+
+
+@pytest.mark.parametrize(("how", "step"), [("slerp", 1), ("raw slerp", None)])
+def test_a_merge_is_what_its_name_and_step_say(sft: Run, shared, tmp_path: Path, how: str, step: int | None):
+    [done] = warp(sft, replace(LOOP, keep=(1,)), shared, iterations=1, runs=2, eta=0.5)
+    folders, start = [theta.path for theta in done.thetas], state_of(sft.path)
+    ends = [state_of(folder / f"step-{step}" if step else folder) for folder in folders]
+    base = start if how == "slerp" else {name: torch.zeros_like(weight) for name, weight in start.items()}
+    merge_policies(tmp_path, init=sft.path, thetas=folders, how=how, step=step)
+    assert same(state_of(tmp_path), slerp(base, ends))
+    told = pd.read_csv(tmp_path / "angles.csv").set_index("layer").angle.to_dict()
+    assert told == pytest.approx({layer: found[0, 1].item() for layer, found in angles(start, ends).items()}, abs=1e-3)
+    assert min(told.values()) > 1
+
+
+def test_a_share_of_the_arc_is_slerp_with_that_weight(world, sft: Run, shared, tmp_path: Path):
+    [done] = warp(sft, LOOP, shared, iterations=1, runs=2, eta=0.5)
+    first, second = (theta.path for theta in done.thetas)
+    between(tmp_path, init=sft.path, first=first, second=second, share=0.3)
+    expected = slerp(state_of(sft.path), [state_of(first), state_of(second)], [0.7, 0.3])
+    assert same(state_of(tmp_path), expected)
 
 
 def test_interpolating_half_way_is_the_mean_of_the_two(sft: Run, shared, tmp_path: Path):
