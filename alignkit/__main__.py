@@ -95,6 +95,7 @@ def _publish(args: argparse.Namespace) -> None:
 def _done(args: argparse.Namespace) -> int:
     from alignkit.workflow import batch
 
+    batch.check_data(args.profile, args.data or "")
     if done := batch.is_published(args.profile, args.data or ""):
         print(f"{args.profile}: nothing to do")
     return 0 if done else 1

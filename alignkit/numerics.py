@@ -23,9 +23,9 @@ PORTABLE = {
     "MKL_CBWR": "AVX2,STRICT",  # matrix products: Intel's library promises this branch for its own processors only
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",  # matrix products of NumPy and SciPy
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    # Some containers turn on TF32, whose products have 10 bits where KLs and log-probs need float32's 23.
+    **dict.fromkeys(("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"), "0"),
 }
 BEYOND_AVX2 = {
     True: "X86_V4 AVX512_ICL AVX512_SPR",
@@ -67,11 +67,12 @@ def pin() -> None:
 
 @lru_cache(maxsize=1)
 def in_force() -> dict[str, str | int]:
-    """Kernels, threads and processor as they are in this process: what a run's bits depend on beside its code."""
+    """Kernels, threads, processor and GPU of this process: what a run's bits depend on beside its code."""
     import torch
 
     pinned = os.environ.get("ALIGNKIT_PINNED") == str(os.getpid()) and chosen() == "portable"
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
         "numerics": "portable" if pinned else "native",
         "kernels": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

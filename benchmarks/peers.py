@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py [--device cuda] [--repeats 5] [--only drawing growth]
 
-Prints a Markdown table, and keeps peers.csv, and growth.csv (`growth`), beside this file.  Each run replaces the
-columns that it measures, so a GPU's can be added on another machine.
+Prints a Markdown table, and keeps peers.csv, and growth.csv (`growth`), beside this file.  A run replaces the rows that
+it measures, and without --only the whole column, so a GPU's can be added on another machine.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import datasets
@@ -79,20 +80,24 @@ def asked(here: Start, n: int) -> list[str]:
 
 
 def drawing(here: Start, repeats: int) -> Row:
-    """`sample` against transformers' `generate`, from ids to texts, 64 completions at a time."""
+    """`sample` against transformers' `generate`, from ids to texts, 64 at a time; other chances each turn."""
     model, tokenizer = load_policy(here.policy)
     rows = tokenizer(asked(here, PROMPTS))["input_ids"]
     plain = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": here.new_tokens}
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
 
-    def theirs() -> list[str]:
+    def ours(seed: int) -> None:
+        sample(model, tokenizer, rows, k=1, max_new_tokens=here.new_tokens, seed=seed)
+
+    def theirs(seed: int) -> list[str]:
+        torch.manual_seed(seed)
         inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(model.device)
         with torch.no_grad():
             drawn = model.generate(**inputs, **plain, **ends)
         return tokenizer.batch_decode(drawn[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    ours = partial(sample, model, tokenizer, rows, k=1, max_new_tokens=here.new_tokens, seed=0)
-    return in_turn(lambda: seconds(ours), lambda: seconds(theirs), repeats)
+    mine, others = count(), count()
+    return in_turn(lambda: seconds(ours, next(mine)), lambda: seconds(theirs, next(others)), repeats)
 
 
 # 2. A step of the policy gradient
@@ -271,9 +276,8 @@ def share_of_rate(here: Start, repeats: int, steps: int = 10) -> Row:
 # The table
 
 
-def measured(folder: Path, repeats: int, only: list[str], again: bool) -> Iterator[tuple[str, Row]]:
-    """Name and row of each benchmark asked for; `again` leaves out those that another number of threads says nothing
-    about: runs of the report train side by side, one thread each."""
+def measured(folder: Path, repeats: int, only: list[str]) -> Iterator[tuple[str, Row]]:
+    """Name and row of each benchmark asked for."""
     if set(only) == {"growth"}:
         return
     pocket = start(folder / "pocket", "pocket", trained=True)
@@ -286,10 +290,10 @@ def measured(folder: Path, repeats: int, only: list[str], again: bool) -> Iterat
         if "step" in only and size != "imdb_scratch":
             steps = 2 if size == LARGE else 10
             yield f"policy-gradient step, {size}: TRL's RLOOTrainer", gradient_step(here, repeats, steps)
-    if "dpo" in only and not again:
+    if "dpo" in only:
         for how, row in dpo_sweep(pocket, pairs(folder / "pairs", pocket, 130)).items():
             yield f"DPO, 4 divergences × 3 β: TRL's DPOTrainer, {how}", row
-    if "reward" in only and not again:
+    if "reward" in only:
         yield "reward model step, all pairs: plain pairs", reward_step(repeats)
         yield "reward model, all pairs, to equal accuracy: plain pairs", reward_at_equal_accuracy(repeats)
     if "share" in only:
@@ -305,6 +309,12 @@ def keep(row: Row, file: Path) -> pd.DataFrame:
     return frame
 
 
+def forget(column: str, file: Path) -> None:
+    """Take a column's rows out of the file: their names hold sizes, which may have changed since."""
+    if file.exists():
+        pd.read_csv(file).query("column != @column").to_csv(file, index=False, float_format="%.4g")
+
+
 def main() -> None:
     """Measure, print and keep."""
     names = ("drawing", "step", "dpo", "reward", "share", "growth")
@@ -318,13 +328,15 @@ def main() -> None:
         parser.error(f"--device {asked.device}: models go to {device()} here (CUDA_VISIBLE_DEVICES= hides a GPU)")
     transformers.logging.disable_progress_bar()
     asked.out.mkdir(parents=True, exist_ok=True)
-    columns = {"1 thread": 1, "2 threads": 2} if asked.device == "cpu" else {torch.cuda.get_device_name(): 2}
-    for column, threads in columns.items():
-        torch.set_num_threads(threads)
-        with tempfile.TemporaryDirectory() as folder:
-            for name, row in measured(Path(folder), asked.repeats, asked.only, again=column == "2 threads"):
-                print(f"{column}, {name}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
-                keep({"benchmark": name, "column": column, **row}, asked.out / "peers.csv")
+    # One thread, as each run of the report has it.
+    column, threads = ("1 thread", 1) if asked.device == "cpu" else (torch.cuda.get_device_name(), 2)
+    torch.set_num_threads(threads)
+    if asked.only == names:
+        forget(column, asked.out / "peers.csv")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, row in measured(Path(folder), asked.repeats, asked.only):
+            print(f"{column}, {name}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
+            keep({"benchmark": name, "column": column, **row}, asked.out / "peers.csv")
     if (file := asked.out / "peers.csv").is_file():  # growth alone has none
         print(readme.ratios(pd.read_csv(file)))
     if "growth" in asked.only and asked.device == "cpu":

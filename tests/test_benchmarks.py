@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from alignkit import paths
@@ -86,7 +87,23 @@ def test_what_was_measured_is_printed_wherever_it_is_kept(bench, tmp_path: Path,
     monkeypatch.setattr(bench["peers"].torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr("sys.argv", ["peers.py", "--device", "cpu", "--only", "step", "--out", str(tmp_path / "kept")])
     bench["peers"].main()
-    assert "| a step | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in capsys.readouterr().out
+    assert "| a step | 1.00 [1.00, 1.00] |" in capsys.readouterr().out
+
+
+def test_a_column_measured_anew_keeps_no_row_of_its_old_sizes(bench, tmp_path: Path) -> None:
+    peers, file = bench["peers"], tmp_path / "peers.csv"
+    for name, column in (("a step of 48", "1 thread"), ("a step of 48", "GPU")):
+        peers.keep({"benchmark": name, "column": column, "ratio": 2.0}, file)
+    peers.forget("1 thread", file)
+    rows = peers.keep({"benchmark": "a step of 40", "column": "1 thread", "ratio": 2.0}, file)
+    assert [*zip(rows.benchmark, rows.column, strict=True)] == [("a step of 48", "GPU"), ("a step of 40", "1 thread")]
+
+
+def test_what_was_drawn_has_the_lengths_that_the_profiles_have(bench) -> None:
+    told = pd.read_csv(ROOT / "benchmarks" / "peers.csv").query("column == '1 thread'").benchmark
+    drawn = told[told.str.startswith("drawing")].tolist()
+    lengths = {size: bench["starts"].of_profile(size, "4_warp")["new_tokens"] for size in ("pocket", "imdb_scratch")}
+    assert drawn == [f"drawing 64 × {tokens} tokens, {size}: `generate`" for size, tokens in lengths.items()]
 
 
 @pytest.mark.parametrize("name", ["pairs", "steps of the policy gradient", "tokens of a completion", "seeds"])

@@ -68,7 +68,7 @@ def test_own_policy(folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_own_reward_model(folder: Path, monkeypatch: pytest.MonkeyPatch):
     tokenizer = train_tokenizer("encoder_word", ["a good film ."], 100)
-    model = new_encoder(tokenizer, width=8, layers=1, heads=1, positions=64, sinusoidal=True, dropout=0.0)
+    model = new_encoder(tokenizer, width=8, layers=1, heads=1, positions=200, sinusoidal=True, dropout=0.0)
     save(folder / "models" / "reward", model, tokenizer)
     p = told(monkeypatch, REVIEWS, REWARD)
     assert p.reward_training()["base"] == "models/reward"
@@ -113,6 +113,13 @@ def test_the_library_alone():
     exec(block, namespace)
     margin = 0.1 * (js_score(1.0) - js_score(-1.5))
     assert namespace["loss"].item() == pytest.approx(max(0.0, 1.0 - margin), abs=1e-6)
+
+
+@pytest.mark.parametrize("div", divergences.examples(), ids=lambda div: div.name)
+def test_scores_as_the_library_alone_takes_them_are_zero_at_the_reference(div: divergences.Divergence):
+    [block] = re.findall(r"(?s)```python\n(.*?)```", TEXT.split("## The library alone")[1].split("\n## ")[0])
+    name = re.search(r"^scores = divergence\(.*?\)\.(\w+)", block, re.MULTILINE)[1]  # KTO's loss rests on it
+    assert getattr(div, name)(torch.zeros(1)).abs().max() < 1e-6
 
 
 def js_score(log_ratio: float) -> float:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 from transformers import AutoTokenizer
 
+from alignkit.losses import needs
 from alignkit.report import policies as common
 from alignkit.report.policies import EVALUATION, PAIRED, Method, Policy, Runs, dpo
 from alignkit.report.tables import differences, reversed_differences
@@ -31,7 +32,7 @@ def methods(p: DpoLosses) -> list[Method]:
     main = []
     for loss in LOSSES:
         usual, more = (p.ipo_beta, p.ipo_betas) if loss == "ipo" else (beta, p.loss_betas)
-        given = smoothed if loss in ("cdpo", "robust") else {}
+        given = smoothed if "label_smoothing" in needs(loss) else {}
         names = {usual: loss} | {b: f"{loss} β={b:g}" for b in more if b != usual}
         main += [Method(name, dpo(loss, b, **given), True, family=family_of(loss)) for b, name in names.items()]
     sizes = [Method(of_share(s), dpo("sigmoid", beta), True, pairs=f"pairs: {of_share(s)}") for s in p.pair_shares]

@@ -207,17 +207,20 @@ def break_seals(profile: str) -> None:
 
 def check_executed(profile: str, notebook: str) -> None:
     """Raise UserFault unless what lies in the build folder is what this code makes of the profile's parameters."""
-    again = "run make report again"
     file = next(iter(_seals(profile, notebook)), None)
     if file is None or (name := first_damaged(profile, notebook, file)):
         what = f"{name} is not as it was made" if file else "its execution did not end"
-        raise UserFault(f"publish: {notebook}: {what}; {again}")
+        raise UserFault(f"publish: {notebook}: {what}; run make report again")
     data, _ = _read(file)
     if file != seal(profile, notebook, content_key(notebook, profile, data)):
-        raise UserFault(f"publish: {notebook} was executed with other parameters or code; {again}")
-    if profile.removesuffix(parameters.REPLICA) == "pocket" and data not in ("", values(notebook, profile).data):
-        what = "other values of data than its profile has; publishing needs the profile's own"
-        raise UserFault(f"publish: {notebook} was executed with {what}")
+        raise UserFault(f"publish: {notebook} was executed with other parameters or code; run make report again")
+    check_data(profile, data)
+
+
+def check_data(profile: str, data: str) -> None:
+    """Raise UserFault if a report with these data could not be published: pocket's pages show its own world."""
+    if data not in ("", "pocket") and profile in ("pocket", f"pocket{parameters.REPLICA}"):
+        raise UserFault(f"data: {data!r}; {profile} has its own alone; allowed: another profile, such as imdb_scratch")
 
 
 # Publishing
@@ -235,8 +238,7 @@ def publish(profile: str) -> list[str]:
     target = paths.CHECKOUT / "figures" / profile
     done = [n for n in NOTEBOOKS if executed(profile, n).is_file()]
     if not done:
-        where = f"of profile {profile!r} in {paths.build()}"
-        raise UserFault(f"publish: no executed notebook {where}; run make report first")
+        raise UserFault(f"publish: no executed notebook of {profile!r} in {paths.build()}; run make report first")
     with lock_build(profile):
         for name in done:
             check_executed(profile, name)

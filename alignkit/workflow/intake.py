@@ -88,7 +88,8 @@ def _enough(_: Path, p: schema.Rewarded) -> None:
             raise UserFault("\n".join(lines))
     except UserFault as fault:  # named like the user's own files; a split may be smaller than what is asked of it
         said = str(fault).replace(repr(p.reviews().source), repr(p.data))
-        raise UserFault(said + ("; allowed: less, or null for all" if "_reviews: " in said[:30] else "")) from None
+        sized = re.match("(train|test|unsupervised)_reviews: ", said)
+        raise UserFault(said + ("; allowed: less, or null for all" if sized else "")) from None
 
 
 def _too_few(p: schema.Rewarded, labels: list[int], tested: int) -> Iterator[str]:

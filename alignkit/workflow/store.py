@@ -229,14 +229,16 @@ def _take_part(train: Callable[..., dict[str, Any]], run: Run, settings: Any, in
 
 def _called(train: Callable[..., dict[str, Any]], folder: Path, settings: Any, inputs: Any) -> dict[str, Any]:
     opened = {name: _each(value, attrgetter("path")) for name, value in inputs.items()}
-    _set_the_libraries_apart()
+    _settle()
     return train(folder, **opened) if settings is None else train(folder, settings, **opened)
 
 
 @cache
-def _set_the_libraries_apart() -> None:
-    """A trainer collects garbage after each run: 0.3 s if it looks through all that the libraries hold."""
-    gc.freeze()
+def _settle() -> None:
+    """What a process needs once, before its first run."""
+    gc.freeze()  # a trainer collects garbage after each run: 0.3 s if it looks through all that the libraries hold
+    # On an H100 cuDNN's attention gives gradients that are not finite for some lengths (pytorch's issue 196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _clear(folder: Path) -> None:

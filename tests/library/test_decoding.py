@@ -53,6 +53,16 @@ def by_generate(model: GPT2LMHeadModel, prompt: list[int]) -> list[int]:
     return whole[0, len(prompt) :].tolist()
 
 
+def test_generate_draws_from_all_tokens_and_adds_the_bias() -> None:
+    torch.manual_seed(0)
+    llama = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE | {"vocab_size": 200})).eval()  # near uniform
+    bias, usual = torch.zeros(200), {"new": 1, "end": END}
+    drawn = decode_tokens(llama, *distinct([[3]] * 4000, llama.device), **usual, bias=bias)
+    assert len(drawn.unique()) > 150  # with the usual top-k of 50 there would be as many
+    bias[11] = 1000.0
+    assert (decode_tokens(llama, *distinct(PROMPTS, llama.device), **usual, bias=bias) == 11).all()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_greedy_decoding_gives_what_generate_gives_for_the_prompt_alone(model: GPT2LMHeadModel, seed: int) -> None:
     torch.manual_seed(seed)

@@ -67,6 +67,13 @@ def test_where_few_samples_carry_the_tilt_it_says_nothing():
     assert table.loc[~few, ["kl", "reward"]].notna().all(axis=None)
 
 
+@pytest.mark.parametrize(("few", "believed"), [(4, True), (6, False)])
+def test_it_speaks_while_a_twentieth_of_the_prompts_have_too_few_samples(few: int, believed: bool):
+    rewards = np.zeros((101, 50))
+    rewards[:few, 0] = 100.0  # one sample carries all of the tilt there
+    assert np.isfinite(optimal_frontier(rewards, [1.0]).reward[1]) == believed
+
+
 def test_rewards_far_from_zero_do_not_overflow():
     rewards = RNG.normal(size=(2, 200))
     near, far = optimal_frontier(rewards, [1.0]), optimal_frontier(rewards + 5000, [1.0])

@@ -1,5 +1,6 @@
 """KL estimates against the KL of a policy whose sequences can all be listed."""
 
+import math
 from itertools import product
 
 import pytest
@@ -42,6 +43,14 @@ def test_k2_is_biased_and_k3_and_the_exact_one_are_never_negative(listed):
     assert (estimates["k1"] < 0).any()
     assert (estimates["k3"] >= 0).all()
     assert (estimates["exact"] >= 0).all()
+
+
+def test_the_estimates_of_one_token_are_schulmans():
+    policy, reference = (torch.tensor([[row]]).double() for row in ([0.3, -1, 2], [1.0, 0, 0.5]))
+    ratio = (policy.log_softmax(-1) - reference.log_softmax(-1))[0, 0, 2].item()
+    found = kl_estimates(policy, reference, torch.tensor([[2]]), torch.ones(1, 1))
+    expected = {"k1": ratio, "k2": ratio**2 / 2, "k3": math.exp(-ratio) - 1 + ratio}
+    assert {name: found[name].item() for name in expected} == pytest.approx(expected, abs=1e-5)
 
 
 def test_masked_tokens_do_not_count():

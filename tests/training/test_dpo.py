@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from alignkit.divergences import NAMES, divergence
+from alignkit.divergences import NAMES, divergence, examples
 from alignkit.losses import preference_loss
 from alignkit.sampling import sequence_log_probs
 from alignkit.training import dpo
@@ -31,6 +31,7 @@ from alignkit.world.models import load_policy, trainer_arguments
 
 TOLERANCE = 1e-5
 BETA = 0.1
+ALPHA = {div.name: div.alpha for div in examples()}
 OWN_KEYWORDS = {"divergence", "loss", "label_smoothing", "scores"}
 """Of FDPOTrainer, beyond those of TRL's trainer."""
 Trainer = Callable[..., DPOTrainer]
@@ -278,7 +279,7 @@ def test_at_step_0_every_loss_has_its_value_at_margin_zero(
 # At a log-ratio of rounding size the score of total variation is one of its two values.
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "total_variation"])
 def test_at_step_0_every_divergence_has_the_loss_log_2(name: str, ours, batch, anchor) -> None:
-    trainer = ours(copy.deepcopy(anchor), name=name, alpha={"alpha": 0.5, "chi_alpha": 2.0}.get(name))
+    trainer = ours(copy.deepcopy(anchor), name=name, alpha=ALPHA[name])
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(math.log(2), abs=TOLERANCE)
     for side in ("chosen", "rejected"):
         assert logged(trainer, f"logps/{side}") == pytest.approx(batch[f"ref_{side}_logps"].mean().item(), abs=1e-4)
@@ -317,7 +318,7 @@ def numbers() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def test_chosen_to_rejected_is_the_definition_for_reverse_kl_only(numbers) -> None:
     for name in NAMES:
-        div = divergence(name, {"alpha": 0.5, "chi_alpha": 1.5}.get(name))
+        div = divergence(name, ALPHA[name])
         right, other = (scores(div, *numbers) for scores in (policy_to_reference, chosen_to_rejected))
         apart = ((right[0] - right[1]) - (other[0] - other[1])).abs().max().item()
         assert (apart < 1e-6) == (name == "reverse_kl"), name

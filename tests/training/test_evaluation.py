@@ -11,6 +11,7 @@ import torch
 from helpers import called
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from alignkit import sampling
 from alignkit.metrics import distinct_n, repetition_rate, self_bleu, unigram_entropy
 from alignkit.pocket import ADJECTIVES, VERDICTS, generate_reviews, gold_reward, well_formed
 from alignkit.sampling import completion_logits, sample, sequence_kl, sequence_log_probs
@@ -86,6 +87,14 @@ def test_k1_is_the_difference_of_the_sequence_log_probs(two, codec) -> None:
     _, k1 = sequence_kl(*two, ids[0], *ids)
     own, reference = (sequence_log_probs(model, *ids) for model in two)
     np.testing.assert_allclose(k1, own - reference, rtol=0, atol=TOLERANCE)
+
+
+def test_kls_beyond_a_block_are_those_within_it(two, codec, monkeypatch) -> None:
+    drawn = sample(two[0], codec, [SHORT, LONG, "b c"] * 4, k=2, max_new_tokens=5, seed=0)
+    ids = drawn.prompt_ids.tolist(), drawn.prompt_ids.tolist()[::-1], drawn.completion_ids.tolist()
+    expected = sequence_kl(*two, *ids)
+    monkeypatch.setattr(sampling, "BLOCK", 7)
+    np.testing.assert_allclose(sequence_kl(*two, *ids), expected, atol=TOLERANCE)
 
 
 def test_over_many_samples_k1_and_the_exact_kl_have_one_mean(two, codec) -> None:

@@ -50,6 +50,13 @@ def test_a_revision_is_never_an_option_of_git(tmp_path: Path, capsys: pytest.Cap
     assert file.read_text() == "precious"
 
 
+@pytest.mark.parametrize("profile", ["pocket", "pocket_replica"])
+def test_pockets_report_on_other_reviews_is_refused_before_it_trains(profile: str, capsys: pytest.CaptureFixture):
+    assert main(["done", profile, "--data", "reviews.csv"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("allowed: another profile, such as imdb_scratch")
+
+
 def test_a_seed_for_tuning_is_one_that_no_report_uses(capsys: pytest.CaptureFixture):
     assert main(["tune", "smoke", "--seed", "0"]) == 2
     assert "allowed: 101, 102" in capsys.readouterr().err
