@@ -104,6 +104,8 @@ rule notebook:
         f"{BUILD}/executed/{{notebook}}-{{key}}.json",
     params:
         log=lambda w: f"{BUILD}/logs/{w.notebook}.log",
+    # Those whose tables another one reads come first: the others then fill the time beside the last.
+    priority: lambda w: sum(w.notebook in VALUES[name].reads for name in NOTEBOOKS)
     threads: 1
     shell:
         "echo 'execute {wildcards.notebook}'; "

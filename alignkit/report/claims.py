@@ -57,8 +57,7 @@ def reward_model_against_words(tables: Tables) -> Finding:
 
 def reward_model_orders(tables: Tables) -> Finding:
     """How near is the reward model to the exact posterior, which nobody can beat?"""
-    table = tables("1_reward_model")
-    mine, best = (rows_of(table, method=m).pairwise_accuracy for m in ("reward", "exact posterior"))
+    mine, best = (rows_of(tables("1_reward_model"), method=m).pairwise_accuracy for m in ("reward", "exact posterior"))
     words = ("The reward model is near the best possible order:", "The reward model is far from the best order:")
     return in_bounds(mine / best.mean(), words, "{} of the exact posterior's pairwise accuracy", least=0.98, digits=3)
 

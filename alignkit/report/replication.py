@@ -10,7 +10,7 @@ from alignkit.report import findings
 from alignkit.workflow.batch import write_table
 from alignkit.workflow.parameters import REPLICA, TINY
 
-OUTCOME = ["statement", "value", "low", "high", "kl", "holds"]
+OUTCOME = ["statement", "value", "low", "high", "kl", "asked", "holds"]
 """Columns of a finding that two reports may have otherwise."""
 MADE_SO = ("losses_end_in_the_optimum", "confirmation_is_at_equal_tokens", "reinforce_is_cheaper_than_warp")
 """Findings that lie in how every report is made, whatever its reviews: that they hold elsewhere says nothing."""
@@ -32,7 +32,7 @@ def publish_findings(profile: str) -> list[str]:
         return []
     own = all_answers(folder)
     both = beside_replica(own[own.notebook.isin(there)], all_answers(replica))
-    shown = [*findings.COLUMNS, "replicated", *(f"replica_{name}" for name in ("value", "low", "high", "kl"))]
+    shown = [*findings.COLUMNS, "replicated", *(f"replica_{name}" for name in ("value", "low", "high", "kl", "asked"))]
     changed = write_table(folder / "findings.csv", both[shown])
     if replica.is_dir():
         beside = [f"replica_{column}" for column in OUTCOME]
@@ -70,10 +70,11 @@ def beside_replica(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Findings with those of the same id in a replica, as replica_<column>, and `replicated`.
 
     That says whether the answer there, that the claim holds or that it does not, is the one here, at whatever KL fresh
-    seeds reach; one that is left open there is not.  Empty where it is open here, or the replica has no table.
+    seeds reach; one that is left open there is not.  Empty where it is open here, or the replica has no table, or fewer
+    of the comparisons that it rests on.
     """
     both = own.join(again.dropna(subset="value").set_index("id")[OUTCOME].add_prefix("replica_"), on="id")
-    asked = both.holds.notna() & both.replica_value.notna()
+    asked = both.holds.notna() & both.replica_value.notna() & ~(both.replica_asked < both.asked)
     return both.assign(replicated=(both.replica_holds == both.holds).astype(object).where(asked))
 
 

@@ -178,8 +178,7 @@ def characters_a_token(policy: Path, texts: Sequence[str], tokens: int) -> float
     """Characters a predicted token, of texts as a policy is tested on them: cut to `tokens`, without the first."""
     tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)
     places = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    characters = sum(row[:tokens][-1][1] - row[0][1] for row in places)
-    return characters / sum(min(len(row), tokens - 1) for row in places)
+    return sum(row[:tokens][-1][1] - row[0][1] for row in places) / sum(min(len(row), tokens - 1) for row in places)
 
 
 # The scale of the reward

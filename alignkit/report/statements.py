@@ -45,6 +45,8 @@ class Finding(NamedTuple):
     kl: float = np.nan
     """The KL (nats) at which the claim was asked, which may be another in another report; NaN if at none or at several.
     """
+    asked: float = np.nan
+    """How many comparisons a claim that nothing differs rests on."""
 
 
 def rows_of(table: pd.DataFrame, **where: object) -> pd.DataFrame:
@@ -85,9 +87,13 @@ def lies_between(low: float, high: float, least: float = -np.inf, most: float = 
 
 
 def outcome(low: Numbers, high: Numbers, least: float = -np.inf, most: float = np.inf) -> tuple[bool | None, bool]:
-    """`holds` and `firm` of a finding that an interval, or each of several, lies between two bounds."""
+    """`holds` and `firm` of a finding that an interval, or each of several, lies between two bounds.
+
+    It does not hold if one of them lies outside.
+    """
     middle, room = (low + high) / 2, REPEAT * (high - low) / 2
-    holds = lies_between(np.min(low), np.max(high), least, most)
+    each = {lies_between(*ends, least, most) for ends in np.column_stack([low, high])}
+    holds = False if False in each else None if None in each else True
     return holds, lies_between(np.min(middle - room), np.max(middle + room), least, most) is True
 
 
@@ -143,8 +149,8 @@ def all_level(
     table: pd.DataFrame, none: str, some: str, measure: str, above: bool = False, also: Also = None
 ) -> Finding:
     """That all rows of a table of differences (label or method, low, high, holm) are level, or with `above` that none
-    has more; names what is clear of zero.  Level is an interval within ±LEVEL of the measure; where no row is clear of
-    zero but some interval goes further, it is open.  `also`: words, and differences whose clear ones follow them."""
+    has more; names what is clear of zero.  Level is an interval within ±LEVEL of the measure; where one crosses that
+    bound and none lies beyond it, it is open.  `also`: words, and differences whose clear ones follow them."""
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
     level, unit = LEVEL[measure], UNITS[measure]
@@ -153,12 +159,14 @@ def all_level(
     told, within = listed(apart), f"none by more than {level:g} {unit}"
     text = f"{some}{f', {within}' if holds else ''}: {told}" if told else none
     text += f" ({len(apart)} of {len(table)} after Holm)"
-    if not told:
+    if holds is None:
         furthest = table.high.max() if above else max(-table.low.min(), table.high.max())
-        text += f", and {within}" if holds else f"; but up to {furthest:.2f} {unit} is not excluded"
+        text += f"; but up to {furthest:.2f} {unit} is not excluded"
+    elif holds and not told:
+        text += f", and {within}"
     if also and (clear := listed(also[1][also[1].holm < DIFFERENT])):
         text += f". {also[0]}: {clear}"
-    return Finding(f"{text}.", bool(holds) if holds or told else None, firm, len(apart))
+    return Finding(f"{text}.", holds, firm, len(apart), asked=len(table))
 
 
 def listed(differences: pd.DataFrame) -> str:

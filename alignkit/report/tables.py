@@ -171,12 +171,14 @@ def volumes(table: pd.DataFrame, measures: Sequence[str], most: float = MOST_KL)
     """Hypervolume of each front up to a KL of `most` for each seed; columns method, seed, tokens, status, measures.
 
     `table` has SFT's rows among its own, the method "sft".  The fronts are read every STEP nats, level beyond their
-    last point, so that the volume does not hang on which η were evaluated.  Status is "diverged" if any point is.
+    last point, so that the volume does not hang on which η were evaluated; before its first point only one that
+    `goes_back` to SFT has area.  Status is "diverged" if any point is.
     """
     kls = np.arange(0, most + STEP, STEP)
     out = []
     for name, seed, start, rows in _lines(table, "method"):
-        line, sound = pd.concat([start, rows]), (rows.status == "ok").all()
+        begins = start if goes_back(rows) else start.assign(kl=rows.kl.min() - 1e-9)
+        line, sound = pd.concat([begins, rows]), (rows.status == "ok").all()
         found = dict.fromkeys(measures, np.nan)
         for m in measures if sound else ():
             read = along_root_kl(kls, line.kl.clip(lower=0), line[m], beyond=True)
@@ -285,8 +287,7 @@ def histories(policies: "Sequence[Policy]", methods: Iterable[str], window: int 
     """
     found = []
     for method in methods:
-        first = {p.seed: p.trained[0] for p in reversed(policies) if p.method == method}
-        for seed, run in sorted(first.items()):
+        for seed, run in sorted({p.seed: p.trained[0] for p in reversed(policies) if p.method == method}.items()):
             log = pd.read_csv(run.path / "history.csv")
             if window > 1:
                 log = log.groupby((log.step - 1) // window).mean().assign(step=lambda t: t.step.round().astype(int))

@@ -115,8 +115,7 @@ def gradient_table(logits: torch.Tensor, rewards: torch.Tensor, k: int) -> pd.Da
     log_prob_gradients = torch.eye(len(logits), dtype=logits.dtype) - probabilities
     rows = []
     for baseline in BASELINES:
-        advantage = advantages(rewards[choices], baseline)
-        estimates = (advantage[..., None] * log_prob_gradients[choices]).mean(dim=1)
+        estimates = (advantages(rewards[choices], baseline)[..., None] * log_prob_gradients[choices]).mean(dim=1)
         mean = weights @ estimates
         spread = (weights @ ((estimates - mean) ** 2).sum(dim=1)).sqrt()
         rows.append((baseline, k, (mean @ exact / (exact @ exact)).item(), (mean - exact).norm().item(), spread.item()))

@@ -127,6 +127,8 @@ class PairSettings:
 def build_pairs(out: Path, settings: PairSettings, *, seed: int, generations: Path) -> dict[str, float]:
     """Pair the completions of each prompt; a share of the prompts is kept for validation, none stands on both sides.
 
+    Prompts of equal text are one: of m times k completions, all are compared with all.
+
     Two completions with the same words are not compared.  Writes pairs/train.parquet and pairs/test.parquet in random
     order, with prompt, chosen, rejected, their ids, rewards and reference log-probs.  Returns the number of pairs and
     the mean difference in reward.  Raises UserFault for an unknown construction or if no pair is left.
@@ -175,12 +177,12 @@ def _too_alike(a: str, b: str, limit: float) -> bool:
 
 
 def fewer_pairs(out: Path, *, pairs: Path, share: float) -> dict[str, float]:
-    """Keep the training pairs of a share of the prompts, the same validation pairs; less is a part of more.
-
-    The pairs are in random order, so the prompts that come first are a random part.  Writes what `build_pairs` does.
+    """Keep the training pairs of a share of the prompts, drawn at random, and all validation pairs; less is a part of
+    more.  Writes what `build_pairs` does.
     """
     train, test = (pd.read_parquet(pairs / "pairs" / f"{name}.parquet") for name in ("train", "test"))
-    first = train.prompt.unique()
+    # Not as they come: a prompt with many pairs comes first more often.
+    first = np.random.default_rng(0).permutation(np.sort(train.prompt.unique()))
     kept = train[train.prompt.isin(first[: max(1, round(share * len(first)))])]
     (out / "pairs").mkdir()
     kept.to_parquet(out / "pairs" / "train.parquet", index=False)

@@ -266,8 +266,11 @@ def sign_boundary(rewards: np.ndarray, labels: np.ndarray) -> float:
 
 
 def tfidf_baseline(texts: list[str], labels: list[int], *, ngrams: int = 1) -> Pipeline:
-    """TF-IDF and logistic regression, fitted: the baseline that a reward model has to beat (scikit-learn)."""
-    vectorizer = TfidfVectorizer(ngram_range=(1, ngrams), min_df=2, sublinear_tf=True)
+    """TF-IDF and logistic regression, fitted: the baseline that a reward model has to beat (scikit-learn).
+
+    Words of one letter and ends of sentences count as well, so that a pair is one of neighbours.
+    """
+    vectorizer = TfidfVectorizer(ngram_range=(1, ngrams), token_pattern=r"\w+|[.!?]", min_df=2, sublinear_tf=True)
     return make_pipeline(vectorizer, LogisticRegression(C=10, max_iter=1000)).fit(texts, labels)
 
 

@@ -44,8 +44,7 @@ def values(notebook: str, profile: str, data: str = "") -> World:
 
 def with_those_before(notebook: str) -> list[str]:
     """The notebook and those whose runs its own start from, one after the other."""
-    before = max((with_those_before(name) for name in NOTEBOOKS[notebook].after), key=len, default=[])
-    return [*before, notebook]
+    return [*max((with_those_before(name) for name in NOTEBOOKS[notebook].after), key=len, default=[]), notebook]
 
 
 # What an executed notebook depends on

@@ -137,7 +137,7 @@ class Rewarded(World):
     reward_width: Width = Field(description="width of the DistilBERT layers; for scratch only")
     reward_layers: Layers = Field(description="number of DistilBERT layers; for scratch only")
     reward_heads: Heads = Field(description="attention heads of a layer; for scratch only")
-    reward_sinusoidal: bool = Field(description="sinusoidal positions (true) or learned ones; for scratch only")
+    reward_sinusoidal: bool = Field(description="learned positions begin as sinusoids (true); for scratch only")
     reward_tokens: int = Field(ge=8, le=512, description="reviews are cut to this many reward-model tokens")
     reward_dropout: Share = Field(description="dropout while the reward model is trained")
     reward_word_dropout: Share = Field(description="share of a review's tokens left out at random while training")

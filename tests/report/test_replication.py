@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -97,8 +98,21 @@ def test_what_the_replica_has_no_table_for_is_told_apart(figures: Path):
 
 def test_what_holds_at_no_kl_that_fresh_seeds_reach_is_not_replicated():
     own = pd.DataFrame({"id": ["one"], "statement": "", "value": 1, "low": 0, "high": 2, "kl": 1.0, "holds": True})
+    own["asked"] = np.nan
     both = replication.beside_replica(own, own.assign(kl=0.5, holds=None))
     assert both[["replicated", "kl", "replica_kl"]].to_numpy().tolist() == [[False, 1.0, 0.5]]
+
+
+@pytest.mark.parametrize(("there", "alike"), [(2, True), (1, None)])
+def test_no_difference_is_replicated_only_by_as_many_comparisons(there: int, alike: bool | None, figures: Path):
+    rows = pd.concat([longer(label=f"KL {kl}", low=-0.1, high=0.1, holm=0.9) for kl in (0.5, 1)])
+    warp = pd.DataFrame({"method": ["WARP"], "family": ["WARP"]})
+    for name, kept in ((PROFILE, 2), (REPLICA, there)):
+        lay(figures / name, t2_gain=gain(1), t4_gain=gain(1), t4_warp=warp, t4_task_matched=rows[:kept])
+    replication.publish_findings(PROFILE)
+    row = published(figures).loc["longer_runs_buy_no_more"]
+    assert (row.holds, row.asked, row.replica_asked) == (True, 2, there)
+    assert (None if pd.isna(row.replicated) else row.replicated) is alike
 
 
 def test_what_does_not_hold_here_is_answered_alike_if_it_fails_there(figures: Path):

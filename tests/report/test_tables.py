@@ -273,7 +273,7 @@ def test_the_hypervolume_does_not_hang_on_the_number_of_points() -> None:
         line = [(kl, 3 * kl**0.5) for kl in kls]
         rows = pd.DataFrame([(0.0, 0.0), *line], columns=["kl", "reward"]).assign(method="a", seed=0, status="ok")
         rows.loc[0, "method"] = "sft"
-        return volumes(rows.assign(tokens_generated=7), ["reward"]).reward.item()
+        return volumes(rows.assign(tokens_generated=7, eta=0.5), ["reward"]).reward.item()
 
     assert volume([5.0]) == pytest.approx(volume([0.3, 1.0, 2.2, 5.0]))
     assert volume([5.0]) == pytest.approx(3 * 2 / 3 * 4**1.5, rel=0.01)
@@ -289,11 +289,18 @@ def test_an_estimated_kl_below_zero_counts_as_zero() -> None:
 
 def test_a_front_is_level_beyond_its_last_policy() -> None:
     rows = pd.DataFrame({"method": ["sft", "a", "b"], "kl": [0.0, 1, 1], "reward": [0.0, 2, 2], "seed": 0,
-                         "tokens_generated": 7, "status": ["ok", "ok", "diverged"]})  # fmt: skip
+                         "tokens_generated": 7, "status": ["ok", "ok", "diverged"], "eta": 0.5})  # fmt: skip
     found = volumes(rows, ["reward"]).set_index("method")
     assert found.reward["a"] == pytest.approx(2 * 2 / 3 + 2 * 3, rel=0.01)
     assert np.isnan(found.reward["b"])
     assert found.status.to_dict() == {"a": "ok", "b": "diverged"}
+
+
+def test_a_sweep_has_no_area_before_its_first_policy() -> None:
+    rows = pd.DataFrame({"method": ["sft", "a", "a"], "kl": [0.0, 1, 2], "reward": [1.0, 3, 3], "seed": 0,
+                         "tokens_generated": 7, "status": "ok", "eta": [np.nan, np.nan, np.nan]})  # fmt: skip
+    assert volumes(rows, ["reward"]).reward.item() == pytest.approx(2 * 3, rel=0.01)
+    assert volumes(rows.assign(eta=0.5), ["reward"]).reward.item() > 2 * 3.5
 
 
 def test_a_front_that_ends_early_is_not_lower_for_that() -> None:
@@ -303,7 +310,8 @@ def test_a_front_that_ends_early_is_not_lower_for_that() -> None:
         rows += [("long", seed, kl, 3 * kl**0.5) for kl in kls]
         rows += [("short", seed, kl, 3 * kl**0.5) for kl in kls[:2]]
         rows += [("short and high", seed, kl, (4 + 0.1 * seed) * kl**0.5) for kl in kls[:2]]
-    table = pd.DataFrame(rows, columns=["method", "seed", "kl", "reward"]).assign(tokens_generated=7, status="ok")
+    table = pd.DataFrame(rows, columns=["method", "seed", "kl", "reward"])
+    table = table.assign(tokens_generated=7, status="ok", eta=0.5)
     found = volume_gains(table, "long", ["short", "short and high"], ["reward"]).set_index("method")
     assert found.difference["short"] == pytest.approx(0)
     assert found.difference["short and high"] == pytest.approx(1.1 * 2 / 3, rel=0.03)

@@ -301,6 +301,20 @@ def test_fewer_pairs_lie_within_more_and_are_of_a_part_of_the_prompts(build_from
     pd.testing.assert_frame_equal(kept[1.0], whole["train"])
 
 
+def test_a_part_of_the_prompts_is_not_those_with_most_pairs(tmp_path: Path) -> None:
+    often = [f"often {i}" for i in range(10) for _ in range(30)]
+    rows = pd.DataFrame({"prompt": [*often, *(f"once {i}" for i in range(90))]})
+    rows = rows.assign(chosen_reward=1.0, rejected_reward=0.0).sample(frac=1, random_state=0)
+    for folder in ("all/pairs", "part"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("train", "test"):
+        rows.to_parquet(tmp_path / f"all/pairs/{name}.parquet")
+    fewer_pairs(tmp_path / "part", pairs=tmp_path / "all", share=0.1)
+    kept = pd.read_parquet(tmp_path / "part" / "pairs" / "train.parquet").prompt.unique()
+    assert len(kept) == 10
+    assert sum(prompt.startswith("often") for prompt in kept) < 5  # one is expected; of those that come first, eight
+
+
 def test_rounds_share_the_prompts_and_log_probs_are_the_references(world, tmp_path: Path) -> None:
     model, tokenizer = load_policy(world.sft)
     with torch.no_grad():

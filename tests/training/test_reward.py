@@ -353,6 +353,13 @@ def test_one_label_gives_no_sign_boundary(label: int) -> None:
         sign_boundary(np.array([0.1, 0.2]), np.array([label, label]))
 
 
+def test_pairs_of_the_tfidf_baseline_are_neighbours() -> None:
+    model = tfidf_baseline(["not a dull one . it ends", "it is dull . it ends"] * 4, [1, 0] * 4, ngrams=2)
+    terms = set(model[0].vocabulary_)
+    assert {"not a", "a dull", "dull .", ". it"} <= terms
+    assert not {"not dull", "dull it", "one it"} & terms
+
+
 @pytest.mark.parametrize("ngrams", [1, 2])
 def test_the_tfidf_baseline_learns_the_pocket_reviews(ngrams: int) -> None:
     train, test = generate_reviews(1000, seed=1), generate_reviews(300, seed=2)
