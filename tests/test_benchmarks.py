@@ -143,6 +143,13 @@ def test_a_plan_has_every_policy_of_the_notebook_once(bench) -> None:
     assert pairs == 0.8 * p.pair_prompts * 5
 
 
+def test_the_estimates_are_of_todays_runs(bench) -> None:
+    kept = [pd.read_csv(ROOT / "benchmarks" / f"{name}.csv") for name in ("estimates", "steps")]
+    today = bench["estimates"].estimated(kept[1])
+    counted = ["notebook", "seeds", "runs", "gradient_steps", "pairs_steps", "drawn_steps"]
+    pd.testing.assert_frame_equal(kept[0][counted], today[counted], check_dtype=False, rtol=0.01)
+
+
 def test_more_work_is_estimated_to_take_longer_on_the_smaller_gpu(bench) -> None:
     seconds = bench["estimates"].seconds
     for kind in bench["steps"].KINDS:

@@ -65,7 +65,8 @@ def anchored(p: Towards, seed: int, runs: Runs, start: Run, **changes: Any) -> R
 
 
 def chain(p: Towards, seed: int, runs: Runs, start: Run) -> list[Run]:
-    """RLOO for each β, first far from SFT and then nearer again, each going on from the one before."""
+    """RLOO for each β, first far from SFT and then nearer again, each going on from the one before; all of them see the
+    same prompts in the same order."""
     done, steps, rate = [start], p.approach_steps, p.approach_lr
     for beta in p.approach_betas:
         done.append(anchored(p, seed, runs, done[-1], beta=beta, steps=steps, lr=rate))

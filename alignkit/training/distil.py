@@ -119,7 +119,7 @@ class RegressionSettings:
     """Completions a step, each of another prompt."""
     lr: float
     warmup: int
-    """Steps over which the learning rate rises, before it falls."""
+    """Steps over which the learning rate rises from 0, at which the first step is taken, before it falls."""
     on_policy: bool
     """Whether the completions are drawn from the policy at each step, or are those of `draws`."""
     max_new_tokens: int
