@@ -295,7 +295,11 @@ def measured(folder: Path, repeats: int, only: list[str]) -> Iterator[tuple[str,
             yield f"DPO, 4 divergences × 3 β: TRL's DPOTrainer, {how}", row
     if "reward" in only:
         yield "reward model step, all pairs: plain pairs", reward_step(repeats)
-        yield "reward model, all pairs, to equal accuracy: plain pairs", reward_at_equal_accuracy(repeats)
+        row = reward_at_equal_accuracy(repeats)
+        yield (
+            f"reward model, all pairs, to equal accuracy (reached in {row['turns']} of {repeats} seeds): plain pairs",
+            row,
+        )
     if "share" in only:
         yield "policy-gradient step, pocket: its matrix products alone (share)", share_of_rate(pocket, repeats)
 
