@@ -9,7 +9,7 @@ it measures, and without --only the whole column, so a GPU's can be added on ano
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -313,10 +313,10 @@ def keep(row: Row, file: Path) -> pd.DataFrame:
     return frame
 
 
-def forget(column: str, file: Path) -> None:
-    """Take a column's rows out of the file: their names hold sizes, which may have changed since."""
-    if file.exists():
-        pd.read_csv(file).query("column != @column").to_csv(file, index=False, float_format="%.4g")
+def keep_only(names: Iterable[str], column: str, file: Path) -> None:
+    """Take a column's other rows out of the file: their names hold sizes, which have changed since."""
+    rows = pd.read_csv(file)
+    rows[(rows.column != column) | rows.benchmark.isin(names)].to_csv(file, index=False, float_format="%.4g")
 
 
 def main() -> None:
@@ -335,12 +335,14 @@ def main() -> None:
     # One thread, as each run of the report has it.
     column, threads = ("1 thread", 1) if asked.device == "cpu" else (torch.cuda.get_device_name(), 2)
     torch.set_num_threads(threads)
-    if asked.only == names:
-        forget(column, asked.out / "peers.csv")
+    done = []
     with tempfile.TemporaryDirectory() as folder:
         for name, row in measured(Path(folder), asked.repeats, asked.only):
             print(f"{column}, {name}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
             keep({"benchmark": name, "column": column, **row}, asked.out / "peers.csv")
+            done.append(name)
+    if asked.only == names:
+        keep_only(done, column, asked.out / "peers.csv")
     if (file := asked.out / "peers.csv").is_file():  # growth alone has none
         print(readme.ratios(pd.read_csv(file)))
     if "growth" in asked.only and asked.device == "cpu":

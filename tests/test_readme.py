@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?s)```python\n(.*?)```", TEXT.split("## Own work in five lines")[1].split("\n## ")[0])
 REVIEWS, POLICY, REWARD, DIVERGENCE, FRONT = BLOCKS
+[ALONE] = re.findall(r"(?s)```python\n(.*?)```", TEXT.split("## The library alone")[1].split("\n## ")[0])
 
 
 @pytest.fixture(autouse=True)
@@ -107,18 +108,16 @@ def test_a_method_on_the_front():
 
 
 def test_the_library_alone():
-    [block] = re.findall(r"(?s)```python\n(.*?)```", TEXT.split("## The library alone")[1].split("\n## ")[0])
     sides = {"policy_chosen": -3.0, "reference_chosen": -4.0, "policy_rejected": -6.0, "reference_rejected": -4.5}
     namespace: dict[str, Any] = {f"{name}_logps": torch.tensor([value]) for name, value in sides.items()}
-    exec(block, namespace)
+    exec(ALONE, namespace)
     margin = 0.1 * (js_score(1.0) - js_score(-1.5))
     assert namespace["loss"].item() == pytest.approx(max(0.0, 1.0 - margin), abs=1e-6)
 
 
 @pytest.mark.parametrize("div", divergences.examples(), ids=lambda div: div.name)
 def test_scores_as_the_library_alone_takes_them_are_zero_at_the_reference(div: divergences.Divergence):
-    [block] = re.findall(r"(?s)```python\n(.*?)```", TEXT.split("## The library alone")[1].split("\n## ")[0])
-    name = re.search(r"^scores = divergence\(.*?\)\.(\w+)", block, re.MULTILINE)[1]  # KTO's loss rests on it
+    name = re.search(r"^scores = divergence\(.*?\)\.(\w+)", ALONE, re.MULTILINE)[1]  # KTO's loss rests on it
     assert getattr(div, name)(torch.zeros(1)).abs().max() < 1e-6
 
 

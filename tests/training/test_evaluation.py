@@ -228,10 +228,8 @@ def test_the_kl_is_that_of_the_policy_to_the_reference(world, lively_policy, tmp
     models = {"policy": tmp_path / "policy", "reference": world.sft, "reward": world.reward}
     called(evaluate, tmp_path, seed=0, data=world.data, **models, **SIZES)
     drawn = sample(policy, codec, evaluation_prompts(world.data, codec, 10), k=4, max_new_tokens=16, seed=0)
-    ids, kept = (
-        (drawn.prompt_ids.tolist(), drawn.completion_ids.tolist()),
-        pd.read_parquet(tmp_path / "completions.parquet"),
-    )
+    ids = drawn.prompt_ids.tolist(), drawn.completion_ids.tolist()
+    kept = pd.read_parquet(tmp_path / "completions.parquet")
     log_ratios = sequence_log_probs(policy, *ids) - sequence_log_probs(sft, *ids)
     np.testing.assert_allclose(kept.k1, log_ratios, atol=1e-3)
     assert kept.kl.mean() > 1
