@@ -39,9 +39,8 @@ def warp(
     """
     done, init = [], theta_sft  # line 1
     for i in range(iterations):  # line 2
-        thetas = [  # lines 3 to 9
-            get(train, training, **inputs, policy=init, reference=theta_sft, stream=[i, m]) for m in range(runs)
-        ]
+        # Lines 3 to 9.
+        thetas = [get(train, training, **inputs, policy=init, reference=theta_sft, stream=[i, m]) for m in range(runs)]
         merged = get(merge_policies, init=init, thetas=thetas, how=how)  # line 12
         next_init = get(interpolate, init=init, merged=merged, eta=eta)  # line 13
         done.append(Iteration(init, thetas, merged, next_init))

@@ -4,9 +4,12 @@ A claim is a function of the report's tables.  Its name is its id, its docstring
 that these tables allow, the number behind it with its interval, and whether the claim that its name makes holds.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import yaml
 
 from alignkit.report import claims_of_front
 from alignkit.report.statements import (
@@ -22,7 +25,7 @@ from alignkit.report.statements import (
     over_seeds,
     rows_of,
 )
-from alignkit.report.tables import gains_over_sft
+from alignkit.report.tables import at_kl, gains_over_sft
 
 # Notebook 0
 
@@ -92,7 +95,17 @@ def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
     others = tables("2_matched").family.nunique()
     none = f"None of {others} other losses differs measurably in reward from DPO's at the same KL"
     some = "Losses that differ in reward from DPO's at the same KL"
-    return all_level(rows_of(tables("2_matched"), measure="reward"), none, some, "reward")
+    rows = rows_of(tables("2_matched"), measure="reward")
+    gained = _gained(tables("2_dpo_losses"), rows, "DPO, sigmoid loss")
+    return all_level(rows, none, some, "reward", gained=gained)
+
+
+def _gained(placed: pd.DataFrame, rows: pd.DataFrame, base: str | pd.Series) -> np.ndarray:
+    """What the families that rows are compared with, `base`, gain in reward over SFT at each row's KL, (rows,), by the
+    policies of `placed`; mean over seeds."""
+    own = placed[placed.family.isin({"sft", *rows.assign(base=base).base}) & (placed.row == "main")]
+    means = at_kl(gains_over_sft(own), rows.at_kl.unique(), ["reward"]).groupby(["family", "at_kl"]).reward.mean()
+    return means.reindex(pd.MultiIndex.from_frame(rows.assign(base=base)[["base", "at_kl"]])).to_numpy()
 
 
 def _over_sft(gains: pd.DataFrame, subject: str, measure: str, kl: float) -> Finding:
@@ -120,13 +133,14 @@ def losses_do_not_differ(tables: Tables) -> Finding:
     """Which loss ends at a reward that differs from the sigmoid loss's, each at the KL where it stops?"""
     none = "No other loss ends at a reward that differs measurably from the sigmoid loss's"
     some = "Losses that end at a reward that differs from the sigmoid loss's, each at its own KL"
-    return all_level(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, "reward")
+    gained = rows_of(tables("2_gain"), method="sigmoid", measure="reward").difference.iloc[0]
+    return all_level(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, "reward", gained=gained)
 
 
 def _furthest(table: pd.DataFrame, **where: object) -> tuple[pd.DataFrame, str]:
     """The row of a table at matched KLs at the largest one, and that KL with the differences at smaller ones."""
     rows = rows_of(table, **where).sort_values("at_kl")
-    smaller = ", ".join(f"at KL {row.at_kl:g} {row.difference:+.2f}" for row in rows[:-1].itertuples())
+    smaller = ", ".join(f"at KL {row.at_kl:g} {row.difference:+z.2f}" for row in rows[:-1].itertuples())
     return rows[-1:], f"KL {rows.at_kl.iloc[-1]:g}" + (f" ({smaller})" if smaller else "")
 
 
@@ -173,12 +187,14 @@ def imitation_reaches_more_gold(tables: Tables) -> Finding:
     return difference(row, "Fine-tuning on positive reviews", f"DPO, at {at}", more_or_less("reaches", "gold"))
 
 
-def _gains_no_more(table: pd.DataFrame, under: str = "") -> Finding:
+def _gains_no_more(table: pd.DataFrame, placed: pd.DataFrame, under: str = "") -> Finding:
     """That no divergence has more reward than reverse KL at equal KL, by its differences; names those with less."""
     rows = rows_of(table, measure="reward")
+    base = rows.family.str.rpartition(", ")[0] + ", reverse_kl"
     none = f"{_none_of(rows)} gains measurably more reward than reverse KL at the same KL{under}"
     some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
-    return all_level(rows, none, some, "reward", above=True, also=("Less", rows[rows.difference < 0]))
+    less, gained = ("Less", rows[rows.difference < 0]), _gained(placed, rows, base)
+    return all_level(rows, none, some, "reward", above=True, also=less, gained=gained)
 
 
 def _none_of(rows: pd.DataFrame) -> str:
@@ -188,7 +204,7 @@ def _none_of(rows: pd.DataFrame) -> str:
 
 def divergences_gain_no_more(tables: Tables) -> Finding:
     """Which divergence gains more reward than reverse KL, at the same KL?"""
-    return _gains_no_more(tables("3_matched"), ", rate and length of training")
+    return _gains_no_more(tables("3_matched"), tables("3_f_divergences"), ", rate and length of training")
 
 
 def divergences_keep_no_more_diversity(tables: Tables) -> Finding:
@@ -230,25 +246,28 @@ def longer_runs_buy_no_more(tables: Tables) -> Finding:
     table = tables("4_task_matched")
     rows = rows_of(table, measure="reward")
     task, own = rows.family.iloc[0], family_of_warp(tables("4_warp"))
+    gained = _gained(tables("4_warp"), rows, own)
     none = f"At no KL does {task} (the task's steps) differ measurably in reward from {own}"
     some = f"Where {task} (the task's steps) differs in reward from {own}"
-    return all_level(rows, none, some, "reward", also=("In gold it does", table[table.measure == "gold"]))
+    gold = ("In gold it does", table[table.measure == "gold"])
+    return all_level(rows, none, some, "reward", also=gold, gained=gained)
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
     """With which other rate of the anchor does WARP differ in reward at the same KL?"""
-    none = "With no other rate of its anchor does WARP differ measurably in reward at the same KL"
+    rows, warp = rows_of(tables("4_mu_matched"), measure="reward"), tables("4_warp")
+    none = f"At no KL does WARP with an anchor of {' or '.join(rows.family.unique())} differ measurably in reward"
     some = "Rates of the anchor with which WARP differs in reward at the same KL"
-    return all_level(rows_of(tables("4_mu_matched"), measure="reward"), none, some, "reward")
+    return all_level(rows, none, some, "reward", gained=_gained(warp, rows, family_of_warp(warp)))
 
 
 # Notebook 5
 
 
 def _anchored_against_warp(tables: Tables, measure: str, rest: str) -> Finding:
-    words = ("has a larger hypervolume than", "has a smaller hypervolume than", "does not measurably differ from")
     gains = rows_of(tables("5_confirmation_gain"), measure=measure, method="WARP")
     rest = f"WARP at equal tokens up to the KL that both reach, in {rest}, on seeds that it was not chosen on (nats²)"
+    words = more_or_less("has", "hypervolume")
     return difference(gains, "Anchored RLOO with credit by sentence", rest, words, adjusted=True)
 
 
@@ -298,28 +317,12 @@ def confirmation_is_at_equal_tokens(tables: Tables) -> Finding:
 
 def ipo_and_kto_gain_no_more(tables: Tables) -> Finding:
     """Under which divergence do IPO and KTO gain more reward than under reverse KL, at the same KL?"""
-    return _gains_no_more(tables("5_losses_against"), " with the losses of IPO and KTO")
+    placed = tables("5_improvements")
+    return _gains_no_more(tables("5_losses_against"), placed, " with the losses of IPO and KTO")
 
 
-CLAIMS: Mapping[str, tuple[Callable[[Tables], Finding], ...]] = {
-    "0_primer": (losses_end_in_the_optimum, implicit_reward_follows_the_reward),
-    "1_reward_model": (
-        reward_model_against_words, reward_model_orders, reward_model_is_calibrated, all_pairs_order_more,
-        sft_is_near_the_grammar,
-    ),
-    "2_dpo_losses": (
-        losses_do_not_differ_at_equal_kl, dpo_raises_reward, dpo_raises_gold, losses_do_not_differ,
-        a_larger_beta_keeps_more_gold, twice_the_pairs_raise_reward, more_pairs_raise_gold, on_policy_gains_more,
-        imitation_reaches_more_gold,
-    ),
-    "3_f_divergences": (divergences_gain_no_more, divergences_keep_no_more_diversity),
-    "4_warp": (
-        warp_raises_reward, warp_raises_gold, warp_of_the_task_raises_reward, longer_runs_buy_no_more,
-        anchors_rates_do_not_differ,
-    ),
-    "5_improvements": (
-        anchored_beats_warp, anchored_beats_warp_in_gold, confirmation_is_at_equal_tokens, no_single_change_moves_warp,
-        ipo_and_kto_gain_no_more, distilling_raises_reward, distilling_raises_gold,
-    ),
-    "6_one_front": claims_of_front.CLAIMS,
-}  # fmt: skip
+NAMES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+CLAIMS: Mapping[str, Sequence[Callable[[Tables], Finding]]] = {
+    notebook: [{**vars(claims_of_front), **globals()}[name] for name in names] for notebook, names in NAMES.items()
+}
+"""The claims that each notebook opens with, in the order of claims.yaml."""

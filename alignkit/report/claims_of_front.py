@@ -1,7 +1,5 @@
 """What the report claims in notebook 6, about every method on one front (`claims` has the others)."""
 
-from contextlib import suppress
-
 import numpy as np
 import pandas as pd
 
@@ -32,9 +30,9 @@ def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 
     kl = kl or compared_at(tables)
     at = f"KL {kl:g}"
     low, high = row[f"{at}_low"], row[f"{at}_high"]
-    where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
     holds, firm = outcome(low, high, least)
-    told = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2)} {where}"
+    where = f"of the possible gain at a {at.replace('KL', 'KL of')}"
+    told = f"{name} ({row.family}) gets {interval_text(row[at], low, high, 2 + (holds is None))} {where}"
     told += f", not clear of {least:g}" if holds is None else ""
     return Finding(f"{told}.", holds, firm, row[at], low, high, row.seeds, kl)
 
@@ -47,15 +45,23 @@ def _one_draw(tables: Tables) -> pd.Series:
 
 def best_with_many_draws(tables: Tables) -> Finding:
     """How near to the optimum does keeping one of several draws come?"""
-    table, one = shares(tables), _one_draw(tables).family
-    several = table[table.draws.notna()].iloc[0]
-    told = _share(tables, several, "Keeping one of several draws", 0.98)
-    with suppress(Unanswered, KeyError):  # where no gold is known
-        gold = rows_of(tables("6_losses"), at_kl=told.kl).pivot(index="seed", columns="family", values="gold")
-        more = over_seeds(gold[several.family] - gold[one])[["difference", "low", "high"]].iloc[0]
-        beside = f"; its gold less that of the best policy used with one draw is {interval_text(*more, 2)} nats."
-        told = told._replace(statement=told.statement.removesuffix(".") + beside)
-    return told
+    return _share(tables, _many_draws(tables), "Keeping one of several draws", 0.98)
+
+
+def _many_draws(tables: Tables) -> pd.Series:
+    """The efficiencies of the family that comes nearest to the optimum by keeping one of several draws."""
+    table = shares(tables)
+    return table[table.draws.notna()].iloc[0]
+
+
+def one_draw_has_more_gold(tables: Tables) -> Finding:
+    """Has the best policy used with one draw more gold than the best way of keeping one of several, at the same KL?"""
+    one, several, kl = _one_draw(tables).family, _many_draws(tables).family, compared_at(tables)
+    gold = rows_of(tables("6_losses"), at_kl=kl).pivot(index="seed", columns="family", values="gold")
+    rest = f"the best way of keeping one of several draws ({several}) at a KL of {kl:g} (difference)"
+    subject = f"The best policy used with one draw ({one})"
+    more = over_seeds(gold[one] - gold[several]).assign(at_kl=kl)
+    return difference(more, subject, rest, more_or_less("has", "gold"))
 
 
 def best_with_one_draw(tables: Tables) -> Finding:
@@ -64,7 +70,7 @@ def best_with_one_draw(tables: Tables) -> Finding:
 
 
 def one_draw_far_from_sft(tables: Tables) -> Finding:
-    """And how near does the same one come at a KL of 2?"""
+    """How near does the policy come at a KL of 2 that is the best with one draw at a KL of 1?"""
     row = _one_draw(tables)
     if np.isnan(row["KL 2"]):
         raise Unanswered(f"{row.family} does not reach it with every seed")
@@ -135,6 +141,14 @@ def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     return difference(rows, subject, f"{warp} at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
 
 
+def one_draw_has_more_gold_than_the_proxys_optimum(tables: Tables) -> Finding:
+    """Has the best policy used with one draw more gold than the reward model's own optimum at the same KL?"""
+    family, kl = _one_draw(tables).family, compared_at(tables)
+    more = over_seeds(-rows_of(tables("6_losses"), family=family, at_kl=kl)["optimisation error"]).assign(at_kl=kl)
+    rest = f"the reward model's own optimum at a KL of {kl:g} (difference)"
+    return difference(more, f"The best policy used with one draw ({family})", rest, more_or_less("has", "gold"))
+
+
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     """How much of the gold that the best policy used with one draw misses is lost by the proxy?"""
     family, kl = _one_draw(tables).family, compared_at(tables)
@@ -144,15 +158,16 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     part, low, high = seed_interval(rows.part)
     optimal, own = rows["proxy error"].mean(), (rows["proxy error"] + rows["optimisation error"]).mean()
     holds, firm = outcome(low, high, least=0.5)
-    said = {True: "more than half as much", False: "less than half as much", None: "not clear of half"}[holds]
-    text = f"The best policy used with one draw ({family}) has {own:.2f} nats of gold less than is possible at a KL of "
-    text += f"{kl:g}, the reward model's own optimum {optimal:.2f}, {said} (ratio {interval_text(part, low, high, 2)})"
-    text += "; so the policy keeps more gold than that optimum." if low > 1 else "."
-    return Finding(text, holds, firm, part, low, high, len(rows), kl)
+    said = {True: "more than half", False: "less than half", None: "not clear of half"}[holds]
+    text = (
+        f"The best policy used with one draw ({family}) misses {own:.2f} nats of the gold possible at a KL of {kl:g}; "
+    )
+    text += f"the reward model's own optimum misses {optimal:.2f}, {interval_text(part, low, high, 2)} times as much"
+    return Finding(f"{text} ({said}).", holds, firm, part, low, high, len(rows), kl)
 
 
 def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
-    """Is the order of methods in gold another one if a fault costs 2 or 10 nats?"""
+    """Is the order of methods in gold the same if a fault costs 2 or 10 nats?"""
     ranks = tables("6_fault_costs").filter(like="rank, ")
     if len(ranks) < 3:
         raise Unanswered("fewer than three methods stand there")
@@ -191,17 +206,10 @@ def a_temperature_narrows_the_spread(tables: Tables) -> Finding:
     row = table[table.quantity.str.startswith("optimal gain at KL")].iloc[0]
     kl = float(row.quantity.split()[-1])
     before, after, p = row["spread / mean"], row["spread / mean, divided"], row["p"]
-    if np.isnan(p):
-        raise Unanswered("one temperature for all seeds, or fewer than three seeds, leaves nothing to compare")
+    if np.isnan(p) or len(tables("6_frontier").seed.unique()) < 5:
+        raise Unanswered("one temperature for all seeds, or fewer than five seeds, leaves too little to compare")
     holds = bool(after < before) if p < DIFFERENT else None
-    words = {True: "nearer to each other", False: "further apart", None: "as far apart, as far as these seeds tell"}
-    text = f"Calibrated rewards lie {words[holds]}: the seeds' optimal gains at KL {kl:g} spread by {after:.1%} of "
-    return Finding(f"{text}their mean, in place of {before:.1%} (p = {p:.2f}).", holds, False, after / before, kl=kl)
-
-
-CLAIMS = (
-    best_with_many_draws, best_with_one_draw, one_draw_far_from_sft, one_draw_at_warps_tokens,
-    tuned_alike_none_beats_warp, none_lies_above_the_optimum, reinforce_is_level_with_warp,
-    reinforce_is_cheaper_than_warp, best_with_one_draw_beats_warp, proxy_loses_more_gold_than_optimisation,
-    order_in_gold_survives_the_cost_of_a_fault, anchored_keeps_more_gold, a_temperature_narrows_the_spread,
-)  # fmt: skip
+    words = {True: "brings", False: "does not bring", None: "does not measurably bring"}
+    text = f"Dividing rewards by their model's temperature {words[holds]} the seeds' optimal gains nearer to each other"
+    text += f": at KL {kl:g} they spread by {after:.1%} of their mean, before it by {before:.1%} (p = {p:.2f})."
+    return Finding(text, holds, False, after / before, kl=kl)

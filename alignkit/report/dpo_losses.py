@@ -35,19 +35,18 @@ def methods(p: DpoLosses) -> list[Method]:
         given = smoothed if "label_smoothing" in needs(loss) else {}
         names = {usual: loss} | {b: f"{loss} β={b:g}" for b in more if b != usual}
         main += [Method(name, dpo(loss, b, **given), True, family=family_of(loss)) for b, name in names.items()]
-    sizes = [Method(of_share(s), dpo("sigmoid", beta), True, pairs=f"pairs: {of_share(s)}") for s in p.pair_shares]
-    others = [
+    return [
+        *main,
+        *(Method(of_share(s), dpo("sigmoid", beta), True, pairs=f"pairs: {of_share(s)}") for s in p.pair_shares),
         Method("ipo_per_token", dpo("ipo_per_token", p.ipo_per_token_beta), family=family_of("ipo_per_token")),
         *(Method(f"{name} pairs", dpo("sigmoid", beta), pairs=f"pairs: {name}") for name in other_pairs(p)),
         Method("no near-duplicates", dpo("sigmoid", beta), pairs="pairs: no near-duplicates"),
         Method("lora", dpo("sigmoid", beta, lora_rank=p.lora_rank, lr=p.lora_lr)),
-    ]
-    deviations = [
+        # What earlier reports ran.
         *(Method(f"one object, {loss}", dpo(loss, beta, scores="one_object")) for loss in ("sigmoid", "hinge")),
         Method("a tenth of the learning rate", dpo("sigmoid", beta, lr=p.dpo_lr / 10)),
         Method("ten times β, three times the learning rate", dpo("sigmoid", 10 * beta, lr=3 * p.dpo_lr)),
     ]
-    return [*main, *sizes, *others, *deviations]
 
 
 def family_of(loss: str) -> str:
@@ -73,8 +72,7 @@ def other_pairs(p: DpoLosses) -> list[str]:
 def recipe(p: DpoLosses, seed: int) -> Runs:
     """All runs of the notebook for one seed."""
     runs = common.prepared(p, seed)
-    for share in p.pair_shares:
-        runs["pairs: " + of_share(share)] = get(fewer_pairs, pairs=runs["pairs"], share=share)
+    runs |= {f"pairs: {of_share(s)}": get(fewer_pairs, pairs=runs["pairs"], share=s) for s in p.pair_shares}
     if seed == p.seeds[0]:
         runs |= {f"pairs: {name}": common.paired(p, seed, runs, name) for name in other_pairs(p)}
         unlike = common.paired(p, seed, runs, p.construction(), max_similarity=p.max_similarity)
@@ -172,14 +170,12 @@ def _on_a_part(p: DpoLosses, policy: Policy) -> Policy:
 
 def _in_rounds(p: DpoLosses, seed: int, runs: Runs, name: str) -> Policy:
     """On-policy DPO after its last round, with what all rounds cost."""
-    parts = [part for part in range(p.on_policy_rounds) if in_round(name, part) in runs]
-    rounds = [runs[in_round(name, part)] for part in parts]
-    sources = ["on-policy, round 1", *(in_round(name, part) for part in parts[1:])]
-    tokens = sum(runs[f"{source}: generations"].metrics["tokens_generated"] for source in sources)
+    rounds = [label for part in range(p.on_policy_rounds) if (label := in_round(name, part)) in runs]
+    drawn = [runs[f"{source}: generations"] for source in ("on-policy, round 1", *rounds[1:])]
     shown = {key: runs[name].record["settings"][key] for key in PAIRED}
-    shown |= {"pairs": "on-policy", "tokens_generated": tokens}
-    record = runs[f"on-policy {name}{EVALUATION}"]
-    return Policy(f"on-policy {name}", seed, record, True, ON_POLICY, rounds, settings=shown)
+    shown |= {"pairs": "on-policy", "tokens_generated": sum(run.metrics["tokens_generated"] for run in drawn)}
+    record, trained = runs[f"on-policy {name}{EVALUATION}"], [runs[label] for label in rounds]
+    return Policy(f"on-policy {name}", seed, record, True, ON_POLICY, trained, settings=shown)
 
 
 # What the page reads

@@ -16,22 +16,18 @@ from alignkit.workflow.schema import FDivergences
 
 def methods(p: FDivergences) -> list[Method]:
     """A sweep over beta for each divergence, and what earlier reports ran."""
-    alphas = [
-        Method(f"alpha {a:g} β={b:g}", f_dpo("alpha", b, alpha=a), main=a == 0.5, family=f"DPO, alpha {a:g}")
-        for a, b in product(p.alphas, p.alpha_betas)
-    ]
-    beta = p.js_betas[0]
-    deviations = [
-        Method("js, chosen to rejected", f_dpo("js", beta, scores="chosen_to_rejected")),
+    found = common_sweeps(p)
+    for a, b in product(p.alphas, p.alpha_betas):
+        found.append(Method(f"alpha {a:g} β={b:g}", f_dpo("alpha", b, alpha=a), a == 0.5, family=f"DPO, alpha {a:g}"))
+    found += [
+        Method("js, chosen to rejected", f_dpo("js", p.js_betas[0], scores="chosen_to_rejected")),
         Method("total variation", f_dpo("total_variation", p.main_beta), family="DPO, total_variation"),
         Method("total variation, detached", f_dpo("total_variation", p.main_beta, scores="detached")),
-        Method("gan", f_dpo("gan", beta), family="DPO, gan"),
+        Method("gan", f_dpo("gan", p.js_betas[0]), family="DPO, gan"),
     ]
-    longer = [
-        Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.divergence_epochs))
-        for name, b in (("reverse_kl", p.reverse_kl_betas[-1]), ("forward_kl", p.forward_kl_betas[-1]))
-    ]
-    return [*common_sweeps(p), *alphas, *deviations, *longer]
+    for name, b in (("reverse_kl", p.reverse_kl_betas[-1]), ("forward_kl", p.forward_kl_betas[-1])):
+        found.append(Method(f"{name}, three times as long", f_dpo(name, b, epochs=3 * p.divergence_epochs)))
+    return found
 
 
 def recipe(p: FDivergences, seed: int) -> Runs:

@@ -20,8 +20,8 @@ from PIL import Image
 from alignkit import paths
 from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
-from alignkit.report.looks import AXES, COLOURS, DASHES, POSITIVE, Look, looks
-from alignkit.report.tables import curve, goes_back
+from alignkit.report.looks import AXES, COLOURS, DASHES, HEADERS, POSITIVE, Look, looks
+from alignkit.report.tables import curve, goes_back, unbroken
 
 PIXELS_PER_INCH = 110
 GAINS = {"reward": "gain in reward over SFT (proxy, nats)", "gold": "gain in gold reward over SFT (nats)"}
@@ -79,13 +79,12 @@ def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> N
     measured = kept.drop(columns=[table.columns[0], "seeds"], errors="ignore")
     kept = kept[measured.notna().any(axis=1)] if measured.shape[1] else kept
     shown = pd.DataFrame({column: _readable(kept[column], digits) for column in kept})
-    html = shown.head(most).to_html(index=False, border=0, justify="left", na_rep="")
-    html = re.sub(r"(\[-?[\d.]+), (?=-?[\d.]+\])", r"\1,&nbsp;", html)  # an interval stays on one line
+    html = shown.head(most).rename(columns=HEADERS).to_html(index=False, border=0, justify="left", na_rep="")
     left = ["" if pd.api.types.is_numeric_dtype(kept[column]) else ' style="text-align: left"' for column in kept]
     styles = cycle(left)  # a page's style sheet sets each cell to the right, those of the header too
-    display(HTML(re.sub("<(t[hd])>", lambda cell: f"<{cell[1]}{next(styles)}>", html)))
-    if len(kept) > most:
-        say(f"{len(kept) - most} more rows{f' in {_saved[-1]}' if _saved else ''}.")
+    display(HTML(re.sub("<(t[hd])>", lambda cell: f"<{cell[1]}{next(styles)}>", unbroken(html))))
+    if (more := len(kept) - most) > 0:
+        say(f"{more} more row{'s' * (more > 1)}{f' in {_saved[-1]}' if _saved else ''}.")
 
 
 def say_unreached(matched: pd.DataFrame) -> None:
@@ -94,7 +93,7 @@ def say_unreached(matched: pd.DataFrame) -> None:
     short = known[known < matched.seed.nunique()].reset_index("at_kl").at_kl
     for family, kls in short.groupby(level="family", sort=False):
         places = ", ".join(f"{kl:g}" for kl in sorted(kls))
-        say(f"In some seed {family} has no policies on both sides of KL {places}, so no row there.")
+        say(f"**{family}**: in some seed no policies on both sides of KL {places}, so no row there.")
 
 
 def _readable(column: pd.Series, digits: int) -> pd.Series:
@@ -106,7 +105,7 @@ def _readable(column: pd.Series, digits: int) -> pd.Series:
 
 
 def _number(x: float, digits: int) -> str:
-    return f"{x:.0e}" if 0 < abs(x) < 0.5 * 10.0**-digits else f"{x:,.{digits}f}"
+    return f"{x:.1g}" if 0 < abs(x) < 0.5 * 10.0**-digits else f"{x:,.{digits}f}"
 
 
 def save_table(table: pd.DataFrame, name: str, *, profile: str) -> None:
@@ -136,11 +135,14 @@ def panels(n: int, height: float = 4.6) -> tuple[Figure, list[Axes]]:
     return figure, list(axes[0])
 
 
-def legend_below(figure: Figure) -> None:
-    """One legend for all panels, below them, where it covers nothing."""
+def legend_below(figure: Figure, drawn: pd.DataFrame | None = None) -> None:
+    """One legend for all panels, below them, where it covers nothing; above them a note if all that is drawn has one
+    seed."""
     named = {label: handle for a in figure.axes for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
     columns = max(1, min(len(named), 4, int(12 * figure.get_figwidth() / (max(map(len, named)) + 6))))
     figure.legend(list(named.values()), list(named), fontsize="small", loc="outside lower center", ncols=columns)
+    if drawn is not None and drawn.seed.nunique() == 1:
+        figure.suptitle(f"one seed ({drawn.seed.iloc[0]})", fontsize="small")
 
 
 def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str] | Sequence[str]) -> Figure:
@@ -159,7 +161,7 @@ def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str
             axis.plot(lines[method], **style, alpha=0.3, linewidth=0.7)
             axis.plot(lines[method].dropna().mean(axis=1), **style, label=method)
         axis.set(xlabel="training step", ylabel=AXES[y])
-    legend_below(figure)
+    legend_below(figure, log)
     return figure
 
 
@@ -194,7 +196,7 @@ def fronts(
         axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
         if x == "kl":
             root_scale(axis, "x")
-    legend_below(figure)
+    legend_below(figure, families.obj)
     return figure
 
 
@@ -225,8 +227,13 @@ def _mark(axis: Axes, rows: pd.DataFrame, x: str, y: str, colour: Any, marker: s
 def forest(differences: pd.DataFrame, label: str, xlabel: str) -> Figure:
     """Differences with their 95 % intervals, one line each; filled where Holm's p is below 0.05.
 
-    Columns `label`, difference, low, high, holm; single-seed rows have no interval.
+    Columns `label`, difference, low, high, holm; single-seed rows have no interval.  Where there is a column against,
+    each of its values has a block, below a line that names it.
     """
+    if "against" in differences:
+        blocks = differences.groupby("against", sort=False)
+        heads = [pd.concat([pd.DataFrame([{label: f"less {name}:"}]), rows]) for name, rows in blocks]
+        differences = pd.concat(heads)
     figure, axis = plt.subplots(figsize=(7.2, 0.36 * len(differences) + 1.1))
     for i, row in enumerate(differences.itertuples()):
         axis.plot([row.low, row.high], [i, i], color=POSITIVE, linewidth=1.6)
@@ -240,18 +247,23 @@ def forest(differences: pd.DataFrame, label: str, xlabel: str) -> Figure:
 def bars(table: pd.DataFrame, label: str, value: str, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
     """One bar for each row, with its interval if there are columns <value>_low and <value>_high.
 
-    `seeds` are single seeds, drawn as points, with columns `label` and value.
+    `seeds` are single seeds, drawn as points, with columns `label`, seed and value; those of the first seed are black,
+    since a row that has it alone compares with nothing else, and has no bar.
     """
     figure, axis = plt.subplots(figsize=(7.2, 0.34 * len(table) + 1.1))
-    places = np.arange(len(table))
-    axis.barh(places, table[value], color=COLOURS[0], alpha=0.35)
+    places, counts = np.arange(len(table)), pd.Series(dtype=float) if seeds is None else seeds[label].value_counts()
+    alone = table[label].map(counts) == 1
+    axis.barh(places, table[value].mask(alone & (counts.max() > 1)), color=COLOURS[0], alpha=0.35)
     if f"{value}_low" in table:
         axis.hlines(places, table[f"{value}_low"], table[f"{value}_high"], color=COLOURS[0], linewidth=2)
     if seeds is not None:
         beside = seeds[label].map(dict(zip(table[label], places, strict=True)))
         axis.plot(seeds[value], beside, "o", color=COLOURS[0], markersize=4)
-    axis.set(xlabel=xlabel)
-    axis.set_yticks(places, table[label], fontsize="small")
+        first = seeds.seed == seeds.seed.min()
+        axis.plot(seeds[value][first], beside[first], "ko", markersize=4, label=f"seed {seeds.seed.min()}")
+        legend_below(figure)
+    axis.set(xlabel=xlabel, xlim=(min(0, axis.get_xlim()[0]), None))
+    axis.set_yticks(places, table[label] + alone.map({True: " (one seed)", False: ""}), fontsize="small")
     axis.invert_yaxis()
     return figure
 

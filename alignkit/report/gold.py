@@ -41,9 +41,8 @@ def loss_split(at: pd.DataFrame, frontiers: Frontiers, of_gold: Frontiers) -> pd
     possible = by_seed(optimal_reward, at, of_gold, "at_kl")
     tilt = by_seed(partial(optimal_reward, column="gold"), at, frontiers, "at_kl")
     start = at.seed.map({seed: table.reward.iloc[0] for seed, table in of_gold.items()})
-    split = at[["family", "seed", "at_kl", "draws", "gold"]].copy()
-    split["possible gain"], split["proxy error"] = possible - start, possible - tilt
-    split["optimisation error"] = tilt - at.gold
+    parts = {"possible gain": possible - start, "proxy error": possible - tilt, "optimisation error": tilt - at.gold}
+    split = at[["family", "seed", "at_kl", "draws", "gold"]].assign(**parts)
     return split.assign(status="ok", part=split["proxy error"] / (split["proxy error"] + split["optimisation error"]))
 
 

@@ -18,7 +18,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # so that lines that l
 POSITIVE, NEGATIVE, NEUTRAL = COLOURS[0], COLOURS[3], "0.45"
 NAMES = "blue orange green vermilion purple brown pink grey _ sky".split()
 HUES = dict(zip(NAMES, COLOURS.as_hex(), strict=True)) | {"black": "black", "neutral": NEUTRAL}
-HUES |= {"wine": "#882255", "indigo": "#332288", "olive": "#7f7f1f"}  # of Paul Tol's muted scheme, olive made darker
+HUES |= {"wine": "#882255", "indigo": "#332288", "olive": "#7f7f1f", "teal": "#44aa99"}  # Paul Tol's, olive darker
 SPARE = [HUES[name] for name in "purple brown sky indigo olive wine grey pink vermilion green orange blue".split()]
 
 
@@ -33,6 +33,8 @@ DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="ut
 LOOKS = {name: Look(HUES[colour], marker) for colour, marker, names in DATA["methods"] for name in names}
 AXES: dict[str, str] = DATA["axes"]
 """What stands on an axis, with its unit."""
+HEADERS: dict[str, str] = DATA["headers"]
+"""What stands above a column of a shown table, where it is not the column's name."""
 
 
 def look(name: str) -> Look | None:

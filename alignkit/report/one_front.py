@@ -211,6 +211,19 @@ def best_of_each(shares: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return full.sort_values(list(columns), ascending=False).drop_duplicates("kind")
 
 
+def with_others(told: pd.DataFrame, shares: pd.DataFrame, family: str) -> dict[str, str]:
+    """A family's row of texts, with the best family of its kind, and its name, at each KL that it does not reach.
+
+    `told` has families as index and a KL at the end of each column's name, `shares` is the table of efficiencies.
+    """
+    kind = shares.kind[shares.family == family].item()
+    alike, row = shares[(shares.kind == kind) & (shares.seeds == shares.seeds.max())], told.loc[family].to_dict()
+    for column in (name for name, text in row.items() if not text):
+        best = alike.sort_values(column[column.index("KL") :], ascending=False).family.iloc[0]
+        row[column] = f"{told.loc[best, column]} ({best})" if told.loc[best, column] else ""
+    return row
+
+
 def order_of_shares(at: pd.DataFrame, families: Sequence[str], against: Sequence[str], kl: float) -> pd.DataFrame:
     """Share at one KL less that of each family in `against`, seed by seed: difference, low, high, p; Holm over all.
 

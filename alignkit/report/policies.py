@@ -54,7 +54,11 @@ class Policy:
 
 
 def rows(policies: Iterable[Policy], p: Evaluated) -> pd.DataFrame:
-    """One row for each policy: settings, measures, cost and status; of one made of a diverged run no measures."""
+    """One row for each policy: settings, measures, cost and status; of one made of a diverged run no measures.
+
+    Where all seeds share the supervised policy and the reward model, it is one policy that was drawn from several
+    times: its rows all have the means, so that gains and areas of all seeds have one zero, the best known.
+    """
     out = []
     for policy in policies:
         trained = [run.metrics for run in policy.trained]
@@ -64,7 +68,11 @@ def rows(policies: Iterable[Policy], p: Evaluated) -> pd.DataFrame:
         row |= {"row": "main" if policy.main else "side", "run": policy.evaluation.id}
         row |= {name: sum(values) for name, values in known.items() if values} | policy.settings | policy.where
         out.append(row | (policy.evaluation.metrics if sound else {"status": "diverged"}))
-    return pd.DataFrame(out).assign(profile=p.profile, notebook=p.notebook)
+    table = pd.DataFrame(out).assign(profile=p.profile, notebook=p.notebook)
+    if p.base_seed is not None:
+        start, measures = table.method == "sft", table.columns[table.dtypes.eq(float)]
+        table.loc[start, measures] = table.loc[start, measures].mean().to_numpy()
+    return table
 
 
 # What every method starts from

@@ -98,8 +98,7 @@ def implicit_rewards(model: PreTrainedModel, rows: pd.DataFrame, beta: float) ->
 
 def value_of(formula: str, u: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
     """A formula of `Divergence.formulas`, computed at u, so that what tables show can be checked."""
-    functions = {"log": torch.log, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign}
-    return eval(formula, functions | {"u": u, "α": alpha})
+    return eval(formula, vars(torch) | {"u": u, "α": alpha})
 
 
 def typeset(formula: str) -> str:
@@ -210,8 +209,7 @@ def divergences(table: pd.DataFrame, x: str, ys: Sequence[str]) -> Figure:
     for top, bottom, family in zip(axes[0], axes[-1], families, strict=True):
         top.set_title(family)
         bottom.set_xlabel(AXES[x])
-        legend = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2, "fontsize": "x-small"}
-        bottom.legend(*top.get_legend_handles_labels(), **legend)
+        bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize="x-small")
     return figure
 
 
@@ -224,8 +222,7 @@ def failures(table: pd.DataFrame) -> Figure:
         axis.bar(places - 0.2, one.optimum, 0.4, color=POSITIVE, label="optimum of the objective")
         axis.bar(places + 0.2, one.found, 0.4, color=COLOURS[1], label="minimum of the loss")
         axis.plot(places, one.reference, "_", color="black", markersize=14, label="π_ref")
-        axis.set_xticks(places, one.response)
-        axis.tick_params(axis="x", labelsize="x-small")
+        axis.set_xticks(places, one.response, fontsize="x-small")
         axis.set(xlabel="reward (nats)", title=name)
     axes[0].set_ylabel("probability")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")

@@ -59,9 +59,9 @@ def agreement_tables(figures: Path) -> str:
         if profile not in variants:
             shown = {"statement": "finding that holds in pocket", "statement_there": profile}
             shown |= {"there": f"holds there ({_counts(table)})"}
-            answered = table[~table.statement_there.str.startswith("Not asked", na=True)]
             # By the length of the word: no, yes, cannot tell.
-            parts.append(markdown([answered.sort_values("there", kind="stable", key=lambda x: x.str.len())], shown))
+            answered = table[table.there != "not asked"].sort_values("there", kind="stable", key=lambda x: x.str.len())
+            parts.append(markdown([answered], shown))
     return "\n\n".join(parts)
 
 
@@ -183,7 +183,7 @@ def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str] | None = 
     columns = columns or {name: name for table in found for name in table}
     rows = [columns.values(), *(row for table in found for row in table[list(columns)].astype(str).to_numpy())]
     head, *lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|---" * len(columns) + "|", *lines]) if found else ""
+    return tables.unbroken("\n".join([head, "|---" * len(columns) + "|", *lines])) if found else ""
 
 
 def speeds(figures: Path) -> str:

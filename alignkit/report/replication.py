@@ -44,14 +44,17 @@ def publish_findings(profile: str) -> list[str]:
 
 
 def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
-    """Each finding of pocket but MADE_SO and whether it holds there (yes, no, cannot tell); None for pocket itself and
-    for what is no report."""
+    """Each finding of pocket but MADE_SO and whether it holds there; None for pocket itself and for what is no report.
+
+    The answer is yes, no, cannot tell, or not asked, where a table or a row is no part of that report.
+    """
     pocket = paths.published("pocket")
     if profile == "pocket" or not is_report(profile) or not list(pocket.glob("?_findings.csv")):
         return None
     own = all_answers(pocket)[["id", "notebook", *OUTCOME]]
     both = own[~own.id.isin(MADE_SO)].merge(found[["id", *OUTCOME]], on="id", suffixes=("", "_"))
     answer = both.holds_.map({True: "yes", False: "no"}).fillna("cannot tell")
+    answer = answer.mask(both.statement_.str.startswith("Not asked", na=True), "not asked")
     return both.assign(there=answer).rename(columns={f"{column}_": f"{column}_there" for column in OUTCOME})
 
 

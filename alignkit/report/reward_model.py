@@ -59,8 +59,7 @@ def scores(run: Run) -> pd.DataFrame:
 
 def history(run: Run) -> pd.DataFrame:
     """The trainer's log, with the number of texts seen so far."""
-    log = pd.read_csv(run.path / "history.csv")
-    return log.assign(texts=log.epoch * run.metrics["forwards_per_epoch"])
+    return pd.read_csv(run.path / "history.csv").assign(texts=lambda log: log.epoch * run.metrics["forwards_per_epoch"])
 
 
 def sign_zero(p: RewardModel, runs: Runs, name: str = "reward") -> float:
@@ -87,11 +86,8 @@ def from_zero(p: RewardModel, runs: Mapping[int, Runs]) -> pd.DataFrame:
 
 def quality(log_odds: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Pairwise accuracy, sign accuracy and calibration error of scores that are meant as log-odds of "positive"."""
-    return {
-        "pairwise_accuracy": pairwise_accuracy(log_odds, labels),
-        "sign_accuracy": sign_accuracy(log_odds, labels),
-        "ece": expected_calibration_error(expit(log_odds), labels),
-    }
+    accuracies = {measure.__name__: measure(log_odds, labels) for measure in (pairwise_accuracy, sign_accuracy)}
+    return accuracies | {"ece": expected_calibration_error(expit(log_odds), labels)}
 
 
 def run_rows(runs: Mapping[int, Runs], rewards: pd.DataFrame) -> pd.DataFrame:
@@ -99,9 +95,8 @@ def run_rows(runs: Mapping[int, Runs], rewards: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (seed, name), test in rewards.groupby(["seed", "method"], sort=False):
         metrics = runs[seed][name].metrics
-        trained = {key: metrics[key] for key in TRAINED}
         measured = quality(test.reward.to_numpy(), test.label.to_numpy()) if metrics["status"] == "ok" else {}
-        rows.append({"method": name, "seed": seed, **trained, **measured})
+        rows.append({"method": name, "seed": seed, **{key: metrics[key] for key in TRAINED}, **measured})
     return pd.DataFrame(rows)
 
 
@@ -165,8 +160,7 @@ def sft_rows(runs: Mapping[int, Runs], texts: pd.Series, truth: Truth | None) ->
     read = list(texts[: int(table.texts.iloc[0])])
     characters = [characters_a_token(run.path, read, run.record["settings"]["tokens"]) for run in each]
     table["nats_a_character"] = table.test_cross_entropy / characters
-    table = table.drop(columns=["status", "diverged_at"], errors="ignore")
-    table = table.rename(columns={"tokens_trained": "tokens_seen"})
+    table = table.drop(columns="status").rename(columns={"tokens_trained": "tokens_seen"})
     if truth:
         nats = truth.log_probability([text.split()[0] for text in read], prefix=True) - truth.log_probability(read)
         table["entropy"] = nats.sum() / sum(len(text.split()) for text in read)
@@ -211,9 +205,8 @@ def calibrated(rewards: Mapping[int, Run], values: pd.DataFrame) -> pd.DataFrame
     groups = pd.concat([own, both]).groupby("quantity", sort=False)
     table = pd.DataFrame({"seeds": groups.size()})
     for name, column in (("", "nats"), (", divided", "divided")):
-        mean, spread = groups[column].mean(), groups[column].std()
-        found = {f"mean{name}": mean, f"spread{name}": spread, f"spread / mean{name}": spread / mean.abs()}
-        table = table.assign(**found)
+        table[[f"mean{name}", f"spread{name}"]] = groups[column].agg(["mean", "std"])
+        table[f"spread / mean{name}"] = table[f"spread{name}"] / table[f"mean{name}"].abs()
     shares = (values[["nats", "divided"]] / values[["nats", "divided"]].mean() for _, values in groups)
     table["p"] = [spreads_differ(share.nats, share.divided) for share in shares]
     return table.reset_index()

@@ -18,8 +18,11 @@ Also = tuple[str, pd.DataFrame] | None
 CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
 """p value, Holm-adjusted where several are compared, below which a difference counts."""
-LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.1, "volume": 1.0}
-"""Differences within which two policies count as level; 0.25 nats of reward multiply the odds of "positive" by 1.28."""
+LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.03, "volume": 1.0}
+"""Differences within which two policies count as level; 0.25 nats of reward multiply the odds of "positive" by 1.28,
+0.03 nats is what the entropy of words moves from SFT's at the KLs that are compared."""
+PART = 0.25
+"""And, where it is less, this part of what the method that others are compared with gains over SFT itself."""
 UNITS = {"reward": "nats", "share": "of the possible gain", "entropy": "nats", "volume": "nats²"}
 REPEAT = 1 + 2**0.5
 """How many half-widths of its interval a mean has to be away from a bound if fresh seeds are to show the same: the mean
@@ -86,15 +89,18 @@ def lies_between(low: float, high: float, least: float = -np.inf, most: float = 
     return False if high < least or low > most else None
 
 
-def outcome(low: Numbers, high: Numbers, least: float = -np.inf, most: float = np.inf) -> tuple[bool | None, bool]:
-    """`holds` and `firm` of a finding that an interval, or each of several, lies between two bounds.
+def outcome(low: Numbers, high: Numbers, least: Numbers = -np.inf, most: Numbers = np.inf) -> tuple[bool | None, bool]:
+    """`holds` and `firm` of a finding that an interval, or each of several, lies between two bounds, or its own two.
 
     It does not hold if one of them lies outside.
     """
-    middle, room = (low + high) / 2, REPEAT * (high - low) / 2
-    each = {lies_between(*ends, least, most) for ends in np.column_stack([low, high])}
+
+    def inside(low: Numbers, high: Numbers) -> set[bool | None]:
+        return {lies_between(*row) for row in np.column_stack(np.broadcast_arrays(low, high, least, most))}
+
+    middle, room, each = (low + high) / 2, REPEAT * (high - low) / 2, inside(low, high)
     holds = False if False in each else None if None in each else True
-    return holds, lies_between(np.min(middle - room), np.max(middle + room), least, most) is True
+    return holds, inside(middle - room, middle + room) == {True}
 
 
 def more_or_less(verb: str, what: str) -> Words:
@@ -146,22 +152,34 @@ def of_one_number(value: float, holds: bool, words: tuple[str, str], rest: str) 
 
 
 def all_level(
-    table: pd.DataFrame, none: str, some: str, measure: str, above: bool = False, also: Also = None
+    table: pd.DataFrame,
+    none: str,
+    some: str,
+    measure: str,
+    above: bool = False,
+    also: Also = None,
+    gained: Numbers = np.inf,
 ) -> Finding:
     """That all rows of a table of differences (label or method, low, high, holm) are level, or with `above` that none
-    has more; names what is clear of zero.  Level is an interval within ±LEVEL of the measure; where one crosses that
-    bound and none lies beyond it, it is open.  `also`: words, and differences whose clear ones follow them."""
+    has more; names what is clear of zero.
+
+    Level is an interval within ±LEVEL of the measure and within PART of what the method that the row is compared with
+    has `gained` over SFT; where one crosses that bound and none lies beyond it, it is open.  `also`: words, and
+    differences whose clear ones follow them.
+    """
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
-    level, unit = LEVEL[measure], UNITS[measure]
+    level, unit = np.minimum(LEVEL[measure], PART * np.broadcast_to(gained, len(table))), UNITS[measure]
     apart = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
     holds, firm = outcome(table.low, table.high, -np.inf if above else -level, level)
-    told, within = listed(apart), f"none by more than {level:g} {unit}"
+    told, within = listed(apart), f"none by more than {level.max():.2g} {unit}"
+    within += f" ({level.min():.2f} where less is gained)" * bool(level.min() < level.max())
     text = f"{some}{f', {within}' if holds else ''}: {told}" if told else none
     text += f" ({len(apart)} of {len(table)} after Holm)"
     if holds is None:
-        furthest = table.high.max() if above else max(-table.low.min(), table.high.max())
-        text += f"; but up to {furthest:.2f} {unit} is not excluded"
+        reach = table.high if above else np.maximum(-table.low, table.high)
+        worst = (reach / level).argmax()
+        text += f"; but up to {reach.iloc[worst]:.2f} {unit} is not excluded (level is {level[worst]:.2g})"
     elif holds and not told:
         text += f", and {within}"
     if also and (clear := listed(also[1][also[1].holm < DIFFERENT])):
@@ -172,4 +190,4 @@ def all_level(
 def listed(differences: pd.DataFrame) -> str:
     """Each row's label or method with its difference."""
     name = "label" if "label" in differences else "method"
-    return ", ".join(f"{row[name]} ({row['difference']:+.2f})" for _, row in differences.iterrows())
+    return "; ".join(f"{row[name]} ({row['difference']:+z.2f})" for _, row in differences.iterrows())

@@ -1,5 +1,6 @@
 """Tables that several notebooks make: means over seeds, differences, rows at one KL, fronts, where numbers are from."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,11 @@ def interval_text(mean: float, low: float, high: float, digits: int = 3) -> str:
     """ "0.974 [0.970, 0.978]", or the mean alone and "(1 seed)" where there is no interval."""
     mean, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (mean, low, high))  # no minus before a zero
     return f"{mean} (1 seed)" if low == "nan" else f"{mean} [{low}, {high}]"
+
+
+def unbroken(text: str) -> str:
+    """A text, or HTML, in which an interval stays on one line."""
+    return re.sub(r"(\[-?[\d.]+), (?=-?[\d.]+\])", r"\1,&nbsp;", text)
 
 
 def difference_in_words(row: Any) -> str:

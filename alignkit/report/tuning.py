@@ -90,10 +90,9 @@ def tries_on_pairs(p: Any, seed: int, methods: Iterable[Method], chosen: Chosen)
     """Learning rate × epochs, each setting a front over η; what was chosen is drawn from as main rows are."""
     start, main = policies.prepared(p, seed), chosen is not None
     drawn = {"completions": p.pair_prompts * p.pair_samples, "tokens": start["generations"].metrics["tokens_generated"]}
-    usual = p.dpo()
     each = [(method, factors) for method in methods for factors in factor_pairs(chosen, method.name, FACTORS, FACTORS)]
     for method, (rate, longer) in each:
-        changes = {"lr": rate * usual["lr"], "epochs": longer * usual["epochs"]}
+        changes = {"lr": rate * p.dpo()["lr"], "epochs": longer * p.dpo()["epochs"]}
         runs = policies.aligned(p, seed, [method._replace(settings={**method.settings, **changes}, main=main)], start)
         run = runs[method.name]
         shown = {**changes, "beta": method.settings["beta"], "tokens_generated": drawn["tokens"]}
@@ -108,11 +107,10 @@ def tries_on_pairs(p: Any, seed: int, methods: Iterable[Method], chosen: Chosen)
 def by_policy_gradient(of: World, seed: int, chosen: Chosen = None) -> Iterator[Tried]:
     """REINFORCE, WARP and anchored RLOO at WARP's tokens: learning rate × strength of the KL, each a front over η."""
     p = parameters_of(of, "5_improvements", seed)
-    known = {idea.name: idea for idea in improvements.ideas(p)}
     reinforce = Variation("REINFORCE, EMA anchor", {"steps": p.equal_steps, "keep": []}, etas=p.etas)
     names = ("WARP", improvements.ANCHORED, improvements.CHOSEN)
     sft, reward = policies.supervised(p, seed), policies.rewarding(p, seed)
-    for idea in (reinforce, *(known[name] for name in names)):
+    for idea in (reinforce, *(idea for idea in improvements.ideas(p) if idea.name in names)):
         own = {"lr": p.warp_lr, "beta": p.warp_beta, "ema_rate": p.ema_rate, "anchor": "ema", **idea.changes}
         other = RATES[1] if own["lr"] == p.warp_lr else own["lr"] / p.warp_lr
         for rate, strength in factor_pairs(chosen, idea.name, (RATES[0], other), (1.0, STRONGER)):

@@ -99,12 +99,10 @@ def compared_means(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     both = sides[0].merge(sides[1], on=["place", "notebook", "measure"], suffixes=("_old", "_new"))
     usual = pd.concat(sides).groupby(["notebook", "measure"]).variance.mean().rename("usual")
     both = both.join(usual, on=["notebook", "measure"])
-    parts = [both[f"variance_{side}"].fillna(both.usual) / both[f"n_{side}"] for side in ("old", "new")]
-    counts = [both[f"n_{side}"].clip(lower=2) for side in ("old", "new")]
-    difference, squared = both.mean_new - both.mean_old, parts[0] + parts[1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        moved = (difference / np.sqrt(squared)).mask(difference == 0, 0.0)
-        df = squared**2 / sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+    parts = {side: both[f"variance_{side}"].fillna(both.usual) / both[f"n_{side}"] for side in ("old", "new")}
+    difference, squared = both.mean_new - both.mean_old, parts["old"] + parts["new"]
+    moved = (difference / np.sqrt(squared)).mask(difference == 0, 0.0)
+    df = squared**2 / sum(part**2 / (both[f"n_{side}"].clip(lower=2) - 1) for side, part in parts.items())
     return both[["place", "measure"]].assign(old=both.mean_old, new=both.mean_new, moved=moved, df=df)
 
 
@@ -130,10 +128,8 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
         f"means over seeds: {len(means)} compared, {equal} equal, {close} moved by at most {LIMIT} standard errors",
         f"  of the difference, {beyond} by more (by chance alone about {chance:.0f}), {size.isna().sum()} unknown",
     ]
-    moved = means.assign(size=size)[size > 0].sort_values("size", ascending=False, kind="stable").head(TOLD)
-    for row in moved.itertuples():
-        lines.append(f"  {row.moved:+5.1f}  {row.place}, {row.measure}: {row.old:.4g} -> {row.new:.4g}")
-    return lines
+    top = means.assign(size=size)[size > 0].sort_values("size", ascending=False, kind="stable").head(TOLD)
+    return lines + [f"  {r.moved:+5.1f}  {r.place}, {r.measure}: {r.old:.4g} -> {r.new:.4g}" for r in top.itertuples()]
 
 
 def _told(before: Path, after: Path) -> tuple[list[str], bool]:

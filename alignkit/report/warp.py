@@ -13,11 +13,6 @@ from alignkit.training.deviations import train_greedily, train_on_token_means
 from alignkit.workflow.schema import Warp
 
 
-def over_steps(name: str, steps: Sequence[int]) -> str:
-    """The family of a method of which earlier steps are evaluated, too."""
-    return f"{name}, over steps" if steps else name
-
-
 def variations(p: Warp) -> list[Variation]:
     """All of the notebook, main ones first."""
     size = {"iterations": p.warp_iterations, "runs": p.warp_runs}
@@ -26,6 +21,8 @@ def variations(p: Warp) -> list[Variation]:
     grid = {"steps": longest, "keep": shorter}
     reinforce = {"main": True, "steps": earlier}
     once, total = "WARP, one iteration, ", p.warp_runs * p.warp_steps
+    # The end of a family's name where earlier steps are evaluated, too.
+    also_earlier, also_shorter = (", over steps" if steps else "" for steps in (earlier, shorter))
     return [
         Variation("WARP", **size, main=True, etas=etas, every=True, family=f"WARP, T={p.warp_steps}"),
         *(Variation(f"WARP, μ={r:g}", {"ema_rate": r}, **size, main=True, etas=etas, family=f"WARP, μ={r:g}")
@@ -35,13 +32,12 @@ def variations(p: Warp) -> list[Variation]:
         Variation("LERP", runs=p.warp_runs, how="lerp", main=True, etas=etas, family=once + "LERP"),
         Variation("raw SLERP", runs=p.warp_runs, how="raw slerp", etas=(rate, 1.0), family=once + "raw SLERP"),
         Variation("REINFORCE, EMA anchor", **reinforce, etas=etas, family="REINFORCE, EMA anchor"),
-        *(Variation(name, {"anchor": anchor}, **reinforce, family=over_steps(name, earlier))
+        *(Variation(name, {"anchor": anchor}, **reinforce, family=name + also_earlier)
           for name, anchor in (("REINFORCE, SFT anchor", "reference"), ("REINFORCE, no anchor", "none"))),
         Variation("WARP, LERP", **size, how="lerp", etas=(rate, 1.0), family="WARP, LERP"),
-        *(Variation(f"M={m}", grid, runs=m, steps=shorter, family=over_steps(f"{once}M={m}", shorter))
-          for m in p.run_counts),
+        *(Variation(f"M={m}", grid, runs=m, steps=shorter, family=f"{once}M={m}{also_shorter}") for m in p.run_counts),
         *(Variation(f"β={b:g}", {"beta": b, **grid}, runs=p.warp_runs, steps=shorter,
-                    family=over_steps(f"{once}β={b:g}", shorter)) for b in p.warp_betas),
+                    family=f"{once}β={b:g}{also_shorter}") for b in p.warp_betas),
         Variation("frozen θ^m", {"anchor": "reference", "steps": total, "keep": []}, etas=(rate, 1.0)),
         Variation("greedy decoding", train=train_greedily),
         Variation("token mean with prompt", train=train_on_token_means),
@@ -139,7 +135,6 @@ def seconds_of(found: Mapping[int, Sequence[Policy]], method: str) -> pd.DataFra
     out = []
     for seed, here in found.items():
         thetas = max((policy.trained for policy in here if policy.method == method), key=len)
-        steps = ("generation", "scoring", "update")
-        spent = {step: sum(run.metrics[f"{step}_seconds"] for run in thetas) for step in steps}
+        spent = {s: sum(run.metrics[f"{s}_seconds"] for run in thetas) for s in ("generation", "scoring", "update")}
         out.append({"seed": seed, "runs": len(thetas), **spent, "total": sum(run.record["seconds"] for run in thetas)})
     return pd.DataFrame(out)

@@ -49,8 +49,8 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         return sealed.is_file() and not batch.first_damaged(profile, name, sealed)
 
     def finish(name: str) -> bool:
-        trainer = wanted[name].trained_with
-        before = trained[trainer if trainer in wanted else name] + [done[n] for n in wanted[name].reads if n in wanted]
+        p = wanted[name]
+        before = trained.get(p.trained_with, trained[name]) + [done[n] for n in p.reads if n in wanted]
         if not all(job.result() for job in before):
             return False
         with publishing:
@@ -122,7 +122,7 @@ def pack(profile: str, out: Path) -> Path:
 
     It unfolds in a clone, and is whole at any time.
     """
-    archive, part = out / f"{profile}.tar.gz", out / f"{profile}.part"
+    part = out / f"{profile}.part"
     made = {f"build/{profile}/{RUNS}": out / RUNS, f"build/{profile}/logs": paths.build() / profile / "logs"}
     made |= {f"figures/{profile}": paths.published(profile)}
     made |= {"notebooks": paths.CHECKOUT / "notebooks"} if profile == "pocket" else {}
@@ -134,5 +134,4 @@ def pack(profile: str, out: Path) -> Path:
                     entry = tarfile.TarInfo(str(Path(name, file.relative_to(source))))
                     entry.size, entry.mtime = len(content), int(time.time())
                     tar.addfile(entry, BytesIO(content))
-    part.replace(archive)
-    return archive
+    return part.replace(out / f"{profile}.tar.gz")

@@ -33,8 +33,7 @@ INJECTED = "injected-parameters"
 def notebooks(profile: str) -> list[str]:
     """The notebooks of this profile's report that exist and have parameters in it, in reading order."""
     files = {file.stem for file in (paths.PARAMS / profile).glob("*.yaml")}
-    asked = parameters.reported(profile)
-    return [name for name in asked if files & {name, parameters.SHARED} and _source(name).is_file()]
+    return [n for n in parameters.reported(profile) if files & {n, parameters.SHARED} and _source(n).is_file()]
 
 
 def values(notebook: str, profile: str, data: str = "") -> World:
@@ -247,7 +246,10 @@ def publish(profile: str) -> list[str]:
                 file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
                 changed += write(file, f"{nbformat.writes(cleaned(profile, name))}\n".encode())
             changed += _write_figures(profile, name, target)
-        return changed + _write_results(target)
+        # The rows of every notebook that puts policies on the KL-reward plane.
+        tables = map(pd.read_csv, filter(Path.is_file, (target / f"{name}.csv" for name in NOTEBOOKS)))
+        found = [table for table in tables if "kl" in table]
+        return changed + (write_table(target / "results.csv", pd.concat(found)) if found else [])
 
 
 def standing(profile: str, data: str = "") -> str:
@@ -259,11 +261,10 @@ def standing(profile: str, data: str = "") -> str:
     names, root = notebooks(profile), paths.CHECKOUT
     if not all(executed(profile, name).is_file() for name in names):
         return ""
-    given = [_given(values(name, profile, data)) for name in names]
+    each = [[_given(values(name, profile, data)), _made(profile, name)] for name in names]
     folders = ("alignkit", "benchmarks", "figures", "notebooks", "params")
     files = [file for folder in folders for file in _files(root / folder)]
-    made = [_made(profile, name) for name in names]
-    return checksums.of_values([given, made, checksums.of(root, [*files, root / "README.md"])])
+    return checksums.of_values([each, checksums.of(root, [*files, root / "README.md"])])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -303,13 +304,6 @@ def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:
     return changed
 
 
-def _write_results(target: Path) -> list[str]:
-    """results.csv, the rows of every notebook that puts policies on the KL-reward plane."""
-    tables = [target / f"{name}.csv" for name in NOTEBOOKS]
-    found = [table for table in map(pd.read_csv, filter(Path.is_file, tables)) if "kl" in table]
-    return write_table(target / "results.csv", pd.concat(found)) if found else []
-
-
 def write_table(file: Path, table: pd.DataFrame) -> list[str]:
     """Write a table into the checkout, if it says something else; returns the files that changed."""
     return write(file, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
@@ -339,8 +333,7 @@ def cleaned(profile: str, notebook: str) -> "nbformat.NotebookNode":
         cells = [cell for cell in run.cells if INJECTED not in cell.metadata.get("tags", [])]
         run = nbformat.read(_source(notebook), as_version=4)
         run.cells = cells
-    kept = {k: run.metadata[k] for k in ("kernelspec", "language_info") if k in run.metadata}
-    run.metadata = nbformat.from_dict(kept)
+    run.metadata = nbformat.from_dict({k: v for k, v in run.metadata.items() if k in ("kernelspec", "language_info")})
     own = {name for name in NOTEBOOKS if profile == "pocket" or executed(profile, name).is_file()}
     for cell in run.cells:
         if cell.cell_type == "markdown":

@@ -8,10 +8,8 @@ from alignkit.world.known import truth_of
 LEAST_BPE = 259
 MULTIPLES = (("policy_width", "policy_heads"), ("reward_width", "reward_heads"), ("warp_batch", "warp_samples"))
 """Keys of which the first has to be a multiple of the second."""
-AT_MOST = (
-    *(("main_samples", "warp_batch"), ("main_samples", "few_batch"), ("rloo_samples", "warp_batch")),
-    *(("weak_reviews", "train_reviews"), ("loser_reward", "winner_reward")),
-)
+AT_MOST = (("main_samples", "warp_batch"), ("main_samples", "few_batch"), ("rloo_samples", "warp_batch"),
+           ("weak_reviews", "train_reviews"), ("loser_reward", "winner_reward"))  # fmt: skip
 """Keys of which the first, or the largest of its values, may not be more than the second."""
 
 

@@ -35,9 +35,8 @@ def once(make: Callable[..., list[str] | None], given: Any, depends: Any) -> tup
     written.
     """
     code = [checksums.content(str(file)) for file in CODE]
-    name = f"{make.__name__.strip('_')}-{checksums.of_values([code, depends])}"
     cache, told = paths.build() / "cache", "told.json"
-    folder = cache / name
+    folder = cache / f"{make.__name__.strip('_')}-{checksums.of_values([code, depends])}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -83,8 +82,8 @@ def _enough(_: Path, p: schema.Rewarded) -> None:
     """Raise UserFault, one line for each value, where the reviews are too few or too short for the parameters."""
     try:
         train, test = p.reviews().load(p.seeds[0])["train"], p.reviews().load(0)["test"]
-        lines = [*_too_few(p, train["label"][:], len(test))]
-        if lines := lines + ([] if lines else [*_too_short(p, train["text"][:], test["text"][:])]):
+        few = [*_too_few(p, train["label"][:], len(test))]
+        if lines := few or [*_too_short(p, train["text"][:], test["text"][:])]:
             raise UserFault("\n".join(lines))
     except UserFault as fault:  # named like the user's own files; a split may be smaller than what is asked of it
         said = str(fault).replace(repr(p.reviews().source), repr(p.data))
@@ -98,9 +97,8 @@ def _too_few(p: schema.Rewarded, labels: list[int], tested: int) -> Iterator[str
         if n < LEAST[name]:
             yield f"data: {p.data!r} has {n} {name} reviews; at least {LEAST[name]} are needed"
     texts = len(labels) + len(p.reviews().load(0).get("unsupervised", ()))
-    most = positive if isinstance(p, schema.DpoLosses) else texts
+    most, which = (positive, "positive train reviews") if isinstance(p, schema.DpoLosses) else (texts, "reviews")
     if p.sft_held_out >= most:
-        which = "positive train reviews" if isinstance(p, schema.DpoLosses) else "reviews"
         yield f"sft_held_out: {p.sft_held_out} of {most} {which}; allowed: less, such as {max(1, most // 5)}"
     if isinstance(p, schema.RewardModel) and (most := max(p.curve_reviews)) + p.held_out > both:
         yield f"held_out: {p.held_out} and {most} of curve_reviews; allowed: {both} at most in all, half of each label"

@@ -30,8 +30,7 @@ def runs(profile: str | None, function: str | None, seed: int | None, limit: int
     others = [folder.name for folder in found if folder not in whole][:limit]
     lines += [f"{name}: {'is under way, or was killed' if 'tmp-' in name else 'holds no whole run'}" for name in others]
     if not asked:
-        ran = sorted({record["function"] for record in whole.values()})
-        lines.append(f"none; functions that ran: {', '.join(ran)}")
+        lines.append(f"none; functions that ran: {', '.join(sorted({r['function'] for r in whole.values()}))}")
     return [*lines, f"{len(asked[:limit])} of {len(asked)} shown, newest first; {len(whole)} runs in {paths.store()}"]
 
 

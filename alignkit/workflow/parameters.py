@@ -50,10 +50,9 @@ def validated(values: dict[str, Any], where: str, given_by: Mapping[str, str] | 
         return kind.model_validate(values)
     except ValidationError as error:
         told = dict.fromkeys(line for e in error.errors() for line in _told(e, kind).splitlines())
-    by_key = [((given_by or {}).get(re.split(r"[:[]", line)[0], where), line) for line in told]
-    lines = [f"{file}: {line}" for file, line in by_key[:MOST_TOLD]]
-    more = [f"{where}: and {len(by_key) - MOST_TOLD} more faults"] if by_key[MOST_TOLD:] else []
-    raise UserFault("\n".join(lines + more))
+    lines = [f"{(given_by or {}).get(re.split('[:[]', line)[0], where)}: {line}" for line in told]
+    more = [f"{where}: and {len(lines) - MOST_TOLD} more faults"] if lines[MOST_TOLD:] else []
+    raise UserFault("\n".join(lines[:MOST_TOLD] + more))
 
 
 def _notebook(name: Any, where: str) -> str:
@@ -114,8 +113,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UserFault(f"{path}: cannot be read as YAML ({reason}); a file of 'key: value' lines is needed") from None
     if not isinstance(values, dict):
         raise UserFault(f"{path}: holds no 'key: value' lines")
-    twice = sorted(key for key, count in Counter(str(key.value) for key, _ in node.value).items() if count > 1)
-    if twice:
+    if twice := sorted(key for key, count in Counter(str(key.value) for key, _ in node.value).items() if count > 1):
         raise UserFault(f"{path}: {', '.join(twice)}: given twice; each key is allowed once")
     return values
 
@@ -288,8 +286,7 @@ def _assigned(cells: list[str]) -> set[str]:
             body = ast.parse(cell).body
         except SyntaxError:
             continue
-        found = {target.id for node in body if isinstance(node, ast.Assign) for target in node.targets
-                 if isinstance(target, ast.Name)}  # fmt: skip
+        found = {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
         if cell.startswith("# Parameters\n"):
             names |= found
         elif "notebook" in found:
@@ -343,9 +340,8 @@ def as_html(p: Rewarded) -> str:
     said = f"<p>{escape(about[1])}</p>" if about else ""
     out = [f"<p>{p.notebook}, profile <b>{p.profile}</b>; bold values differ from pocket's.</p>{said}"]
     for title, rows in groups.items():
-        changed = sum(bool(usual) for _, _, usual, _ in rows)
         opened = " open" if title == list(groups)[-1] else ""
-        count = f"{len(rows)} values, {changed or 'none'} changed"
+        count = f"{len(rows)} values, {sum(bool(usual) for _, _, usual, _ in rows) or 'none'} changed"
         out.append(f"<details{opened}><summary {SUMMARY}>{title} ({count})</summary><table>")
         for key, value, usual, words in rows:
             now = f"<b>{escape(value)}</b>, pocket {escape(usual)}" if usual else escape(value)

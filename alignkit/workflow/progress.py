@@ -73,10 +73,8 @@ def reporting(run: str) -> None:
     Raises UserFault if trainers are to report to what is not installed.
     """
     installed = get_available_reporting_integrations()
-    named = [name.strip() for name in os.environ.get(REPORT_TO, "").split(",")]
-    asked = [name for name in named if name not in ("", "none")]
+    asked = [name for name in map(str.strip, os.environ.get(REPORT_TO, "").split(",")) if name not in ("", "none")]
     if wrong := [name for name in asked if name not in installed]:
-        allowed = ", ".join(["none", *installed])
-        raise UserFault(f"{REPORT_TO}: {wrong[0]!r} is not installed here; allowed: {allowed}")
+        raise UserFault(f"{REPORT_TO}: {wrong[0]!r} is not installed here; allowed: {', '.join(['none', *installed])}")
     os.environ[REPORT_TO] = ",".join(asked) or "none"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(paths.build() / "tensorboard" / run)

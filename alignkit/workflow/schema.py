@@ -56,11 +56,8 @@ Place = Annotated[str, Field(min_length=1), AfterValidator(paths.expanded)]
 Name = Annotated[str, Field(min_length=1)]
 Values = Annotated[list[str], Field(min_length=1), BeforeValidator(_texts)]
 Construction = Literal["threshold", "top_bottom", "all_pairs", "bernoulli"]
-Tunable = Literal[
-    "sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust", "reverse_kl", "forward_kl", "js",
-    "REINFORCE, EMA anchor", "WARP", "anchored RLOO", "anchored, sentence credit",
-]  # fmt: skip
-Factors = Annotated[list[UpTo100], Field(min_length=2, max_length=2)]
+Tunable = Literal["sigmoid", "hinge", "ipo", "kto_pair", "cdpo", "robust", "reverse_kl", "forward_kl", "js",
+                  "REINFORCE, EMA anchor", "WARP", "anchored RLOO", "anchored, sentence credit"]  # fmt: skip
 MatchedKls = Annotated[Few[UpTo100], Field(description="KLs (nats) at which methods are compared")]
 
 
@@ -290,9 +287,8 @@ class Loop(Evaluated):
 
     def inner_loop(self) -> dict[str, Any]:
         """The settings of `train_policy_gradient` that all runs share."""
-        shared = {**self.take("warp_", "steps batch baseline beta lr warmup"), "k": self.warp_samples}
-        sizes = {"max_new_tokens": self.new_tokens, "reward_tokens": self.reward_tokens}
-        return {**shared, **sizes, "ema_rate": self.ema_rate, "anchor": "ema", "keep": []}
+        shared = self.take("warp_", "steps batch baseline beta lr warmup") | self.take("", "reward_tokens ema_rate")
+        return {**shared, "k": self.warp_samples, "max_new_tokens": self.new_tokens, "anchor": "ema", "keep": []}
 
 
 class Fronts(Loop):
@@ -372,7 +368,7 @@ class OneFront(Towards):
     pool_reference: Completions = Field(description="completions of a test prompt by SFT for the optimal frontier")
     pool_trained: Completions = Field(description="completions of a test prompt by each anchored policy, for the same")
     frontier_betas: list[Beta] = Field(min_length=3, max_length=60, description="β at which the optimum is computed")
-    tuned: dict[Tunable, Factors] = Field(
+    tuned: dict[Tunable, Annotated[list[UpTo100], Field(min_length=2, max_length=2)]] = Field(
         description="what make tune chose: factors on the learning rate, and on the epochs (on pairs) or on β (others)"
     )
     tuned_seeds: Seeds = Field(description="those of seeds for which every method is trained at its tuned setting, too")

@@ -147,6 +147,33 @@ def test_no_row_of_a_forest_lies_on_its_frame():
     assert axis.get_ylim() == (1.5, -0.5)
 
 
+def test_a_forest_has_a_block_for_each_method_compared_with():
+    rows = pd.DataFrame({"family": ["a", "b", "a"], "against": ["c", "c", "d"], "difference": [1.0, 2, 3]})
+    (axis,) = figures.forest(rows.assign(low=0.0, high=4.0, holm=1.0), "family", "difference").axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["less c:", "a", "b", "less d:", "a"]
+    at = {line.get_ydata()[0]: line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"}
+    assert [at[place] for place in (1, 2, 4)] == [1, 2, 3]
+
+
+def test_a_row_of_one_seed_has_no_bar_beside_means_of_several():
+    means = pd.DataFrame({"method": ["all", "one"], "area": [2.0, 9.0]})
+    seeds = pd.DataFrame({"method": ["all", "all", "one"], "seed": [3, 4, 3], "area": [1.0, 3.0, 9.0]})
+    (axis,) = figures.bars(means, "method", "area", "area", seeds).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["all", "one (one seed)"]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([2, np.nan], nan_ok=True)
+    black = next(line for line in axis.lines if line.get_label() == "seed 3")
+    assert black.get_xdata().tolist() == [1, 9]
+    alone = figures.bars(means, "method", "area", "area", seeds[seeds.seed == 3])
+    assert [bar.get_width() for bar in alone.axes[0].patches] == [2, 9]
+
+
+def test_a_figure_says_that_all_of_it_is_of_one_seed():
+    rows = table(["a", "b"])
+    assert figures.fronts(rows, "kl", ["reward"], "beta").get_suptitle() == ""
+    one = figures.fronts(rows[rows.seed == 1], "kl", ["reward"], "beta")
+    assert one.get_suptitle() == "one seed (1)"
+
+
 def test_no_figure_is_wider_than_a_page_shows():
     log = pd.DataFrame({"method": "a", "seed": 0, "step": [0, 1], "reward": [0.0, 1], "kl_sft": [0.0, 1]})
     log = log.assign(entropy=1.0, length=3.0)
@@ -173,7 +200,7 @@ def test_a_shown_table_has_no_empty_row_or_column(shown: list[str]):
     figures.show_table(pd.DataFrame({
         "method": ["a", "b", "c"], "seeds": [3, 3, 3], "texts": [25000, np.nan, 7], "kl": [1.25, np.nan, 0.5],
         "said": ["x", "", "z"], "gold": [np.nan] * 3}), digits=1)  # fmt: skip
-    assert cells(shown[0]) == [["method", "seeds", "texts", "kl", "said"],
+    assert cells(shown[0]) == [["method", "seeds", "texts", "KL (nats)", "said"],
                                ["a", "3", "25,000", "1.2", "x"], ["c", "3", "7", "0.5", "z"]]  # fmt: skip
 
 
@@ -235,7 +262,7 @@ def test_what_has_no_number_at_a_kl_in_some_seed_is_named(shown: list[str]):
     assert shown == []
     matched.loc[(matched.family == "b") & (matched.seed == 1) & (matched.at_kl != 1), "reward"] = np.nan
     figures.say_unreached(matched)
-    assert shown == ["In some seed b has no policies on both sides of KL 0.5, 2, so no row there."]
+    assert shown == ["**b**: in some seed no policies on both sides of KL 0.5, 2, so no row there."]
 
 
 def test_the_same_table_is_shown_as_the_same_html(shown: list[str]):

@@ -158,7 +158,13 @@ def matched(*rows: tuple[float, float, float]) -> Tables:
     """Rewards of losses at one KL less the sigmoid loss's: (low, high, Holm's p) of each."""
     table = pd.DataFrame(rows, columns=["low", "high", "holm"])
     named = table.assign(difference=(table.low + table.high) / 2, measure="reward", label=[*"abc"[: len(rows)]])
-    return tables(t_2_matched=named.assign(family=named.label))
+    return tables(t_2_matched=named.assign(family=named.label, at_kl=1.0), t_2_dpo_losses=gaining("DPO, sigmoid loss"))
+
+
+def gaining(family: str, reward: float = 4.0) -> pd.DataFrame:
+    """Policies of a family that gain as much at every KL from 0.25 to 1."""
+    rows = pd.DataFrame({"method": ["sft", "own", "own"], "family": ["sft", family, family], "seed": 0, "row": "main"})
+    return rows.assign(status="ok", kl=[0.0, 0.25, 1.0], reward=[1.0, 1 + reward, 1 + reward])
 
 
 @pytest.mark.parametrize(
@@ -170,20 +176,49 @@ def matched(*rows: tuple[float, float, float]) -> Tables:
         (
             [(-0.1, 0.2, 1), (0.2, 0.5, 0.02)],
             None,
-            "b (+0.35) (1 of 2 after Holm); but up to 0.50 nats is not excluded.",
+            "b (+0.35) (1 of 2 after Holm); but up to 0.50 nats is not excluded (level is 0.25).",
         ),
         (
             [(-0.1, 0.3, 1), (0.1, 0.2, 0.02)],
             None,
-            "b (+0.15) (1 of 2 after Holm); but up to 0.30 nats is not excluded.",
+            "b (+0.15) (1 of 2 after Holm); but up to 0.30 nats is not excluded (level is 0.25).",
         ),
-        ([(-0.1, 0.2, 1), (-0.1, 0.5, 0.2)], None, "(0 of 2 after Holm); but up to 0.50 nats is not excluded."),
+        (
+            [(-0.1, 0.2, 1), (-0.1, 0.5, 0.2)],
+            None,
+            "(0 of 2 after Holm); but up to 0.50 nats is not excluded (level is 0.25).",
+        ),
     ],
 )
 def test_no_difference_is_claimed_where_a_large_one_is_excluded(rows: list, holds: bool | None, said: str):
     found = claims.losses_do_not_differ_at_equal_kl(matched(*rows))
     assert found.holds is holds
     assert found.statement.endswith(said)
+
+
+def test_level_is_within_a_quarter_of_what_the_other_gains():
+    rows = pd.DataFrame({"label": ["a", "b"], "difference": 0.0, "low": [-0.1, -0.2], "high": [0.1, 0.2], "holm": 1.0})
+    for gained, holds in ((4.0, True), (0.79, None), (np.array([0.41, 0.81]), True), (np.array([0.39, 0.81]), None)):
+        assert all_level(rows, "none", "some", "reward", gained=gained).holds is holds
+    told = all_level(rows, "none", "some", "reward", gained=np.array([0.44, 0.9])).statement
+    assert told == "none (0 of 2 after Holm), and none by more than 0.23 nats (0.11 where less is gained)."
+    told = all_level(rows, "none", "some", "reward", gained=np.array([0.2, 9.0])).statement
+    assert told == "none (0 of 2 after Holm); but up to 0.10 nats is not excluded (level is 0.05)."
+    assert all_level(rows, "none", "some", "reward", above=True, gained=np.array([0.41, 0.81])).holds
+
+
+def test_what_is_gained_at_a_kl_is_read_from_the_policies():
+    rows = pd.DataFrame({"label": ["a"], "family": "a", "at_kl": 0.5, "measure": "reward", "difference": 0.0})
+    rows = rows.assign(low=-0.2, high=0.2, holm=1.0)
+    for gain, holds in ((0.9, True), (0.7, None)):
+        placed = gaining("DPO, sigmoid loss", gain)
+        asked = tables(t_2_matched=rows, t_2_dpo_losses=placed)
+        assert claims.losses_do_not_differ_at_equal_kl(asked).holds is holds
+        # The gain of a loss under the divergence that its rows are compared with.
+        losses = rows.assign(family="DPO, ipo, js")
+        placed = gaining("DPO, ipo, reverse_kl", gain)
+        asked = tables(t_5_losses_against=losses, t_5_improvements=placed)
+        assert claims.ipo_and_kto_gain_no_more(asked).holds is holds
 
 
 def test_a_bound_on_a_number_asks_for_its_whole_interval():
@@ -249,15 +284,18 @@ def test_gold_for_one_of_reward_is_compared_within_each_seed():
 
 @pytest.mark.parametrize(
     ("after", "p", "holds", "said"),
-    [(0.04, 0.01, True, "nearer"), (0.09, 0.01, False, "further apart"), (0.04, 0.4, None, "as far as these seeds")],
+    [(0.04, 0.01, True, "temperature brings"), (0.09, 0.01, False, "does not bring"), (0.04, 0.4, None, "measurably")],
 )
 def test_a_spread_narrows_where_a_test_says_so(after: float, p: float, holds: bool | None, said: str):
     row = {"quantity": "optimal gain at KL 0.5", "spread / mean": 0.07, "spread / mean, divided": after, "p": p}
-    found = claims_of_front.a_temperature_narrows_the_spread(
-        tables(t_6_calibration=pd.DataFrame([{"quantity": "temperature"}, row]))
-    )
+    calibration = pd.DataFrame([{"quantity": "temperature"}, row])
+    five, four = (pd.DataFrame({"seed": range(n)}) for n in (5, 4))
+    known = tables(t_6_calibration=calibration, t_6_frontier=five)
+    found = claims_of_front.a_temperature_narrows_the_spread(known)
     assert (found.holds, found.kl) == (holds, 0.5)
     assert said in found.statement
+    with pytest.raises(Unanswered, match="fewer than five seeds"):
+        claims_of_front.a_temperature_narrows_the_spread(tables(t_6_calibration=calibration, t_6_frontier=four))
 
 
 @pytest.mark.parametrize(("ranks", "holds"), [([1, 2, 3], True), ([3, 1, 2], False)])
@@ -275,12 +313,24 @@ def test_the_proxys_part_is_that_of_the_best_policy_used_with_one_draw():
                            "proxy error": [0.6, 0.6, 0.1], "optimisation error": [0.4, 0.4, 0.9]})  # fmt: skip
     found = claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
     assert (found.value, found.holds, found.seeds) == (pytest.approx(0.6), True, 2)
-    told = "(best) has 1.00 nats of gold less than is possible at a KL of 1, the reward model's own optimum 0.60, more"
+    told = "(best) misses 1.00 nats of the gold possible at a KL of 1; the reward model's own optimum misses 0.60, 0.60"
     assert told in found.statement
-    assert "keeps more gold" not in found.statement
-    losses.loc[:1, ["part", "optimisation error"]] = [[1.19, -0.1], [1.21, -0.1]]
-    found = claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
-    assert found.statement.endswith("; so the policy keeps more gold than that optimum.")
+    assert found.statement.endswith("] times as much (more than half).")
+
+
+def test_gold_of_the_best_with_one_draw_is_compared_at_one_kl():
+    shares = pd.DataFrame({"family": ["many", "best"], "seeds": 2, "draws": [8, np.nan], "KL 1": [0.9, 0.6]})
+    losses = pd.DataFrame({"family": ["best"] * 4 + ["many"] * 2, "seed": [0, 1] * 3, "at_kl": [1.0, 1, 2, 2, 1, 1]})
+    losses = losses.assign(gold=[1.5, 1.7, 9, 9, 1.0, 1.3], **{"optimisation error": [-0.3, -0.31, 9, 9, 0.1, 0.1]})
+    asked = tables(t_6_efficiency=shares, t_6_losses=losses)
+    found = claims_of_front.one_draw_has_more_gold(asked)
+    assert (found.value, found.holds, found.kl) == (pytest.approx(0.45), None, 1)
+    assert "(best) does not measurably differ in gold from the best way of keeping one of several draws (many)" in (
+        found.statement
+    )
+    found = claims_of_front.one_draw_has_more_gold_than_the_proxys_optimum(asked)
+    assert (found.value, found.holds, found.kl) == (pytest.approx(0.305), True, 1)
+    assert "(best) has more gold than the reward model's own optimum at a KL of 1" in found.statement
 
 
 def test_gold_that_the_optimum_of_a_seed_lacks_is_open():
@@ -290,7 +340,10 @@ def test_gold_that_the_optimum_of_a_seed_lacks_is_open():
         claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
 
 
-@pytest.mark.parametrize(("holm", "holds", "said"), [(0.01, True, "larger"), (0.06, None, "does not measurably")])
+@pytest.mark.parametrize(
+    ("holm", "holds", "said"),
+    [(0.01, True, "has more hypervolume than"), (0.06, None, "does not measurably differ in hypervolume from")],
+)
 def test_the_confirmation_asks_for_holms_p_as_well(holm: float, holds: bool | None, said: str):
     row = {"method": "WARP", "measure": "reward", "seeds": 3, "difference": 2.0, "low": 1.0, "high": 3.0, "holm": holm}
     found = claims.anchored_beats_warp(tables(t_5_confirmation_gain=pd.DataFrame([row])))
@@ -308,7 +361,7 @@ def test_what_differs_is_named():
     table = pd.DataFrame(
         {"method": ["hinge", "ipo"], "measure": "reward", "difference": [1.0, -1], "holm": [0.01, 0.5]}
     ).assign(low=-1.5, high=1.5)
-    found = claims.losses_do_not_differ(tables(t_2_against_sigmoid=table))
+    found = claims.losses_do_not_differ(tables(t_2_against_sigmoid=table, **gains(1.0, 0.5, 1.5)))
     assert "hinge" in found.statement
     assert "ipo" not in found.statement
     assert not found.holds
@@ -344,9 +397,10 @@ def test_on_policy_pairs_are_compared_at_the_largest_kl():
 
 def test_divergences_that_gain_less_are_named_though_none_gains_more():
     table = pd.DataFrame({"label": ["js at KL 1", "alpha at KL 1"], "measure": "reward", "difference": [-0.2, 0.01]})
-    table["family"] = ["DPO, js", "DPO, alpha 0.5"]
+    table["family"], table["at_kl"] = ["DPO, js", "DPO, alpha 0.5"], 1.0
     table = table.assign(low=[-0.3, -0.1], high=[-0.1, 0.12], holm=[0.01, 1.0])
-    found = claims.divergences_gain_no_more(tables(t_3_matched=table))
+    placed = gaining("DPO, reverse_kl")
+    found = claims.divergences_gain_no_more(tables(t_3_matched=table, t_3_f_divergences=placed))
     assert found.holds
     assert found.statement.endswith("Less: js at KL 1 (-0.20).")
 
@@ -366,16 +420,13 @@ def test_the_best_way_at_warps_tokens_draws_no_more_than_warp():
     assert "(dear)" in claims_of_front.one_draw_at_warps_tokens(tables(**known, t_4_warp=warp)).statement
 
 
-def test_the_best_with_many_draws_is_told_with_its_gold_where_known():
+def test_a_share_that_is_not_clear_of_its_bound_has_another_digit():
     shares = pd.DataFrame({"family": ["many", "one"], "seeds": 2, "draws": [8, np.nan], "KL 1": [1.0, 0.9]})
-    shares = shares.assign(**{"KL 1_low": 0.99, "KL 1_high": 1.0})
-    plain = "Keeping one of several draws (many) gets 1.00 [0.99, 1.00] of the possible gain at a KL of 1"
-    gold = pd.DataFrame({"family": ["many", "many", "one", "one"], "seed": [0, 1, 0, 1], "at_kl": 1.0})
-    gold["gold"] = [1.0, 3.1, 1.2, 3.4]
-    told = claims_of_front.best_with_many_draws(tables(t_6_efficiency=shares, t_6_losses=gold)).statement
-    assert told.startswith(f"{plain}; its gold less that of the best policy used with one draw is -0.25 [")
-    for losses in ({}, {"t_6_losses": gold.assign(gold=np.nan)}, {"t_6_losses": gold[gold.family == "one"]}):
-        assert claims_of_front.best_with_many_draws(tables(t_6_efficiency=shares, **losses)).statement == f"{plain}."
+    for low, told in ((0.99, "gets 1.00 [0.99, 1.00] of"), (0.979, "gets 1.000 [0.979, 1.000] of")):
+        ends = {"KL 1_low": low, "KL 1_high": 1.0}
+        found = claims_of_front.best_with_many_draws(tables(t_6_efficiency=shares.assign(**ends)))
+        assert told in found.statement
+        assert found.statement.endswith(", not clear of 0.98.") == (found.holds is None)
 
 
 def test_tuned_methods_that_are_not_compared_are_named():

@@ -126,6 +126,18 @@ def test_the_best_of_each_kind_has_all_seeds_and_is_named_once():
     assert found.kind.tolist() == [one_front.SEVERAL, "pairs only", "pairs drawn anew from the policy", "another"]
 
 
+def test_where_the_best_has_no_policy_the_best_other_of_its_kind_stands():
+    shares = pd.DataFrame({
+        "family": ["best", "other", "third", "few seeds", "another kind"], "kind": [*["a"] * 4, "b"],
+        "seeds": [2, 2, 2, 1, 2], "KL 1": [0.9, 0.1, 0.1, 0.1, 0.1], "KL 2": [np.nan, 0.4, 0.6, 0.9, 0.9],
+        "KL 4": np.nan,
+    })  # fmt: skip
+    told = pd.DataFrame({f"share at KL {kl}": shares[f"KL {kl}"].map("{:g}".format) for kl in (1, 2, 4)})
+    told = told.replace("nan", "").assign(**{"gold gain at KL 2": ["", "4", "6", "9", "9"]})
+    row = one_front.with_others(told.set_index(shares.family), shares, "best")
+    assert list(row.values()) == ["0.9", "0.6 (third)", "", "6 (third)"]
+
+
 def test_every_pair_of_methods_is_compared_once_and_holm_counts_all():
     shares = {"a": [0.5, 0.6, 0.7], "b": [0.4, 0.45, 0.6], "c": [0.1, 0.2, 0.25], "d": [0.3, np.nan, 0.2]}
     at = pd.DataFrame([{"family": f, "seed": s, "at_kl": 1.0, "efficiency": v, "status": "ok"}

@@ -24,7 +24,7 @@ from alignkit.report.policies import (
 from alignkit.training.dpo import DpoSettings
 from alignkit.workflow import parameters
 
-P = SimpleNamespace(profile="smoke", notebook="2_dpo_losses")
+P = SimpleNamespace(profile="smoke", notebook="2_dpo_losses", base_seed=None)
 TRAINED = {"status": "ok", "eval_loss": 0.5, "chosen_logp": -9.0, "rejected_logp": -8.0, "accuracy": 0.75}
 TRAINED |= {"clamped": 0.0, "tokens_trained": 1234}
 USUAL = DpoSettings("sigmoid", "reverse_kl", beta=0.1, epochs=1.0, batch=8, lr=0.001)
@@ -129,6 +129,17 @@ def test_a_row_of_several_runs_has_the_tokens_of_all(run) -> None:
     assert found.status.tolist() == ["ok", "diverged"]
     assert found.kl.isna().tolist() == [False, True]
     assert found.loc[0, ["iteration", "eta", "steps"]].tolist() == [1, 0.5, 4]
+
+
+def test_seeds_that_share_the_supervised_policy_share_its_measures(run) -> None:
+    drawn = [run({"status": "ok", "reward": reward, "kl": 0.0}) for reward in (1.0, 2.0)]
+    supervised = [Policy("sft", seed, record, True, "sft") for seed, record in enumerate(drawn)]
+    trained = Policy("sigmoid", 0, run({"status": "ok", "reward": 5.0, "kl": 1.0}))
+    own = rows([*supervised, trained], P)
+    assert own.reward.tolist() == [1.0, 2.0, 5.0]
+    shared = rows([*supervised, trained], SimpleNamespace(**vars(P) | {"base_seed": 0}))
+    assert shared.reward.tolist() == [1.5, 1.5, 5.0]
+    pd.testing.assert_frame_equal(shared.drop(columns="reward"), own.drop(columns="reward"))
 
 
 def test_runs_behind_several_points_are_named_once(run) -> None:

@@ -21,12 +21,14 @@ def gain(low: float) -> pd.DataFrame:
     return pd.DataFrame([row | {"low": low, "high": 3.0}, row | {"measure": "kl"}])
 
 
-WARP = pd.DataFrame({"method": ["WARP"], "family": "WARP, T=9"})
+# WARP gains 4 nats between KL 0.25 and 1, so that 0.25 nats are less than a quarter of that.
+WARP = pd.DataFrame({"method": ["sft", "WARP", "WARP"], "family": ["sft", "WARP, T=9", "WARP, T=9"]})
+WARP = WARP.assign(seed=0, row="main", status="ok", kl=[0.0, 0.25, 1.0], reward=[0.0, 4.0, 4.0])
 
 
 def longer(**row: float) -> pd.DataFrame:
     """How longer runs differ in reward at one KL."""
-    named = {"label": "KL 1", "family": "WARP, T=20", "measure": "reward", "difference": 0.1}
+    named = {"label": "KL 1", "family": "WARP, T=20", "at_kl": 1.0, "measure": "reward", "difference": 0.1}
     return pd.DataFrame([named | row])
 
 
@@ -106,9 +108,8 @@ def test_what_holds_at_no_kl_that_fresh_seeds_reach_is_not_replicated():
 @pytest.mark.parametrize(("there", "alike"), [(2, True), (1, None)])
 def test_no_difference_is_replicated_only_by_as_many_comparisons(there: int, alike: bool | None, figures: Path):
     rows = pd.concat([longer(label=f"KL {kl}", low=-0.1, high=0.1, holm=0.9) for kl in (0.5, 1)])
-    warp = pd.DataFrame({"method": ["WARP"], "family": ["WARP"]})
     for name, kept in ((PROFILE, 2), (REPLICA, there)):
-        lay(figures / name, t2_gain=gain(1), t4_gain=gain(1), t4_warp=warp, t4_task_matched=rows[:kept])
+        lay(figures / name, t2_gain=gain(1), t4_gain=gain(1), t4_warp=WARP, t4_task_matched=rows[:kept])
     replication.publish_findings(PROFILE)
     row = published(figures).loc["longer_runs_buy_no_more"]
     assert (row.holds, row.asked, row.replica_asked) == (True, 2, there)
@@ -181,7 +182,7 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
         "yes",
         "cannot tell",  # its interval includes zero
         "no",
-        "cannot tell",  # no table says
+        "not asked",  # no table says
     ]
     assert rows.loc["dpo_raises_reward", ["low", "low_there"]].tolist() == [1.5, 0.5]
     whole = replication.all_answers(figures / "real")
@@ -191,7 +192,7 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
     assert told.splitlines()[0].startswith(
         "| finding that holds in pocket | real | holds there (yes 1, no 1, cannot tell "
     )
-    assert "DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [0.50, 3.00]" in told
+    assert "DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [0.50,&nbsp;3.00]" in told
 
 
 def test_the_readme_tells_of_pockets_variants_in_one_table(figures: Path):
