@@ -26,8 +26,15 @@ def _check(args: argparse.Namespace) -> None:
     where = list(map(Path, args.path))
     if lines := parameters.check(where, args.data):
         raise UserFault("\n".join(lines))
-    each = [parameters.load(file, args.data) for file in parameters.files(where) if args.reach or args.data]
-    _tell(dict.fromkeys(note for p in each for note in p.check_reach(models=args.reach)))
+    notes, faults = [], []
+    for file in parameters.files(where) if args.reach or args.data else []:
+        try:
+            notes += parameters.load(file, args.data).check_reach(models=args.reach)
+        except UserFault as fault:
+            faults += str(fault).splitlines()
+    if faults:
+        raise UserFault("\n".join(dict.fromkeys(faults)))
+    _tell(dict.fromkeys(notes))
 
 
 def _tell(notes: Iterable[str]) -> None:

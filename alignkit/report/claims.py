@@ -97,7 +97,7 @@ def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
     some = "Losses that differ in reward from DPO's at the same KL"
     rows = rows_of(tables("2_matched"), measure="reward")
     gained = _gained(tables("2_dpo_losses"), rows, "DPO, sigmoid loss")
-    return all_level(rows, none, some, "reward", gained=gained)
+    return all_level(rows, none, some, "reward", gain=gained)
 
 
 def _gained(placed: pd.DataFrame, rows: pd.DataFrame, base: str | pd.Series) -> np.ndarray:
@@ -134,7 +134,7 @@ def losses_do_not_differ(tables: Tables) -> Finding:
     none = "No other loss ends at a reward that differs measurably from the sigmoid loss's"
     some = "Losses that end at a reward that differs from the sigmoid loss's, each at its own KL"
     gained = rows_of(tables("2_gain"), method="sigmoid", measure="reward").difference.iloc[0]
-    return all_level(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, "reward", gained=gained)
+    return all_level(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, "reward", gain=gained)
 
 
 def _furthest(table: pd.DataFrame, **where: object) -> tuple[pd.DataFrame, str]:
@@ -194,7 +194,7 @@ def _gains_no_more(table: pd.DataFrame, placed: pd.DataFrame, under: str = "") -
     none = f"{_none_of(rows)} gains measurably more reward than reverse KL at the same KL{under}"
     some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
     less, gained = ("Less", rows[rows.difference < 0]), _gained(placed, rows, base)
-    return all_level(rows, none, some, "reward", above=True, also=less, gained=gained)
+    return all_level(rows, none, some, "reward", above=True, also=less, gain=gained)
 
 
 def _none_of(rows: pd.DataFrame) -> str:
@@ -250,7 +250,7 @@ def longer_runs_buy_no_more(tables: Tables) -> Finding:
     none = f"At no KL does {task} (the task's steps) differ measurably in reward from {own}"
     some = f"Where {task} (the task's steps) differs in reward from {own}"
     gold = ("In gold it does", table[table.measure == "gold"])
-    return all_level(rows, none, some, "reward", also=gold, gained=gained)
+    return all_level(rows, none, some, "reward", also=gold, gain=gained)
 
 
 def anchors_rates_do_not_differ(tables: Tables) -> Finding:
@@ -258,7 +258,7 @@ def anchors_rates_do_not_differ(tables: Tables) -> Finding:
     rows, warp = rows_of(tables("4_mu_matched"), measure="reward"), tables("4_warp")
     none = f"At no KL does WARP with an anchor of {' or '.join(rows.family.unique())} differ measurably in reward"
     some = "Rates of the anchor with which WARP differs in reward at the same KL"
-    return all_level(rows, none, some, "reward", gained=_gained(warp, rows, family_of_warp(warp)))
+    return all_level(rows, none, some, "reward", gain=_gained(warp, rows, family_of_warp(warp)))
 
 
 # Notebook 5

@@ -198,7 +198,10 @@ def paired(p: Aligned, seed: int, runs: Runs, construction: str, **settings: flo
     """The pairs of one construction."""
     limits = {"winner": p.winner_reward, "loser": p.loser_reward} if construction == "threshold" else {}
     made = PairSettings(construction, **limits, **settings)
-    return get(build_pairs, made, seed=seed, generations=runs["generations"])
+    try:
+        return get(build_pairs, made, seed=seed, generations=runs["generations"])
+    except UserFault as fault:
+        raise UserFault(f"{fault}, of pair_samples, winner_reward and loser_reward") from None
 
 
 def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Runs:

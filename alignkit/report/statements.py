@@ -1,6 +1,7 @@
 """How findings are worded: sentences about differences, bounds, and counts of what is clear of zero."""
 
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -152,24 +153,18 @@ def of_one_number(value: float, holds: bool, words: tuple[str, str], rest: str) 
 
 
 def all_level(
-    table: pd.DataFrame,
-    none: str,
-    some: str,
-    measure: str,
-    above: bool = False,
-    also: Also = None,
-    gained: Numbers = np.inf,
+    table: pd.DataFrame, none: str, some: str, measure: str, above: bool = False, also: Also = None, gain: Numbers = inf
 ) -> Finding:
     """That all rows of a table of differences (label or method, low, high, holm) are level, or with `above` that none
     has more; names what is clear of zero.
 
-    Level is an interval within ±LEVEL of the measure and within PART of what the method that the row is compared with
-    has `gained` over SFT; where one crosses that bound and none lies beyond it, it is open.  `also`: words, and
+    Level is an interval within ±LEVEL of the measure and within PART of the `gain` over SFT of the method that the row
+    is compared with; where one crosses that bound and none lies beyond it, it is open.  `also`: words, and
     differences whose clear ones follow them.
     """
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
-    level, unit = np.minimum(LEVEL[measure], PART * np.broadcast_to(gained, len(table))), UNITS[measure]
+    level, unit = np.minimum(LEVEL[measure], PART * np.broadcast_to(gain, len(table))), UNITS[measure]
     apart = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
     holds, firm = outcome(table.low, table.high, -np.inf if above else -level, level)
     told, within = listed(apart), f"none by more than {level.max():.2g} {unit}"

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold
+from sklearn.model_selection import StratifiedKFold
 
 from alignkit.faults import UserFault
 from alignkit.metrics import sign_accuracy
@@ -51,7 +51,7 @@ def train_judge(out: Path, settings: JudgeSettings, *, data: Reviews) -> dict[st
         raise UserFault(f"judge_reviews: {s.reviews} asked for; allowed: {most} at most, as the rest gives the prompts")
     own, rest = test.iloc[-s.reviews :], test.iloc[: -s.reviews]
     left_out = np.zeros(len(own))
-    for kept, apart in KFold(FOLDS).split(own):
+    for kept, apart in StratifiedKFold(FOLDS).split(own, own.label):
         fold = _weights(own.iloc[kept])
         left_out[apart] = log_odds(fold, _beginnings(own.iloc[apart].text, s.words))
     slope = LogisticRegression(C=np.inf).fit(left_out[:, None], own.label).coef_.item()

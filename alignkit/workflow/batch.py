@@ -203,8 +203,11 @@ def break_seals(profile: str) -> None:
                 file.unlink()
 
 
-def check_executed(profile: str, notebook: str) -> None:
-    """Raise UserFault unless what lies in the build folder is what this code makes of the profile's parameters."""
+def check_executed(profile: str, notebook: str) -> str:
+    """The reviews that what lies in the build folder was made with, in place of the profile's own ("").
+
+    Raises UserFault unless it is what this code makes of the profile's parameters.
+    """
     file = next(iter(_seals(profile, notebook)), None)
     if file is None or (name := first_damaged(profile, notebook, file)):
         what = f"{name} is not as it was made" if file else "its execution did not end"
@@ -213,6 +216,7 @@ def check_executed(profile: str, notebook: str) -> None:
     if file != seal(profile, notebook, content_key(notebook, profile, data)):
         raise UserFault(f"publish: {notebook} was executed with other parameters or code; run make report again")
     check_data(profile, data)
+    return data
 
 
 def check_data(profile: str, data: str) -> None:
@@ -238,8 +242,10 @@ def publish(profile: str) -> list[str]:
     if not done:
         raise UserFault(f"publish: no executed notebook of {profile!r} in {paths.build()}; run make report first")
     with lock_build(profile):
-        for name in done:
-            check_executed(profile, name)
+        if len(given := {check_executed(profile, name) for name in done}) > 1:
+            raise UserFault(
+                f"publish: notebooks of {profile!r} have other reviews: {sorted(given)}; run make report again"
+            )
         changed = []
         for name in done:
             if not profile.endswith(parameters.REPLICA):

@@ -26,6 +26,8 @@ LEAST = {"train": 80, "test": 20}
 """Reviews without which intervals, baselines and the reading of single words have too little to go by."""
 JUDGES = 0.8
 """Share of the test reviews that a judge may have (`training.judge.MOST`)."""
+LEAST_JUDGED, FOLDS = 50, 5
+"""Reviews that a judge needs (`schema.Judge`), and of each label (`training.judge.FOLDS`)."""
 
 
 def once(make: Callable[..., list[str] | None], given: Any, depends: Any) -> tuple[Path, list[str]]:
@@ -82,7 +84,7 @@ def _enough(_: Path, p: schema.Rewarded) -> None:
     """Raise UserFault, one line for each value, where the reviews are too few or too short for the parameters."""
     try:
         train, test = p.reviews().load(p.seeds[0])["train"], p.reviews().load(0)["test"]
-        few = [*_too_few(p, train["label"][:], len(test))]
+        few = [*_too_few(p, train["label"][:], test["label"][:])]
         if lines := few or [*_too_short(p, train["text"][:], test["text"][:])]:
             raise UserFault("\n".join(lines))
     except UserFault as fault:  # named like the user's own files; a split may be smaller than what is asked of it
@@ -91,9 +93,9 @@ def _enough(_: Path, p: schema.Rewarded) -> None:
         raise UserFault(said + ("; allowed: less, or null for all" if sized else "")) from None
 
 
-def _too_few(p: schema.Rewarded, labels: list[int], tested: int) -> Iterator[str]:
+def _too_few(p: schema.Rewarded, labels: list[int], tested: list[int]) -> Iterator[str]:
     positive, both = sum(labels), 2 * min(sum(labels), len(labels) - sum(labels))
-    for name, n in (("train", len(labels)), ("test", tested)):
+    for name, n in (("train", len(labels)), ("test", len(tested))):
         if n < LEAST[name]:
             yield f"data: {p.data!r} has {n} {name} reviews; at least {LEAST[name]} are needed"
     texts = len(labels) + len(p.reviews().load(0).get("unsupervised", ()))
@@ -104,8 +106,11 @@ def _too_few(p: schema.Rewarded, labels: list[int], tested: int) -> Iterator[str
         yield f"held_out: {p.held_out} and {most} of curve_reviews; allowed: {both} at most in all, half of each label"
     if isinstance(p, schema.Improvements) and (most := max(p.weak_reviews)) > both:
         yield f"weak_reviews: {most}; allowed: at most the {both} train reviews, half of each label"
-    if isinstance(p, schema.Evaluated) and (p.judge_reviews or 0) > (most := int(JUDGES * tested)):
-        yield f"judge_reviews: {p.judge_reviews}; allowed: {most} at most, as the other test reviews give the prompts"
+    if isinstance(p, schema.Evaluated) and p.judge_reviews:
+        most, own = int(JUDGES * len(tested)), tested[-p.judge_reviews :]
+        some = f", or {LEAST_JUDGED} to {most}, as others give the prompts, with {FOLDS} of each label at least"
+        if len(own) > most or min(sum(own), len(own) - sum(own)) < FOLDS:
+            yield f"judge_reviews: {p.judge_reviews}; allowed: null (no judge){some if most >= LEAST_JUDGED else ''}"
 
 
 def _too_short(p: schema.Rewarded, train: list[str], test: list[str]) -> Iterator[str]:

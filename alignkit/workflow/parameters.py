@@ -243,7 +243,7 @@ def check(where: list[Path], data: str | None = None) -> list[str]:
 def files(where: Iterable[Path]) -> list[Path]:
     """Parameter files as they are, folders replaced by the files in them, a shared.yaml by all notebooks beside it."""
     listed = [file for path in where for file in (sorted(path.rglob("*.y*ml")) if path.is_dir() else [path])]
-    each = [[f.parent / f"{n}.yaml" for n in NOTEBOOKS] if f.name == f"{SHARED}.yaml" else [f] for f in listed]
+    each = [[f.parent / f"{n}.yaml" for n in _reported(f)] if f.name == f"{SHARED}.yaml" else [f] for f in listed]
     return list(dict.fromkeys(file for some in each for file in some))
 
 

@@ -11,6 +11,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from alignkit.faults import UserFault
 from alignkit.world.reach import files, first_line
 
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a fault is told here, in one line
+datasets.disable_progress_bars()
 
 SPLITS = ("train", "test", "unsupervised")
 TEXT = "text review review_text reviewtext review_body sentence content comment body tweet".split()
@@ -55,6 +57,7 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
     for what, in words.  Raises UserFault, which names row and column of the file, for what cannot be read.
     """
     found = _tables(source)
+    unused = [f"split {name} ({len(found[name])} reviews) is not used" for name in set(found) - {"", *SPLITS}]
     tables = {name: table for name, table in found.items() if name in ("", *SPLITS)}
     place = {name: f"{source!r}, split {name}" if name else repr(source) for name in tables}
     texts = {name: _column(place[name], table, "text_column", asked.text, TEXT) for name, table in tables.items()}
@@ -64,7 +67,7 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
     meaning = _meaning(source, values, asked.positive)
     frames = {n: _frame(place[n], table, texts[n], labels.get(n), meaning) for n, table in tables.items()}
     notes = [f"{_shown(name)} is the text" for name in set(texts.values()) - {"text"}]
-    for name in sorted(set(labels.values()) - ({"label"} if set(values) <= {"0", "1"} else set())):
+    for name in sorted(set(labels.values())):
         as_ = [_listed(sorted((w for w in values if meaning.get(w) == at), key=len)) for at in (1, 0, NEITHER)]
         left_out = f"; left out: {as_[2]}" if as_[2] else ""
         notes.append(f"{_shown(name)} is the label ({as_[0]}: positive; {as_[1]}: negative{left_out})")
@@ -78,10 +81,12 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
             raise UserFault(f"data: {source!r} has no split {name!r}; found {', '.join(found)}")
     if empty := [name for name, frame in frames.items() if frame.empty]:
         raise UserFault(f"data: {source!r} has {sum(map(len, frames.values()))} reviews, none for {empty[0]}; add some")
+    if again := int(frames["test"].text.isin(set(frames["train"].text)).sum()):
+        notes.append(f"{again} of {len(frames['test'])} test reviews stand in train too, and are left out")
     if spelt := sum(int(frame.text.str.contains(SPECIAL).sum()) for frame in frames.values()):
         notes.append(f"{spelt} texts spell a model's own token, such as [SEP], and get a blank in it")
         frames = {n: f.assign(text=f.text.str.replace(SPECIAL, r"\g<0> ", regex=True)) for n, f in frames.items()}
-    return {name: frames[name].reset_index(drop=True) for name in SPLITS if name in frames}, notes
+    return {name: frames[name].reset_index(drop=True) for name in SPLITS if name in frames}, notes + unused
 
 
 # Files
@@ -186,17 +191,20 @@ def _cells(stream: Any, name: str) -> pd.DataFrame:
     head, first = next(lines, (1, ""))  # behind what spreadsheets put first
     if not first:
         raise UserFault(f"data: {name!r} is empty; a header and reviews are needed")
-    separator = max(",;\t", key=first.count)
-    columns = [column.strip() for column in first.rstrip("\r\n" + separator).replace('"', "").split(separator)]
+    separator = max(",;\t", key=re.sub(r'"[^"]*"', "", first).count)
     rows: dict[str, list[str]] = {}
-    reader, line = csv.reader(stream, delimiter=separator), head + 1
+    reader = csv.reader(chain([first.rstrip("\r\n" + separator) + "\n"], stream), delimiter=separator)
+    columns, line = [column.strip() for column in next(reader)], reader.line_num + head
     for cells in reader:
         if any(cell.strip() for cell in cells):
             place = f"{name!r}, row {len(rows)} (line {line})"
             rows[place] = [*cells[: len(columns)], *[""] * (len(columns) - len(cells))]
             if any(cells[len(columns) :]):
-                raise UserFault(f"data: {place}: more cells than its header; put texts with commas in quotes")
-        line = reader.line_num + head + 1
+                raise UserFault(
+                    f"data: {place}: more cells than its header; put texts with commas in quotes, and "
+                    "double the quotes in them"
+                )
+        line = reader.line_num + head
     few = [set(values) - {""} for values in zip(*rows.values(), strict=True)]
     few = [values if len(values) <= FEW else set() for values in few]
     for place, cells in rows.items():
@@ -279,10 +287,10 @@ def _meaning(source: str, values: Counter, positive: tuple[str, ...] | None) -> 
         if wrong := sorted(chosen - set(known)):
             raise UserFault(f"positive: {_shown(wrong[0])} is no label in {source!r}; found {shown}")
         return {word: int(word in chosen) for word in known}
-    points = {word: float(word) for word in known if re.fullmatch(r"\d+(\.\d+)?", word) and 1 <= float(word) <= 10}
+    points = {word: float(word) for word in known if re.fullmatch(r"\d+(\.\d+)?", word) and 0.5 <= float(word) <= 10}
     top, half = max(points.values(), default=0), sum(values.values()) / 2
-    if top >= 4 and "0" not in known and sum(values[word] for word in points) > half:
-        # Stars from 1 to 5, or points from 1 to 10: 3, or 5 and 6, are neither good nor bad.
+    if top in (4, 4.5, 5, 9, 9.5, 10) and "0" not in known and sum(values[word] for word in points) > half:
+        # Stars up to 5, points up to 10: 3, or 5 and 6, are neither good nor bad.  Of 6 or 7 nobody knows.
         ends = 6 if top <= 5 else 11
         return {word: NEITHER if abs(2 * x - ends) < 2 else int(2 * x > ends) for word, x in points.items()}
     understood = [word for word in known if word in WORDS]
@@ -297,15 +305,16 @@ def _frame(place: str, table: pd.DataFrame, text: str, label: str | None, meanin
     said = table[text].map(lambda value: value if isinstance(value, str) else "")
     words = table[label].map(_word) if label else pd.Series("", table.index)
     blank = said.str.fullmatch(r"(?:<br\s*/?>|\s)*")
-    if not len(table) or said.str.fullmatch(r"[-+\d.,\s]+").all():
-        raise UserFault(f"data: {place}, column {_shown(text)}: holds no text; set text_column to one that does")
+    if said.str.fullmatch(r"[-+\d.,\s]+").all():
+        what = f"column {_shown(text)}: holds no text; set text_column to one that does"
+        raise UserFault(f"data: {place}, {what if len(table) else 'holds no rows; reviews are needed'}")
     wrong = blank if label is None else blank | ~words.isin(list(meaning))
     if wrong.any():
         at = table[wrong.to_numpy()].iloc[0]
         found = " with ".join(f"{_listed([name])} {_shown(at[name])}" for name in (text, label) if name)
         there = sorted(set(words) & set(meaning))
         labels = _listed(there if len(there) > 1 else ["0", "1"])
-        allowed = f"labels allowed here: {labels}; text must not be empty, blank or a number"
+        allowed = f"labels allowed here: {labels}, or set positive; text must not be empty, blank or a number"
         raise UserFault(f"data: {at.name}: {found}; {allowed}")
     frame = pd.DataFrame({"text": said.array, "label": words.map(meaning).array if label else NEITHER})
     return frame[frame.label != NEITHER] if label else frame

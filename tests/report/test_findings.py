@@ -199,12 +199,12 @@ def test_no_difference_is_claimed_where_a_large_one_is_excluded(rows: list, hold
 def test_level_is_within_a_quarter_of_what_the_other_gains():
     rows = pd.DataFrame({"label": ["a", "b"], "difference": 0.0, "low": [-0.1, -0.2], "high": [0.1, 0.2], "holm": 1.0})
     for gained, holds in ((4.0, True), (0.79, None), (np.array([0.41, 0.81]), True), (np.array([0.39, 0.81]), None)):
-        assert all_level(rows, "none", "some", "reward", gained=gained).holds is holds
-    told = all_level(rows, "none", "some", "reward", gained=np.array([0.44, 0.9])).statement
+        assert all_level(rows, "none", "some", "reward", gain=gained).holds is holds
+    told = all_level(rows, "none", "some", "reward", gain=np.array([0.44, 0.9])).statement
     assert told == "none (0 of 2 after Holm), and none by more than 0.23 nats (0.11 where less is gained)."
-    told = all_level(rows, "none", "some", "reward", gained=np.array([0.2, 9.0])).statement
+    told = all_level(rows, "none", "some", "reward", gain=np.array([0.2, 9.0])).statement
     assert told == "none (0 of 2 after Holm); but up to 0.10 nats is not excluded (level is 0.05)."
-    assert all_level(rows, "none", "some", "reward", above=True, gained=np.array([0.41, 0.81])).holds
+    assert all_level(rows, "none", "some", "reward", above=True, gain=np.array([0.41, 0.81])).holds
 
 
 def test_what_is_gained_at_a_kl_is_read_from_the_policies():

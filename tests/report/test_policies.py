@@ -18,6 +18,7 @@ from alignkit.report.policies import (
     each_once,
     finite,
     named_runs,
+    paired,
     policies_on_pairs,
     rows,
 )
@@ -129,6 +130,16 @@ def test_a_row_of_several_runs_has_the_tokens_of_all(run) -> None:
     assert found.status.tolist() == ["ok", "diverged"]
     assert found.kl.isna().tolist() == [False, True]
     assert found.loc[0, ["iteration", "eta", "steps"]].tolist() == [1, 0.5, 4]
+
+
+def test_pairs_that_none_are_left_of_name_what_decides_it(run, monkeypatch) -> None:
+    def get(*_, **__):
+        raise UserFault("pairs: 'threshold' leaves no pair in train; allowed: settings that leave some")
+
+    monkeypatch.setattr("alignkit.report.policies.get", get)
+    p = SimpleNamespace(winner_reward=1.0, loser_reward=-1.0)
+    with pytest.raises(UserFault, match="settings that leave some, of pair_samples, winner_reward and loser_reward"):
+        paired(p, 0, {"generations": run({})}, "threshold")
 
 
 def test_seeds_that_share_the_supervised_policy_share_its_measures(run) -> None:

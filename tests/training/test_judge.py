@@ -71,6 +71,16 @@ def test_the_same_reviews_give_the_same_judge(judge, data, tmp_path) -> None:
     assert (tmp_path / FILE).read_bytes() == (judge[0] / FILE).read_bytes()
 
 
+def test_a_judge_learns_from_few_of_one_label(tmp_path) -> None:
+    reviews = generate_reviews(400, 2).sort_values("text", ignore_index=True)
+    rare = reviews[:300].index[reviews.label[:300] == 0][5:]
+    reviews = reviews.drop(rare)  # the first ones are all of one label, but for five in a row
+    parts = [generate_reviews(40, 1).assign(split="train"), reviews.assign(split="test")]
+    pd.concat(parts).to_csv(tmp_path / "few.csv", index=False)
+    told = train_judge(tmp_path, JudgeSettings(int(0.8 * len(reviews)), 12), data=Reviews(str(tmp_path / "few.csv")))
+    assert told["slope"] > 0
+
+
 def test_a_judge_leaves_reviews_for_prompts(data, tmp_path) -> None:
     with pytest.raises(UserFault, match="judge_reviews: 900 asked for; allowed: 800 at most"):
         train_judge(tmp_path, JudgeSettings(900, 12), data=data)

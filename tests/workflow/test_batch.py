@@ -451,6 +451,16 @@ def test_a_pocket_notebook_that_ran_on_other_data_is_not_published(checkout: Pat
     assert not (checkout / "figures").exists()
 
 
+def test_notebooks_that_ran_on_different_reviews_are_not_published(build: Path, monkeypatch: pytest.MonkeyPatch):
+    found = {"0_primer": "", "1_reward_model": "mine.csv"}
+    (build / "smoke").mkdir(parents=True, exist_ok=True)
+    for name in found:
+        batch.executed("smoke", name).touch()
+    monkeypatch.setattr(batch, "check_executed", lambda _, name: found[name])
+    with pytest.raises(UserFault, match=r"^publish: notebooks of 'smoke' have other reviews: \['', 'mine.csv'\]; run"):
+        batch.publish("smoke")
+
+
 @pytest.mark.parametrize("edit", ["change", "add", "remove"])
 def test_a_notebook_edited_after_its_run_is_not_published(edit: str, checkout: Path, build: Path):
     finish(build, "pocket", executed())

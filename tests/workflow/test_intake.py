@@ -53,7 +53,7 @@ def write_folder(folder: Path, reviews: pd.DataFrame) -> Path:
 def test_reviews_that_the_loader_reads_as_they_are_stay_where_they_are(place: Path, reviews: pd.DataFrame):
     folder = write_folder(place / "reviews", reviews)
     p = given(folder)
-    assert p.check_reach() == []
+    assert p.check_reach() == ["data: reviews: 'label' is the label (1: positive; 0: negative)"]
     assert p.reviews() == Reviews(str(folder))
     assert given("pocket", train_reviews=200).reviews().source == "pocket"
 
@@ -123,7 +123,20 @@ def test_a_file_that_is_fine_passes_and_says_what_is_what(place: Path, reviews: 
     Path("1_reward_model.yaml").write_text("\n".join(["profile: smoke", "sft_held_out: 50", "held_out: 40",
                                                       "curve_reviews: [60]", *lines]))  # fmt: skip
     assert main(["check", "1_reward_model.yaml", "--data", "R.CSV"]) == 0
-    assert capsys.readouterr().out == "data: R.CSV: 'Review' is the text; every fifth review is kept for tests\n"
+    assert capsys.readouterr().out == (
+        "data: R.CSV: 'Review' is the text; 'label' is the label (1: positive; 0: negative); "
+        "every fifth review is kept for tests\n"
+    )
+
+
+def test_faults_of_all_files_are_told_at_once_and_each_once(place: Path, reviews: pd.DataFrame, capsys):
+    reviews.to_csv("r.csv", index=False)
+    lines = [f"{key}: {value}".replace("None", "null") for key, value in FEW.items()]
+    for name, value in (("4_warp", "prompts: 200"), ("5_improvements", "prompts: 200\nweak_reviews: [900]")):
+        Path(f"{name}.yaml").write_text("\n".join(["profile: smoke", "sft_held_out: 50", value, *lines]))
+    assert main(["check", "4_warp.yaml", "5_improvements.yaml", "--data", "r.csv"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["prompts", "weak_reviews"]
 
 
 def test_a_build_folder_that_cannot_be_written_is_one_line(place: Path, reviews: pd.DataFrame, monkeypatch):
@@ -157,7 +170,7 @@ def test_twenty_reviews_are_told_in_a_line_for_each_split(place: Path, reviews: 
         ),
         ("1_reward_model", {"curve_reviews": [400]}, "held_out: 40 and 400 of curve_reviews; allowed: 400 at most"),
         ("5_improvements", {"weak_reviews": [402]}, "weak_reviews: 402; allowed: at most the 400 train reviews"),
-        ("4_warp", {"judge_reviews": 81}, "judge_reviews: 81; allowed: 80 at most"),
+        ("4_warp", {"judge_reviews": 81}, "judge_reviews: 81; allowed: null (no judge), or 50 to 80, as"),
         ("4_warp", {"judge_reviews": 60, "prompts": 50}, "prompts: of 40 reviews 50 must be longer than a prompt of 5"),
         ("4_warp", {"prompts": 101}, "prompts: of 100 reviews 101 must be longer than a prompt of 5 to 20 tokens"),
         (
@@ -184,6 +197,19 @@ def test_what_the_reviews_are_too_few_for_is_one_line(
     assert said.startswith(line)
 
 
+def test_a_judge_needs_enough_reviews_of_each_label(place: Path, reviews: pd.DataFrame):
+    test = generate_reviews(62, 9)[["text", "label"]]
+    reviews.to_parquet(place / "train.parquet", index=False)
+    test.to_parquet(place / "test.parquet", index=False)
+    few = "judge_reviews: 50; allowed: null (no judge)"
+    assert told(given(place, "4_warp", judge_reviews=50, prompts=5)) == [few]
+    test = generate_reviews(100, 9)[["text", "label"]].sort_values("text")
+    test.assign(label=[1] * 21 + [0] * 4 + [1] * 75).to_parquet(place / "test.parquet", index=False)
+    (line,) = told(given(place, "4_warp", judge_reviews=60, prompts=5))
+    assert line.startswith("judge_reviews: 60; allowed: null (no judge), or 50 to 80")
+    assert line.endswith("with 5 of each label at least")
+
+
 def test_texts_without_blanks_are_told_that_words_need_them(place: Path):
     texts = [f"\u8fd9\u90e8\u7535\u5f71{i}\u5f88\u597d\u770b" for i in range(400)]
     pd.DataFrame({"text": texts, "label": [0, 1] * 200}).to_csv("r.csv", index=False)
@@ -198,7 +224,9 @@ def test_tweets_are_told_what_makes_them_long_enough_and_then_are(place: Path):
     assert line.startswith("data: of 320 reviews 160 must be longer than a prompt of 5 to 15 tokens, and ")
     assert line.endswith("or policy_tokenizer: bpe with a small policy_vocab (more tokens)")
     changed = given("r.csv", "4_warp", policy_tokenizer="bpe", policy_vocab=270)
-    assert changed.check_reach() == ["data: r.csv: every fifth review is kept for tests"]
+    assert changed.check_reach() == [
+        "data: r.csv: 'label' is the label (1: positive; 0: negative); every fifth review is kept for tests"
+    ]
     train = changed.reviews().load(0)["train"]["text"][:]
     assert len(prompts(train, train_tokenizer("bpe", train, 270), n=160, shortest=5, longest=15, seed=0)) == 160
 

@@ -159,6 +159,8 @@ def test_a_profile_may_name_the_notebooks_of_its_report(profile: Path, capsys: p
     assert check(profile, capsys) == []
     assert parameters.reported("mine") == parameters.reported("mine_tiny") == ["1_reward_model", "4_warp"]
     assert parameters.load(profile / "6_one_front.yaml").profile == "mine"
+    own = [file.name for file in parameters.files([profile / "shared.yaml"])]
+    assert own == ["1_reward_model.yaml", "4_warp.yaml"]  # what its report does not have is not asked of it
     (profile / "shared.yaml").write_text("notebooks: [4_wrap]\n")
     (line,) = check(profile, capsys)
     assert line.startswith(f"{profile / 'shared.yaml'}: notebooks: ['4_wrap']; allowed: a list of 0_primer, ")

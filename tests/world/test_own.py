@@ -98,7 +98,7 @@ def test_each_form_of_a_file_gives_the_same_rows(name: str, tmp_path: Path):
     assert frames["train"].text.tolist() == REVIEWS.text[TRAIN].tolist()
     assert frames["train"].label.tolist() == REVIEWS.label[TRAIN].tolist()
     assert len(frames["test"]) == 6
-    assert notes == ["every fifth review is kept for tests"]
+    assert notes == ["'label' is the label (1: positive; 0: negative)", "every fifth review is kept for tests"]
 
 
 KNOWN: dict[str, tuple[str, str]] = {
@@ -110,7 +110,8 @@ KNOWN: dict[str, tuple[str, str]] = {
     ),
     "truth values": (renamed(v0=False, v1=True), "(true: positive; false: negative)"),
     "stars": (renamed("stars", v0=2, v1=5), "(5: positive; 2: negative)"),
-    "ratings": (renamed("rating", v0=1.0, v1=8.0), "(8: positive; 1: negative)"),
+    "ratings": (renamed("rating", v0=1.0, v1=9.0), "(9: positive; 1: negative)"),
+    "half stars": (renamed("stars", v0=0.5, v1=4.5), "(4.5: positive; 0.5: negative)"),
 }
 
 
@@ -177,7 +178,22 @@ def test_a_folder_is_split_by_its_files_names_or_else_by_rows(tmp_path: Path):
     put(tmp_path, "named/unsupervised.csv", csv().replace("label", "id"))
     sizes = {name: len(frame) for name, frame in read(str(tmp_path / "named"), Columns())[0].items()}
     assert sizes == {"train": 30, "test": 30, "unsupervised": 30}
+    notes = read(str(tmp_path / "named"), Columns())[1]
+    assert notes[1:] == [
+        "30 of 30 test reviews stand in train too, and are left out",
+        "split valid (0 reviews) is not used",
+    ]
     assert {n: len(f) for n, f in read(str(tmp_path / "plain"), Columns())[0].items()} == {"train": 24, "test": 6}
+
+
+@pytest.mark.parametrize("name", ["title, short", "title; short; long; wide", "title,\nof two lines"])
+def test_a_header_is_read_like_its_rows(name: str, tmp_path: Path):
+    other = [1 - label for label in LABELS]
+    frames, notes = read(put(tmp_path, "r.csv", renamed("stars", v0=1, v1=5)), Columns())
+    table = pd.DataFrame({"text": REVIEWS.text, name: "t", "stars": [1 + 4 * x for x in LABELS], "delivered": other})
+    again, told = read(put(tmp_path, "q.csv", table.to_csv(index=False)), Columns())
+    assert again["train"].equals(frames["train"])
+    assert told == notes
 
 
 def test_a_text_of_several_lines_stays_one(tmp_path: Path):
@@ -250,7 +266,9 @@ FAULTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "no header": ("r.csv", "\n".join(PLAIN), ["no column 'text'; its columns are film 0, 0"]),
     "nothing": ("r.csv", "", ["is empty"]),
     "two reviews": ("r.csv", "\n".join(csv().split("\n")[:3]), ["has 2 reviews, none for test"]),
-    "a header": ("r.csv", "text,label\n", ["column 'text': holds no text"]),
+    "a header": ("r.csv", "text,label\n", ["holds no rows"]),
+    "a scale of six": ("r.csv", csv(label=[i % 6 + 1 for i in range(30)]), ["'5', '6'; set positive"]),
+    "inner quotes": ("r.csv", of_lines('"a \\"film\\", they say",1'), ["double the quotes in them"]),
     "numbers": ("r.csv", csv(text=range(30)), ["column 'text': holds no text"]),
     "another encoding": ("r.csv", csv(text="caf\u00e9").encode("latin-1"), ["cannot be read as CSV in UTF-8"]),
     "a broken archive": ("r.csv.gz", b"text,label\n", ["cannot be read as CSV"]),
