@@ -1,5 +1,6 @@
 """The README's numbers, written by the code that read them from the tables."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def markdown(found: Sequence[pd.DataFrame], columns: Mapping[str, str] | None = 
     columns = columns or {name: name for table in found for name in table}
     rows = [columns.values(), *(row for table in found for row in table[list(columns)].astype(str).to_numpy())]
     head, *lines = [f"| {' | '.join(row)} |" for row in rows]
-    return tables.unbroken("\n".join([head, "|---" * len(columns) + "|", *lines])) if found else ""
+    return "\n".join([head, "|---" * len(columns) + "|", *lines]) if found else ""
 
 
 def speeds(figures: Path) -> str:
@@ -214,12 +215,14 @@ BLOCKS = {"results": results, "times": times, "speeds": speeds, "estimates": est
 
 
 def with_results(text: str, figures: Path) -> str:
-    """The README with its blocks made anew; a block without markers in the text is left out."""
+    """The README with its blocks made anew, in which a table breaks no line inside an interval; a block without markers
+    in the text is left out."""
     for name, block in BLOCKS.items():
         start, end = START.format(name), END.format(name)
         if start in text and end in text:
             before, rest = text.split(start)
-            text = f"{before}{start}\n{block(figures)}\n{end}{rest.split(end)[1]}"
+            told = re.sub(r"(?m)^\|.*$", lambda row: tables.unbroken(row[0]), block(figures))
+            text = f"{before}{start}\n{told}\n{end}{rest.split(end)[1]}"
     return text
 
 

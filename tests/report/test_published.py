@@ -110,6 +110,13 @@ def test_no_choice_was_made_on_a_seed_of_the_confirmation(file: Path):
     assert not set(chosen_on) & set(table(file).seed)
 
 
+def test_an_interval_in_a_table_of_the_readme_stays_on_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(readme, "BLOCKS", {"results": lambda _: "- so: 1 [0.5, 2]\n\n| a | 1 [-0.5, 2.0] |\n"})
+    start, end = (mark.format("results") for mark in (readme.START, readme.END))
+    told = readme.with_results(f"before\n{start}\nold\n{end}\nafter\n", tmp_path).splitlines()
+    assert told[2:5] == ["- so: 1 [0.5, 2]", "", "| a | 1 [-0.5,&nbsp;2.0] |"]
+
+
 def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     folder = tmp_path / "pocket"
     folder.mkdir()
@@ -129,21 +136,21 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     found = readme.results(tmp_path)
     assert "- pocket: It is so." in found
     assert "It is not." not in found
-    lines = [line for line in found.splitlines() if "[0.10,&nbsp;1.00]" in line]
+    lines = [line for line in found.splitlines() if "[0.10, 1.00]" in line]
     assert [line.split(" | ")[:2] for line in lines] == [  # by KL 1, tuned ones with the seeds that they have
         ["| DPO, alpha 0.5", "3"],
         ["| WARP, tuned", "2"],
         ["| DPO, js", "3"],
         ["| fine-tuning on positive reviews", "3"],
     ]
-    assert lines[2] == "| DPO, js | 3 | 0.50 [0.10,&nbsp;1.00] | 0.50 [0.10,&nbsp;1.00] |"
+    assert lines[2] == "| DPO, js | 3 | 0.50 [0.10, 1.00] | 0.50 [0.10, 1.00] |"
     assert "DPO, alpha 0.1" not in found  # a variation, and not the best of DPO
     (tmp_path / "pocket_other").mkdir()
     other = shares.assign(**{"KL 1": [None, 0.8, None, None, None]})
     other.to_csv(tmp_path / "pocket_other" / "6_efficiency.csv", index=False)
     beside = readme.results(tmp_path).removeprefix(found).strip().splitlines()
     assert beside[0] == "| share of the optimal gain at KL 1 | pocket, 3 seeds | pocket_other, 3 seeds |"
-    assert beside[2:] == ["| fine-tuning on positive reviews |  | 0.80 [0.10,&nbsp;1.00] |"]  # of families that it has
+    assert beside[2:] == ["| fine-tuning on positive reviews |  | 0.80 [0.10, 1.00] |"]  # of families that it has
 
 
 @pytest.mark.parametrize("profile", [name for name in PROFILES if (FIGURES / name / "findings.csv").is_file()])

@@ -192,7 +192,7 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
     assert told.splitlines()[0].startswith(
         "| finding that holds in pocket | real | holds there (yes 1, no 1, cannot tell "
     )
-    assert "DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [0.50,&nbsp;3.00]" in told
+    assert "DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [0.50, 3.00]" in told
 
 
 def test_the_readme_tells_of_pockets_variants_in_one_table(figures: Path):
