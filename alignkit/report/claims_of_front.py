@@ -159,10 +159,8 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     optimal, own = rows["proxy error"].mean(), (rows["proxy error"] + rows["optimisation error"]).mean()
     holds, firm = outcome(low, high, least=0.5)
     said = {True: "more than half", False: "less than half", None: "not clear of half"}[holds]
-    text = (
-        f"The best policy used with one draw ({family}) misses {own:.2f} nats of the gold possible at a KL of {kl:g}; "
-    )
-    text += f"the reward model's own optimum misses {optimal:.2f}, {interval_text(part, low, high, 2)} times as much"
+    text = f"The best policy used with one draw ({family}) misses {own:.2f} nats of the gold possible at a KL of {kl:g}"
+    text += f"; the reward model's own optimum misses {optimal:.2f}, {interval_text(part, low, high, 2)} times as much"
     return Finding(f"{text} ({said}).", holds, firm, part, low, high, len(rows), kl)
 
 

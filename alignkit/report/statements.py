@@ -164,7 +164,7 @@ def all_level(
     """
     if table.holm.isna().all():
         raise Unanswered("one seed has no interval")
-    level, unit = np.minimum(LEVEL[measure], PART * np.broadcast_to(gain, len(table))), UNITS[measure]
+    level, unit = np.clip(PART * np.broadcast_to(gain, len(table)), 0, LEVEL[measure]), UNITS[measure]
     apart = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
     holds, firm = outcome(table.low, table.high, -np.inf if above else -level, level)
     told, within = listed(apart), f"none by more than {level.max():.2g} {unit}"

@@ -205,6 +205,7 @@ def test_level_is_within_a_quarter_of_what_the_other_gains():
     told = all_level(rows, "none", "some", "reward", gain=np.array([0.2, 9.0])).statement
     assert told == "none (0 of 2 after Holm); but up to 0.10 nats is not excluded (level is 0.05)."
     assert all_level(rows, "none", "some", "reward", above=True, gain=np.array([0.41, 0.81])).holds
+    assert all_level(rows, "none", "some", "reward", gain=-9.0).holds is None  # nothing is gained, so nothing is level
 
 
 def test_what_is_gained_at_a_kl_is_read_from_the_policies():
