@@ -116,11 +116,15 @@ def length_correlation(texts: list[str], rewards: np.ndarray, labels: np.ndarray
     return pd.DataFrame(rows)
 
 
-def pair_costs(rows: Mapping[str, int], batch: int) -> pd.DataFrame:
-    """Forwards and distinct pairs of an epoch over `rows` positives and as many negatives, `batch` texts a step."""
+def pair_costs(rows: Mapping[str, tuple[int, int]], batch: int) -> pd.DataFrame:
+    """Forwards and distinct pairs of an epoch over so many positives and negatives, `batch` texts a step.
+
+    In training the reviews of the rarer label are used again, so that both sides have as many.
+    """
     out = []
-    for name, n in rows.items():
-        out.append((name, "every pair spelled out", 2 * n * n, n * n))
+    for name, (positives, negatives) in rows.items():
+        n, every = max(positives, negatives), positives * negatives
+        out.append((name, "every pair spelled out", 2 * every, every))
         for label, pairs in (("plain pairs", "matched"), (f"in-batch all pairs, {batch} a step", "all")):
             count = pair_count(n, batch, pairs)
             out.append((name, label, count["forwards_per_epoch"], count["pairs_per_epoch"]))

@@ -12,11 +12,17 @@ from alignkit.world.known import TRUTHS
 
 
 def test_imdbs_pairs_spelled_out_cost_312_500_000_forwards():
-    costs = pair_costs({"IMDB": 12_500}, 32).set_index("training")
+    costs = pair_costs({"IMDB": (12_500, 12_500)}, 32).set_index("training")
     spelled_out, in_batch = costs.loc["every pair spelled out"], costs.loc["in-batch all pairs, 32 a step"]
     assert (spelled_out.forwards, spelled_out["distinct pairs"]) == (312_500_000, 156_250_000)
     assert in_batch.forwards == 25_000
     assert in_batch["distinct pairs"] == pytest.approx(25_000 * 32 / 4, rel=0.001)
+
+
+def test_pairs_of_a_rare_label_are_its_reviews_times_the_others():
+    costs = pair_costs({"rare": (1174, 26)}, 32).set_index("training")
+    assert costs["distinct pairs"]["every pair spelled out"] == 1174 * 26
+    assert costs.forwards["plain pairs"] == 2 * 1174  # each rare one is used several times
 
 
 def test_only_the_baseline_with_word_pairs_reads_a_negation():
