@@ -24,16 +24,12 @@ def _check(args: argparse.Namespace) -> None:
     if "" in args.path:  # which a Path takes for the working folder
         raise UserFault("check: path: ''; allowed: a parameter file or a folder of them")
     where = list(map(Path, args.path))
-    if lines := parameters.check(where, args.data):
+    notes: list[str] = []
+    lines = parameters.check(where, args.data)
+    if not lines and (args.reach or args.data):
+        lines = parameters.check(where, args.data, lambda p: notes.extend(p.check_reach(models=args.reach)))
+    if lines:
         raise UserFault("\n".join(lines))
-    notes, faults = [], []
-    for file in parameters.files(where) if args.reach or args.data else []:
-        try:
-            notes += parameters.load(file, args.data).check_reach(models=args.reach)
-        except UserFault as fault:
-            faults += str(fault).splitlines()
-    if faults:
-        raise UserFault("\n".join(dict.fromkeys(faults)))
     _tell(dict.fromkeys(notes))
 
 

@@ -103,9 +103,10 @@ def losses_do_not_differ_at_equal_kl(tables: Tables) -> Finding:
 def _gained(placed: pd.DataFrame, rows: pd.DataFrame, base: str | pd.Series) -> np.ndarray:
     """What the families that rows are compared with, `base`, gain in reward over SFT at each row's KL, (rows,), by the
     policies of `placed`; mean over seeds."""
-    own = placed[placed.family.isin({"sft", *rows.assign(base=base).base}) & (placed.row == "main")]
-    means = at_kl(gains_over_sft(own), rows.at_kl.unique(), ["reward"]).groupby(["family", "at_kl"]).reward.mean()
-    return means.reindex(pd.MultiIndex.from_frame(rows.assign(base=base)[["base", "at_kl"]])).to_numpy()
+    wanted = pd.MultiIndex.from_frame(rows.assign(base=base)[["base", "at_kl"]])
+    own = placed[placed.family.isin({"sft", *wanted.levels[0]}) & (placed.row == "main")]
+    means = at_kl(gains_over_sft(own), wanted.levels[1], ["reward"]).groupby(["family", "at_kl"]).reward.mean()
+    return means.reindex(wanted).to_numpy()
 
 
 def _over_sft(gains: pd.DataFrame, subject: str, measure: str, kl: float) -> Finding:
@@ -322,7 +323,8 @@ def ipo_and_kto_gain_no_more(tables: Tables) -> Finding:
 
 
 NAMES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+BY_NAME = vars(claims_of_front) | globals()
 CLAIMS: Mapping[str, Sequence[Callable[[Tables], Finding]]] = {
-    notebook: [{**vars(claims_of_front), **globals()}[name] for name in names] for notebook, names in NAMES.items()
+    notebook: [BY_NAME[name] for name in names] for notebook, names in NAMES.items()
 }
 """The claims that each notebook opens with, in the order of claims.yaml."""

@@ -11,7 +11,7 @@ import html
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,12 +229,13 @@ def load(path: Path, data: str | None = None, **override: Any) -> Rewarded:
     return validated({**_merged(layers), "notebook": notebook, "profile": profile, **override}, str(path), given_by)
 
 
-def check(where: list[Path], data: str | None = None) -> list[str]:
-    """One line for each fault in parameter files, or in all *.yaml files of folders."""
+def check(where: list[Path], data: str | None = None, ask: Callable[[Rewarded], object] = lambda p: None) -> list[str]:
+    """One line for each fault in parameter files, or in all *.yaml files of folders; `ask` may find more in their
+    values."""
     lines = [f"{path}: holds no parameter file (*.yaml)" for path in where if path.is_dir() and not files([path])]
     for file in files(where):
         try:
-            load(file, data)
+            ask(load(file, data))
         except UserFault as fault:
             lines += str(fault).splitlines()
     return list(dict.fromkeys(lines))

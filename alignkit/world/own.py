@@ -57,8 +57,8 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
     for what, in words.  Raises UserFault, which names row and column of the file, for what cannot be read.
     """
     found = _tables(source)
-    unused = [f"split {name} ({len(found[name])} reviews) is not used" for name in set(found) - {"", *SPLITS}]
     tables = {name: table for name, table in found.items() if name in ("", *SPLITS)}
+    unused = [f"split {name} ({len(found[name])} reviews) is not used" for name in found if name not in tables]
     place = {name: f"{source!r}, split {name}" if name else repr(source) for name in tables}
     texts = {name: _column(place[name], table, "text_column", asked.text, TEXT) for name, table in tables.items()}
     labelled = {name: table for name, table in tables.items() if name != "unsupervised"}

@@ -10,7 +10,8 @@ from datasets import Dataset, DatasetDict
 from alignkit.__main__ import main
 from alignkit.faults import UserFault
 from alignkit.pocket import generate_reviews
-from alignkit.workflow import parameters
+from alignkit.training import judge
+from alignkit.workflow import intake, parameters, schema
 from alignkit.world import foreign, own
 from alignkit.world.models import new_policy, save, train_tokenizer
 from alignkit.world.reviews import Reviews, load_reviews, prompts
@@ -195,6 +196,11 @@ def test_what_the_reviews_are_too_few_for_is_one_line(
     generate_reviews(100, 9)[["text", "label"]].to_parquet(folder / "test.parquet", index=False)
     (said,) = told(given(folder, notebook, **changed))
     assert said.startswith(line)
+
+
+def test_what_a_judge_needs_is_asked_as_its_training_asks_it():
+    assert (intake.JUDGES, intake.FOLDS) == (judge.MOST, judge.FOLDS)
+    assert f"ge={intake.LEAST_JUDGED})" in repr(schema.Judge)
 
 
 def test_a_judge_needs_enough_reviews_of_each_label(place: Path, reviews: pd.DataFrame):
