@@ -62,7 +62,13 @@ def _png(figure: Figure) -> bytes:
 
 def say(text: str) -> None:
     """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree."""
-    display(Markdown(text.replace("<", "&lt;")))  # a tag, as a review may hold, is shown as it stands
+    display(Markdown(re.sub(r"<(?!/?span\b)", "&lt;", text)))  # a tag, as of a word, is shown as it stands
+
+
+def quoted(text: str) -> str:
+    """A text in one line for `say`: nothing in it is Markdown, HTML, or with two dollars a formula."""
+    plain = re.sub(r"[\\`*_{}\[\]<>#|~$&]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+    return plain.replace("&#36;", '<span class="tex2jax_ignore">&#36;</span>')  # MathJax reads what a browser shows
 
 
 def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> None:

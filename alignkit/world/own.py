@@ -36,6 +36,8 @@ WORDS |= {"neutral": NEITHER, "mixed": NEITHER}
 KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 FEW = 12
 """A column of at most so many different values, as of labels, shows whether a line in a text is a row of its own."""
+WIDEST = 12
+"""Characters of a word, on average, beyond which words do not stand apart; in German it is 6, in Finnish 8."""
 SPECIAL = re.compile(
     r"<(?=[|\uff5c][^|\uff5c<>]{1,40}[|\uff5c]|</?SYS>>"
     r"|/?(?i:s|pad|unk|mask|[be]o[dmst]|cls|sep|end|think|unused\d+|\w+_\w+)>)"
@@ -76,9 +78,8 @@ def read(source: str, asked: Columns) -> tuple[dict[str, pd.DataFrame], list[str
         tested = whole.index % 5 == 4
         frames = {"train": whole[~tested], "test": whole[tested]}
         notes.append("every fifth review is kept for tests")
-    for name in ("train", "test"):
-        if name not in frames:
-            raise UserFault(f"data: {source!r} has no split {name!r}; found {', '.join(found)}")
+    if lost := [name for name in ("train", "test") if name not in frames]:
+        raise UserFault(f"data: {source!r} has no split {lost[0]!r}; found {', '.join(found)}")
     if empty := [name for name, frame in frames.items() if frame.empty]:
         raise UserFault(f"data: {source!r} has {sum(map(len, frames.values()))} reviews, none for {empty[0]}; add some")
     if again := int(frames["test"].text.isin(set(frames["train"].text)).sum()):
@@ -200,10 +201,8 @@ def _cells(stream: Any, name: str) -> pd.DataFrame:
             place = f"{name!r}, row {len(rows)} (line {line})"
             rows[place] = [*cells[: len(columns)], *[""] * (len(columns) - len(cells))]
             if any(cells[len(columns) :]):
-                raise UserFault(
-                    f"data: {place}: more cells than its header; put texts with commas in quotes, and "
-                    "double the quotes in them"
-                )
+                told = "more cells than its header; put texts with commas in quotes, double the quotes in them"
+                raise UserFault(f"data: {place}: {told}")
         line = reader.line_num + head
     few = [set(values) - {""} for values in zip(*rows.values(), strict=True)]
     few = [values if len(values) <= FEW else set() for values in few]
@@ -308,6 +307,8 @@ def _frame(place: str, table: pd.DataFrame, text: str, label: str | None, meanin
     if said.str.fullmatch(r"[-+\d.,\s]+").all():
         what = f"column {_shown(text)}: holds no text; set text_column to one that does"
         raise UserFault(f"data: {place}, {what if len(table) else 'holds no rows; reviews are needed'}")
+    if said.str.len().sum() > WIDEST * said.str.split().str.len().sum():
+        raise UserFault(f"data: {place}, column {_shown(text)}: texts without blanks between words; words need them")
     wrong = blank if label is None else blank | ~words.isin(list(meaning))
     if wrong.any():
         at = table[wrong.to_numpy()].iloc[0]

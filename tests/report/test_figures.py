@@ -279,3 +279,10 @@ def test_a_tag_in_a_sentence_is_shown_and_not_live(monkeypatch: pytest.MonkeyPat
     figures.say("**A text:** good <script>alert(1)</script> film")
     assert html.unescape(shown[0]) == "**A text:** good <script>alert(1)</script> film"
     assert "<" not in shown[0]
+
+
+def test_a_quoted_dollar_is_no_tag_in_a_sentence(monkeypatch: pytest.MonkeyPatch):
+    shown = []
+    monkeypatch.setattr(figures, "display", lambda what: shown.append(what.data))
+    figures.say(figures.quoted("$5 <b>"))
+    assert shown == ['<span class="tex2jax_ignore">&#36;</span>5 &#60;b&#62;']

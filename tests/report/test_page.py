@@ -16,10 +16,13 @@ from urllib.parse import unquote
 import nbformat
 import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from nbconvert.filters import markdown2html
 
 from alignkit import ADDRESS, paths
 from alignkit.__main__ import main
-from alignkit.report import page, readme
+from alignkit.report import figures, page, readme
 
 ROOT = paths.CHECKOUT
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -224,3 +227,14 @@ def test_nbviewers_template_shows_every_formula_whole(tmp_path: Path):
     assert (faults["wrong"], len(faults["raw"])) == (2, 1)
     assert {name: told for name, told in found.items() if told["wrong"] or told["raw"] or told["broken"]} == {}
     assert all(told["formulas"] for told in found.values())
+
+
+@example("it cost $20 , not $10 : *why* _me_ ? [x](y) `z` <br /> &amp; \\$ 1 # 2 | 3 ~~4~~")
+@given(st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" \n\\`*_{}[]<>#|~$&")))
+def test_a_quoted_text_is_no_markdown_no_html_and_no_formula(text: str):
+    page = markdown2html(f"**A text:** x{figures.quoted(text)}")
+    for_mathjax = re.sub('<span class="tex2jax_ignore">.*?</span>', "", page)
+    assert "$" not in unescape(for_mathjax)
+    assert {*re.findall(r"</?(\w+)", page)} <= {"p", "strong", "span"}
+    shown = unescape(re.sub("<[^>]*>", "", page)).strip()
+    assert shown == f"A text: x{' '.join(text.split())}".strip()

@@ -227,6 +227,20 @@ def test_special_tokens_in_a_text_are_text(tmp_path: Path):
     assert notes[-1].startswith("1 texts spell a model's own token")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sicherheitsbeh\u00f6rden untersuchten Atomkraftwerksbetreiber",
+        "ep\u00e4johdonmukaisuus k\u00e4sikirjoituksessa h\u00e4iritsi minua",
+        "\uc774 \uc601\ud654 \uc815\ub9d0 \uc88b\uc558\uc5b4\uc694",
+        "Superb!",
+    ],
+)
+def test_long_words_stand_apart_too(text: str, tmp_path: Path):
+    frames, _ = read(put(tmp_path, "r.csv", csv(text=["it was not what we had hoped for", text] * 15)), Columns())
+    assert len(frames["train"]) == 24
+
+
 # What is refused, in one line
 
 
@@ -269,6 +283,11 @@ FAULTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "a header": ("r.csv", "text,label\n", ["holds no rows"]),
     "a scale of six": ("r.csv", csv(label=[i % 6 + 1 for i in range(30)]), ["'5', '6'; set positive"]),
     "inner quotes": ("r.csv", of_lines('"a \\"film\\", they say",1'), ["double the quotes in them"]),
+    "no blanks between words": (
+        "r.csv",
+        csv(text=[f"\u8fd9\u90e8\u7535\u5f71{i}\uff0c\u5f88\u597d\u770b\u3002" * 4 for i in range(30)]),
+        ["column 'text': texts without blanks between words"],
+    ),
     "numbers": ("r.csv", csv(text=range(30)), ["column 'text': holds no text"]),
     "another encoding": ("r.csv", csv(text="caf\u00e9").encode("latin-1"), ["cannot be read as CSV in UTF-8"]),
     "a broken archive": ("r.csv.gz", b"text,label\n", ["cannot be read as CSV"]),
