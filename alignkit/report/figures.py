@@ -29,6 +29,8 @@ WIDEST = 9.0
 """Inches; a page shows a wider picture smaller, and its letters with it."""
 MOST_ROWS = 10
 """Rows of a shown table; the whole one is a CSV file."""
+DOLLAR = '<span class="tex2jax_ignore">&#36;</span>'
+"""A dollar in a review. Two are a formula otherwise: to Jupyter as they are written, to MathJax as they are shown."""
 _saved: list[str] = []
 """A link to the table that was saved last, as seen from the page that shows it."""
 
@@ -67,8 +69,8 @@ def say(text: str) -> None:
 
 def quoted(text: str) -> str:
     """A text in one line for `say`: nothing in it is Markdown, HTML, or with two dollars a formula."""
-    plain = re.sub(r"[\\`*_{}\[\]<>#|~$&]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
-    return plain.replace("&#36;", '<span class="tex2jax_ignore">&#36;</span>')  # MathJax reads what a browser shows
+    plain = re.sub(r"[\\`*_{}\[\]<>#|~&]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+    return plain.replace("$", DOLLAR)
 
 
 def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> None:
@@ -88,7 +90,7 @@ def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> N
     html = shown.head(most).rename(columns=HEADERS).to_html(index=False, border=0, justify="left", na_rep="")
     left = ["" if pd.api.types.is_numeric_dtype(kept[column]) else ' style="text-align: left"' for column in kept]
     styles = cycle(left)  # a page's style sheet sets each cell to the right, those of the header too
-    display(HTML(re.sub("<(t[hd])>", lambda cell: f"<{cell[1]}{next(styles)}>", unbroken(html))))
+    display(HTML(re.sub("<(t[hd])>", lambda cell: f"<{cell[1]}{next(styles)}>", unbroken(html).replace("$", DOLLAR))))
     if (more := len(kept) - most) > 0:
         say(f"{more} more row{'s' * (more > 1)}{f' in {_saved[-1]}' if _saved else ''}.")
 

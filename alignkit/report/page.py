@@ -61,9 +61,8 @@ def framed(title: str, nav: str, body: str, mathjax: str = "") -> str:
 
 def notebook_html(notebook: nbformat.NotebookNode) -> str:
     """The cells and outputs as HTML."""
-    without_prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
-    exporter = HTMLExporter(template_name="basic", sanitize_html=True, **without_prompts)
-    exporter.register_filter("clean_html", clean)
+    no_prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="basic", sanitize_html=True, filters={"clean_html": clean}, **no_prompts)
     return exporter.from_notebook_node(notebook)[0]
 
 

@@ -255,6 +255,12 @@ def test_text_stands_on_the_left_and_a_tiny_number_is_not_zero(shown: list[str])
     assert shown[0].count("text-align: left") >= 2
 
 
+def test_dollars_in_a_table_are_no_formula(shown: list[str]):
+    figures.show_table(pd.DataFrame({"method": ["SFT"], "text": ["$20 , not $10"]}))
+    assert "$" not in html.unescape(shown[0].replace(figures.DOLLAR, ""))
+    assert shown[0].count(figures.DOLLAR) == 2
+
+
 def test_what_has_no_number_at_a_kl_in_some_seed_is_named(shown: list[str]):
     rows = [(name, seed, kl) for name in "ab" for seed in (0, 1) for kl in (2.0, 0.5, 1.0)]
     matched = pd.DataFrame(rows, columns=["family", "seed", "at_kl"]).assign(reward=1.0)
