@@ -8,6 +8,8 @@ from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 
+from filelock import FileLock
+
 from alignkit import numerics, paths
 from alignkit.faults import UserFault
 from alignkit.workflow import parameters
@@ -86,13 +88,14 @@ def _publish(args: argparse.Namespace) -> None:
     from alignkit.report import readme, replication
     from alignkit.workflow import batch
 
-    changed = batch.publish(args.profile)
-    # Tables of other reports repeat pocket's findings beside their own, so they are written anew with it.
-    beside = sorted(paths.CHECKOUT.glob("figures/*/findings.csv")) if args.profile == "pocket" else []
-    for name in dict.fromkeys([args.profile, *(file.parent.name for file in beside)]):
-        changed += replication.publish_findings(name)
-    _tell(changed + readme.update())
-    batch.note_published(args.profile)
+    with FileLock(paths.build() / ".publish-lock"):  # all reports write README
+        changed = batch.publish(args.profile)
+        # Tables of other reports repeat pocket's findings beside their own, so they are written anew with it.
+        beside = sorted(paths.CHECKOUT.glob("figures/*/findings.csv")) if args.profile == "pocket" else []
+        for name in dict.fromkeys([args.profile, *(file.parent.name for file in beside)]):
+            changed += replication.publish_findings(name)
+        _tell(changed + readme.update())
+        batch.note_published(args.profile)
 
 
 def _done(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The house: which part may import which, how large it may grow, and that the library needs no trainer."""
 
 import ast
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -101,6 +102,27 @@ def test_every_tests_name_is_shorter_than_70_characters():
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in TESTS.rglob("test_*.py")]
     names = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     assert [name for name in names if name.startswith("test_") and len(name) >= 70] == []
+
+
+def packages(tree: ast.AST) -> set[str]:
+    """The packages that a module imports, anywhere but under TYPE_CHECKING."""
+    found = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            found |= packages(node)
+    return found
+
+
+def test_the_library_needs_the_packages_that_the_readme_names():
+    own = {"alignkit", *sys.stdlib_module_names}
+    asked = {name: packages(ast.parse((PACKAGE / f"{name}.py").read_text("utf-8"))) - own for name in LIBRARY}
+    assert set().union(*asked.values()) == {"numpy", "scipy", "pandas", "torch", "yaml", "nltk"}
+    assert [name for name, needed in asked.items() if "yaml" in needed] == ["pocket"]
+    assert [name for name, needed in asked.items() if "nltk" in needed] == ["metrics"]
 
 
 def test_the_library_is_imported_without_a_trainer(alone: Callable[..., CompletedProcess]):

@@ -240,8 +240,7 @@ def forest(differences: pd.DataFrame, label: str, xlabel: str) -> Figure:
     """
     if "against" in differences:
         blocks = differences.groupby("against", sort=False)
-        heads = [pd.concat([pd.DataFrame([{label: f"less {name}:"}]), rows]) for name, rows in blocks]
-        differences = pd.concat(heads)
+        differences = pd.concat(pd.concat([pd.DataFrame([{label: f"less {name}:"}]), rows]) for name, rows in blocks)
     figure, axis = plt.subplots(figsize=(7.2, 0.36 * len(differences) + 1.1))
     for i, row in enumerate(differences.itertuples()):
         axis.plot([row.low, row.high], [i, i], color=POSITIVE, linewidth=1.6)

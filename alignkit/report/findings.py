@@ -35,12 +35,13 @@ def answers(notebook: str, tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object, "firm": object})
 
 
-def of_folders(*folders: Path) -> Tables:
-    """Tables by name, from the first folder that has them; each is read once."""
+def of_folders(*folders: Path, own: str = "own") -> Tables:
+    """Tables by name, from the first folder that has them, those whose names begin with `own` from no other; each is
+    read once."""
 
     @cache
     def read(name: str) -> pd.DataFrame:
-        for folder in folders:
+        for folder in folders[: 1 if name.startswith(own) else None]:
             if (folder / f"{name}.csv").is_file():
                 return pd.read_csv(folder / f"{name}.csv")
         raise Unanswered(f"no table {name}")
@@ -55,8 +56,9 @@ def opening() -> DisplayHandle:
 
 def tell(place: DisplayHandle, p: Rewarded) -> None:
     """Read what this run's tables allow to say, save it as <n>_findings, and show it at the top."""
-    table = answers(p.notebook, of_folders(paths.figures(p.profile), paths.published(p.profile)))
-    save_table(table, f"{p.notebook.partition('_')[0]}_findings", profile=p.profile)
+    number = p.notebook.partition("_")[0]  # what this run did not write is no finding of it
+    table = answers(p.notebook, of_folders(paths.figures(p.profile), paths.published(p.profile), own=f"{number}_"))
+    save_table(table, f"{number}_findings", profile=p.profile)
     told = table.statement + (table.holds.eq(True) & table.firm.eq(False)).map({True: f" *({NARROW})*", False: ""})
     place.update(Markdown("\n".join(f"- {text}" for text in told) + about_models(p) + about_gold(p)))
 

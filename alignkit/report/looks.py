@@ -50,8 +50,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     as the values of a parameter, have shades in this order, or beside methods the colours that those leave.  Of names
     with one look the first has it, the others count as without.
     """
-    first = {found: name for name in reversed(names) if (found := look(name))}
-    own = {name: found for found, name in first.items()}
+    own = {name: found for found, name in {look(name): name for name in reversed(names)}.items() if found}
     others = [name for name in names if name not in own]
     used, taken = {seen.color for seen in own.values()}, {seen.marker for seen in own.values()}
     stages = {name: method for name in others for method in LOOKS if name.startswith(f"{method}, ")}

@@ -145,18 +145,12 @@ def frontier_gains(frontiers: Frontiers, kls: np.ndarray, of_gold: Frontiers | N
 
 
 def tables_of_notebooks(profile: str, notebooks: Sequence[str]) -> pd.DataFrame:
-    """The tables of other notebooks in one: those just made, or those that are published.
-
-    Raises UserFault if one is missing, or is of a version that did not write the column family yet.
-    """
+    """The tables of other notebooks in one: those just made, or those published; UserFault if one is missing."""
     read = of_folders(paths.figures(profile), paths.published(profile))
     try:
-        found = {name: read(name) for name in notebooks}
+        return pd.concat(map(read, notebooks), ignore_index=True)
     except Unanswered as reason:
         raise UserFault(f"{paths.figures(profile)}: {reason}; the notebook of this name writes it") from None
-    if old := [name for name, table in found.items() if "family" not in table]:
-        raise UserFault(f"profile {profile!r}: {old[0]} is of an older version (no column family); execute it again")
-    return pd.concat(found.values(), ignore_index=True)
 
 
 def notebooks_read(profile: str) -> list[str]:

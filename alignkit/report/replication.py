@@ -58,15 +58,15 @@ def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
     return both.assign(there=answer).rename(columns={f"{column}_": f"{column}_there" for column in OUTCOME})
 
 
-def all_answers(*folders: Path) -> pd.DataFrame:
-    """What today's claims say of the tables in the first folder that has them; each is open where none has."""
-    tables = findings.of_folders(*folders)
+def all_answers(*folders: Path, own: str = "own") -> pd.DataFrame:
+    """What today's claims say of the tables `of_folders`; each is open where none has them."""
+    tables = findings.of_folders(*folders, own=own)
     return pd.concat([findings.answers(notebook, tables) for notebook in findings.CLAIMS], ignore_index=True)
 
 
 def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
     """The `agreement` of what a report has made so far, while its last notebook runs."""
-    return agreement(profile, all_answers(paths.figures(profile), paths.published(profile)))
+    return agreement(profile, all_answers(paths.figures(profile), paths.published(profile), own="6_"))
 
 
 def beside_replica(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:

@@ -109,18 +109,16 @@ def more_or_less(verb: str, what: str) -> Words:
     return f"{verb} more {what} than", f"{verb} less {what} than", f"does not measurably differ in {what} from"
 
 
-def difference(
-    gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES, adjusted: bool = False, digits: int = 2
-) -> Finding:
-    """A finding that a row of differences (difference, low, high; seeds and at_kl, if it has them) is above zero;
-    `adjusted`: only where Holm's p is small as well."""
+def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHANGES, digits: int = 2) -> Finding:
+    """A finding that a row of differences (difference, low, high; holm, seeds and at_kl, if it has them) is above zero;
+    where it is one of several, only if Holm's p is small as well."""
     row = gains.iloc[0]
     if np.isnan(row.low):
         raise Unanswered("one seed has no interval")
-    among_several = adjusted and row.holm >= DIFFERENT
-    said = words[2 if among_several else (2, 0, 1)[side_of_zero(row.low, row.high)]]
-    text = f"{subject} {said} {rest}: {interval_text(row.difference, row.low, row.high, digits)}."
-    found = (None, False) if among_several else outcome(row.low, row.high, least=np.nextafter(0, 1))
+    side, open_ = side_of_zero(row.low, row.high), row.get("holm", 0) >= DIFFERENT
+    said, told = words[(2, 0, 1)[side * (not open_)]], interval_text(row.difference, row.low, row.high, digits)
+    text = f"{subject} {said} {rest}: {told}{f', after Holm p = {row.holm:.2f}' if side and open_ else ''}."
+    found = (None, False) if open_ else outcome(row.low, row.high, least=np.nextafter(0, 1))
     beside = (row.get(name, np.nan) for name in ("seeds", "at_kl"))
     return Finding(text, *found, row.difference, row.low, row.high, *beside)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # the trainers are slow to import, and publishing needs none
 
 MOST_KL = 4.0
 """Nats up to which a hypervolume counts."""
-STEP = 0.02
-"""Nats between the points at which a front is read for its hypervolume."""
+STEPS = 1000
+"""Places, even in √KL, at which a front is read for its hypervolume, beside its own points."""
 
 
 # Over seeds
@@ -176,19 +176,19 @@ def gains_over_sft(table: pd.DataFrame) -> pd.DataFrame:
 def volumes(table: pd.DataFrame, measures: Sequence[str], most: float = MOST_KL) -> pd.DataFrame:
     """Hypervolume of each front up to a KL of `most` for each seed; columns method, seed, tokens, status, measures.
 
-    `table` has SFT's rows among its own, the method "sft".  The fronts are read every STEP nats, level beyond their
-    last point, so that the volume does not hang on which η were evaluated; before its first point only one that
-    `goes_back` to SFT has area.  Status is "diverged" if any point is.
+    `table` has SFT's rows among its own, the method "sft".  A front is a line through its points (`along_root_kl`),
+    level beyond the last one, so that the volume does not hang on which η were evaluated; before its first point only
+    one that `goes_back` to SFT has area.  Status is "diverged" if any point is.
     """
-    kls = np.arange(0, most + STEP, STEP)
     out = []
     for name, seed, start, rows in _lines(table, "method"):
-        begins = start if goes_back(rows) else start.assign(kl=rows.kl.min() - 1e-9)
-        line, sound = pd.concat([begins, rows]), (rows.status == "ok").all()
+        line, sound = pd.concat([start, rows]), (rows.status == "ok").all()
+        first = 0 if goes_back(rows) else np.clip(rows.kl.min(), 0, most)
+        kls = np.union1d(np.linspace(first**0.5, most**0.5, STEPS) ** 2, line.kl.clip(first, most))
         found = dict.fromkeys(measures, np.nan)
         for m in measures if sound else ():
-            read = along_root_kl(kls, line.kl.clip(lower=0), line[m], beyond=True)
-            found[m] = hypervolume(kls, read, start[m].iloc[0], most)
+            best = np.maximum.accumulate(along_root_kl(kls, line.kl.clip(lower=0), line[m], beyond=True))
+            found[m] = hypervolume(kls[:-1], (best[:-1] + best[1:]) / 2, start[m].iloc[0], most)
         row = {"method": name, "seed": seed, "tokens": rows.tokens_generated.max(), **found}
         out.append(row | {"status": "ok" if sound else "diverged"})
     return pd.DataFrame(out)

@@ -18,10 +18,8 @@ from alignkit.workflow.schema import NOTEBOOKS
 
 SETTINGS = ["iteration", "eta", "steps", "beta", "pairs", "reviews"]
 """Columns that say, beside notebook and method, which policy or model a row is of."""
-MEASURES = (
-    "kl reward gold well_formed unigram_entropy distinct_2 self_bleu repetition mean_tokens "
-    "pairwise_accuracy sign_accuracy ece"
-).split()
+MEASURES = "kl reward gold well_formed unigram_entropy distinct_2 self_bleu repetition mean_tokens".split()
+MEASURES += ["pairwise_accuracy", "sign_accuracy", "ece"]
 LIMIT = 2
 """Standard errors within which a mean is said not to have moved."""
 TOLD = 10

@@ -116,7 +116,7 @@ class RegressionSettings:
     beta: float
     steps: int
     batch: int
-    """Completions a step, each of another prompt."""
+    """Completions a step; on policy each of another prompt."""
     lr: float
     warmup: int
     """Steps over which the learning rate rises from 0, at which the first step is taken, before it falls."""

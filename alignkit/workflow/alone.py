@@ -42,7 +42,9 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         return False
     wanted = {name: batch.values(name, profile) for name in batch.notebooks(profile)}
     print(f"{profile}: {len(training_jobs(wanted))} training jobs, {len(wanted)} notebooks", flush=True)
-    seen, publishing, stopped = set(paths.store().glob("*/run.json")), Lock(), Event()
+    last = (out / RUNS).stat().st_mtime if (out / RUNS).is_file() else time.time()  # others ended after a cut
+    seen = {file for file in paths.store().glob("*/run.json") if file.stat().st_mtime <= last}
+    publishing, stopped = Lock(), Event()
 
     def there(name: str) -> bool:
         sealed = batch.seal(profile, name, batch.content_key(name, profile))
@@ -56,6 +58,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         with publishing:
             return not stopped.is_set() and (there(name) or run("execute", profile, name)) and run("publish", profile)
 
+    batch.break_seals(profile)
     for name in wanted:  # a page of other code or parameters would keep the others from being published
         if not there(name):
             batch.executed(profile, name).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -53,8 +54,8 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     """Hash of all that an executed notebook depends on.
 
     These are its cells, its parameters, the alignkit modules that they reach, the lock, what lies at a local path among
-    the parameters, and all of this for the notebooks whose tables it reads; for the last notebook also pocket's
-    published findings, which other profiles show beside their own.
+    the parameters, and all of this for the notebooks whose tables it reads; for the last notebook also what `tune`
+    wrote, and pocket's published findings, which other profiles show beside their own.
     """
     p = values(notebook, profile, data)
     cells = json.loads(_source(notebook).read_text(encoding="utf-8"))["cells"]
@@ -62,8 +63,9 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     code = "\n".join(source for kind, source, _ in told if kind == "code")
     modules = _reached(code, tuple((file, file.stat().st_mtime_ns) for file in _files(paths.PACKAGE)))
     files = [*modules, *(module.with_suffix(".yaml") for module in modules)]  # a module's data lie beside it
-    if p.reads and profile not in ("pocket", f"pocket{parameters.REPLICA}"):
-        files.append(paths.published("pocket") / "findings.csv")
+    if p.reads:
+        others = () if profile in ("pocket", f"pocket{parameters.REPLICA}") else (paths.published("pocket"),)
+        files += [paths.published(profile) / "tuning.csv", *(folder / "findings.csv" for folder in others)]
     read = [content_key(name, profile, data) for name in sorted(set(p.reads) & set(notebooks(profile)))]
     return checksums.of_values([told, _given(p), checksums.of(paths.PACKAGE, filter(Path.is_file, files)), read])
 
@@ -196,10 +198,12 @@ def first_damaged(profile: str, notebook: str, seal: Path) -> str:
 
 
 def break_seals(profile: str) -> None:
-    """Remove the seals of notebooks whose files are not as they were made, so that they are executed again."""
+    """Remove the seals of notebooks whose files are not as they were made, or which read tables of one that has no
+    seal, so that they are executed again."""
     for name in notebooks(profile):
+        others = [_seals(profile, other) for other in values(name, profile).reads if other in notebooks(profile)]
         for file in _seals(profile, name):
-            if first_damaged(profile, name, file):
+            if first_damaged(profile, name, file) or not all(others):
                 file.unlink()
 
 
@@ -232,8 +236,9 @@ def publish(profile: str) -> list[str]:
     """Copy a profile's executed notebooks, figures and tables out of the build folder; returns the files that changed.
 
     The pocket notebooks go into notebooks/, so that what is read is what ran; those of other profiles lie beside
-    their figures; of a replica, tables alone are kept.  Raises UserFault if nothing of the profile was executed, if
-    what was executed is damaged or out of date, or while another batch runs.
+    their figures; of a replica, tables alone are kept.  What was published of other reviews is removed.  Raises
+    UserFault if nothing of the profile was executed, if what was executed is damaged or out of date, or while another
+    batch runs.
     """
     import nbformat
 
@@ -243,15 +248,16 @@ def publish(profile: str) -> list[str]:
         raise UserFault(f"publish: no executed notebook of {profile!r} in {paths.build()}; run make report first")
     with lock_build(profile):
         if len(given := {check_executed(profile, name) for name in done}) > 1:
-            raise UserFault(
-                f"publish: notebooks of {profile!r} have other reviews: {sorted(given)}; run make report again"
-            )
-        changed = []
-        for name in done:
-            if not profile.endswith(parameters.REPLICA):
-                file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
-                changed += write(file, f"{nbformat.writes(cleaned(profile, name))}\n".encode())
-            changed += _write_figures(profile, name, target)
+            raise UserFault(f"publish: {profile!r} has pages of other reviews: {sorted(given)}; run make report again")
+        changed, made = [], {"", *(_reviews(executed(profile, name)) for name in done)}
+        for name in NOTEBOOKS:
+            file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
+            if name in done:
+                if not profile.endswith(parameters.REPLICA):
+                    changed += write(file, f"{nbformat.writes(cleaned(profile, name))}\n".encode())
+                changed += _write_figures(profile, name, target)
+            elif profile != "pocket" and _reviews(file) not in made:  # no report is of two sets of reviews
+                changed += _removed([file, *figures_and_tables(target, name)])
         # The rows of every notebook that puts policies on the KL-reward plane.
         tables = map(pd.read_csv, filter(Path.is_file, (target / f"{name}.csv" for name in NOTEBOOKS)))
         found = [table for table in tables if "kl" in table]
@@ -301,13 +307,22 @@ def _write_figures(profile: str, notebook: str, target: Path) -> list[str]:
     """Figures and tables of a notebook; those that it no longer makes are removed."""
     drawn = figures_and_tables(paths.figures(profile), notebook)
     fresh = {file.name: file for file in drawn if file.suffix == ".csv" or not profile.endswith(parameters.REPLICA)}
-    gone = [old for old in figures_and_tables(target, notebook) if old.name not in fresh]
-    changed = [f"{old.relative_to(paths.CHECKOUT)} (removed)" for old in gone]
-    for old in gone:
-        old.unlink()
+    changed = _removed(old for old in figures_and_tables(target, notebook) if old.name not in fresh)
     for name, file in fresh.items():
         changed += write(target / name, file.read_bytes())
     return changed
+
+
+def _removed(files: Iterable[Path]) -> list[str]:
+    gone = [file for file in files if file.is_file()]
+    for file in gone:
+        file.unlink()
+    return [f"{file.relative_to(paths.CHECKOUT)} (removed)" for file in gone]
+
+
+def _reviews(page: Path) -> str:
+    """The fingerprint of the reviews that a page says it was made with; "" where it says none."""
+    return "".join(re.findall(r"reviews: fingerprint (\w+)", page.read_text("utf-8") if page.is_file() else "")[:1])
 
 
 def write_table(file: Path, table: pd.DataFrame) -> list[str]:
@@ -320,7 +335,7 @@ def write(file: Path, content: bytes) -> list[str]:
     if file.is_file() and file.read_bytes() == content:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(file.suffix + ".part")
+    part = file.with_suffix(f"{file.suffix}.{os.getpid()}.part")
     part.write_bytes(content)
     part.replace(file)
     return [os.path.relpath(file, paths.CHECKOUT)]

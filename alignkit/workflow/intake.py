@@ -57,8 +57,7 @@ def once(make: Callable[..., list[str] | None], given: Any, depends: Any) -> tup
 def taken_in(p: schema.World) -> tuple[str, list[str]]:
     """Where one's own reviews lie in the form that the loader reads, and what was taken for what."""
     columns = (p.text_column, p.label_column, p.positive and tuple(p.positive))
-    depends = [columns, checksums.content(p.data) or p.data, Path(p.data).name]
-    folder, notes = once(_reviews, (p.data, columns), depends)
+    folder, notes = once(_reviews, (p.data, columns), [columns, checksums.content(p.data) or p.data, Path(p.data).name])
     place = folder / "reviews"
     return str(place) if place.is_dir() else p.data, notes
 
@@ -85,7 +84,7 @@ def _enough(_: Path, p: schema.Rewarded) -> None:
     try:
         train, test = p.reviews().load(p.seeds[0])["train"], p.reviews().load(0)["test"]
         few = [*_too_few(p, train["label"][:], test["label"][:])]
-        if lines := few or [*_too_short(p, train["text"][:], test["text"][:])]:
+        if lines := few or [*_too_short(p, test["text"][:])]:
             raise UserFault("\n".join(lines))
     except UserFault as fault:  # named like the user's own files; a split may be smaller than what is asked of it
         said = str(fault).replace(repr(p.reviews().source), repr(p.data))
@@ -113,14 +112,16 @@ def _too_few(p: schema.Rewarded, labels: list[int], tested: list[int]) -> Iterat
             yield f"judge_reviews: {p.judge_reviews}; allowed: null (no judge){some if most >= LEAST_JUDGED else ''}"
 
 
-def _too_short(p: schema.Rewarded, train: list[str], test: list[str]) -> Iterator[str]:
+def _too_short(p: schema.Rewarded, test: list[str]) -> Iterator[str]:
     from alignkit.world.models import load_policy, train_tokenizer
 
+    drawn = [(p.reviews().load(seed)["train"]["text"][:], seed) for seed in p.training_seeds()]
+    train = drawn[0][0]
     # The last test reviews are the judge's.
-    asked = [("prompts", p.prompts, test[: len(test) - (getattr(p, "judge_reviews", None) or 0)], 20, 0)]
+    asked = [("prompts", p.prompts, [(test[: len(test) - (getattr(p, "judge_reviews", None) or 0)], 0)], 20)]
     for key in ("pair_prompts", "distil_prompts", "again_prompts"):
-        asked += [(key, getattr(p, key), train, 15, p.seeds[0])] if hasattr(p, key) else []
-    asked += [("data", len(train) // 2, train, 15, p.seeds[0])] if isinstance(p, schema.Loop) else []
+        asked += [(key, getattr(p, key), drawn, 15)] if hasattr(p, key) else []
+    asked += [("data", len(train) // 2, drawn, 15)] if isinstance(p, schema.Loop) else []
     words = train_tokenizer("word", ["a"], 100)  # of which each is a token at least
     short = [one for one in asked if _usable(words, *one[1:]) < one[1]]
     if not short:
@@ -128,20 +129,21 @@ def _too_short(p: schema.Rewarded, train: list[str], test: list[str]) -> Iterato
     more = p.reviews().load(0).get("unsupervised", {"text": []})["text"][:]
     made = (p.policy_tokenizer, train + more, p.policy_vocab)
     tokenizer = train_tokenizer(*made) if p.policy == "scratch" else load_policy(p.policy)[1]
-    for key, n, texts, longest, seed in short:
-        if (found := _usable(tokenizer, n, texts, longest, seed)) < n:
+    for key, n, given, longest in short:
+        if (found := _usable(tokenizer, n, given, longest)) < n:
             fewer = f"at most {found}, or " if found and key != "data" else ""
-            longer = f"must be longer than a prompt of 5 to {longest} tokens"
+            longer = f"of {len(given[0][0])} reviews {n} must be longer than a prompt of 5 to {longest} tokens"
             more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == "scratch" else ""
             more = f" with blanks between the words{more}" if more and not found else more
-            yield f"{key}: of {len(texts)} reviews {n} {longer}, and {found} are; allowed: {fewer}longer reviews{more}"
+            yield f"{key}: {longer}, and {found} are; allowed: {fewer}longer reviews{more}"
 
 
-def _usable(tokenizer: Any, n: int, texts: list[str], longest: int, seed: int) -> int:
+def _usable(tokenizer: Any, n: int, given: list[tuple[list[str], int]], longest: int) -> int:
+    """How many of the n prompts texts give with a seed: the first of all these that give too few, or n."""
     from alignkit.world.reviews import prompts
 
     try:
-        return len(prompts(texts, tokenizer, n=n, shortest=5, longest=longest, seed=seed))
+        return min(len(prompts(texts, tokenizer, n=n, shortest=5, longest=longest, seed=seed)) for texts, seed in given)
     except UserFault as fault:
         return int(re.findall(r"only (\d+) reviews", str(fault))[0])
 

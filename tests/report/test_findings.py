@@ -9,17 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignkit import paths
 from alignkit.metrics import seed_interval
-from alignkit.report import claims, claims_of_front
+from alignkit.report import claims, claims_of_front, findings
 from alignkit.report.claims import CLAIMS
 from alignkit.report.figures import save_table
 from alignkit.report.findings import about_models, answers, tell
 from alignkit.report.statements import (
+    CHANGES,
     Finding,
     Tables,
     Unanswered,
     all_level,
     compared_at,
+    difference,
     lies_between,
     of_one_number,
     outcome,
@@ -141,6 +144,28 @@ def test_a_page_marks_what_holds_narrowly(low: float, marked: bool, build: Path,
     tell(place, SimpleNamespace(notebook="2_dpo_losses", profile="smoke", base_seed=None))
     line = next(line for line in shown[0].splitlines() if "over SFT" in line)
     assert (" *(narrow: fresh seeds may leave it open)*" in line) == marked
+
+
+def test_a_page_does_not_speak_of_tables_that_its_own_run_did_not_write(tmp_path: Path):
+    here, published = tmp_path / "here", tmp_path / "published"
+    for folder, names in ((here, ["6_rows"]), (published, ["6_rows", "6_losses", "4_warp"])):
+        folder.mkdir()
+        for name in names:
+            pd.DataFrame({"of": [folder.name]}).to_csv(folder / f"{name}.csv", index=False)
+    read = findings.of_folders(here, published, own="6_")
+    assert [read(name).of.item() for name in ("6_rows", "4_warp")] == ["here", "published"]
+    with pytest.raises(Unanswered, match="no table 6_losses"):
+        read("6_losses")
+
+
+def test_what_others_published_is_no_finding_of_this_run(build: Path, monkeypatch: pytest.MonkeyPatch):
+    shown: list[str] = []
+    place = SimpleNamespace(update=lambda text: shown.append(text.data))
+    save_table(gains(1.0, 0.5, 1.5)["t_2_gain"], "2_gain", profile="imdb_scratch")
+    monkeypatch.setattr("alignkit.report.findings.about_gold", lambda _: "")
+    tell(place, SimpleNamespace(notebook="2_dpo_losses", profile="imdb_scratch", base_seed=None))
+    assert (paths.published("imdb_scratch") / "2_matched.csv").is_file()
+    assert "Not asked here: Which loss differs in reward from the sigmoid loss, at the same KL?" in shown[0]
 
 
 def reaching(*kls: float) -> pd.DataFrame:
@@ -385,6 +410,43 @@ def test_rows_clear_of_zero_are_named_and_one_seed_answers_nothing():
     assert clear_of_zero(table) == "a +0.50 in gold (1 of 2 after Holm)"
     assert clear_of_zero(table[1:]) == "no difference is clear of zero (0 of 1 after Holm)"
     assert clear_of_zero(table.assign(holm=np.nan)) == "no interval, or nothing at one KL, so no answer"
+
+
+@pytest.mark.parametrize(("holm", "holds"), [(0.04, True), (0.06, None), (np.nan, True), (None, True)])
+def test_one_of_several_differences_needs_holms_p_as_well(holm: float | None, holds: bool | None):
+    row = pd.DataFrame({"difference": [1.0], "low": 0.2, "high": 1.8} | ({} if holm is None else {"holm": holm}))
+    found = difference(row, "It", "that", CHANGES)
+    assert found.holds is holds
+    assert (
+        found.statement
+        == {
+            True: "It raises that: 1.00 [0.20, 1.80].",
+            None: "It does not measurably change that: 1.00 [0.20, 1.80], after Holm p = 0.06.",
+        }[holds]
+    )
+
+
+def test_fewer_pairs_are_asked_about_at_one_share_in_every_report():
+    found = pd.DataFrame({"share": [0.125, 0.25, 0.5, 1], "difference": [4.0, 3.0, 2.0, 0.0], "seeds": 3})
+    found = pd.concat(found.assign(measure=name, low=1.0, high=5.0, holm=0.01) for name in ("kl", "reward", "gold"))
+    asked = tables(t_2_size_gain=found)
+    assert (claims.more_pairs_raise_gold(asked).value, claims.twice_the_pairs_raise_reward(asked).value) == (4, 2)
+    asked = tables(t_2_size_gain=found[found.share == 0.25])
+    for claim in (claims.more_pairs_raise_gold, claims.twice_the_pairs_raise_reward):
+        with pytest.raises(Unanswered):
+            claim(asked)
+
+
+def test_what_is_gained_is_read_off_the_line_that_differences_are():
+    """All points of a front count that every seed has, also those drawn from less; one seed's side rows do not."""
+    points = [("sft", "sft", 0.0, 0.0, np.nan, "main"), ("WARP", "WARP, T=50", 0.25, 2.0, 0.5, "side"),
+              ("WARP", "WARP, T=50", 1.0, 2.5, 1.0, "main")]  # fmt: skip
+    columns = ["method", "family", "kl", "reward", "eta", "row"]
+    placed = pd.concat(pd.DataFrame(points, columns=columns).assign(seed=seed, status="ok") for seed in range(3))
+    one = pd.DataFrame([("WARP, other", "WARP, T=50", 0.24, 9.0, 0.5, "side")], columns=columns)
+    placed = pd.concat([placed, one.assign(seed=0, status="ok")])
+    rows = pd.DataFrame({"at_kl": [0.25, 1.0]})
+    assert claims._gained(placed, rows, "WARP, T=50").tolist() == pytest.approx([2.0, 2.5])
 
 
 def test_on_policy_pairs_are_compared_at_the_largest_kl():

@@ -180,16 +180,6 @@ def test_a_table_of_another_notebook_that_is_not_there_is_one_line(build):
         one_front.tables_of_notebooks("smoke", ["9_none"])
 
 
-def test_a_table_of_an_older_version_is_one_line(monkeypatch: pytest.MonkeyPatch):
-    old = pd.DataFrame({"method": ["sft"], "seed": 0})
-    read = {"2_dpo_losses": old.assign(family="sft"), "4_warp": old}
-    monkeypatch.setattr(one_front, "of_folders", lambda *_: read.get)
-    with pytest.raises(
-        UserFault, match=r"^profile 'smoke': 4_warp is of an older version \(no column family\); [^\n]*$"
-    ):
-        one_front.tables_of_notebooks("smoke", ["2_dpo_losses", "4_warp"])
-
-
 def test_only_notebooks_of_the_profiles_report_are_followed():
     assert one_front.notebooks_read("pocket") == list(OneFront.reads)
     assert one_front.notebooks_read("pretrained_tiny") == ["2_dpo_losses", "4_warp"]

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from alignkit.metrics import holm
@@ -275,8 +277,8 @@ def test_the_hypervolume_does_not_hang_on_the_number_of_points() -> None:
         rows.loc[0, "method"] = "sft"
         return volumes(rows.assign(tokens_generated=7, eta=0.5), ["reward"]).reward.item()
 
-    assert volume([5.0]) == pytest.approx(volume([0.3, 1.0, 2.2, 5.0]))
-    assert volume([5.0]) == pytest.approx(3 * 2 / 3 * 4**1.5, rel=0.01)
+    assert volume([5.0]) == pytest.approx(volume([0.3, 1.0, 2.2, 5.0]), rel=1e-5)
+    assert volume([5.0]) == pytest.approx(3 * 2 / 3 * 4**1.5, rel=1e-5)
 
 
 def test_an_estimated_kl_below_zero_counts_as_zero() -> None:
@@ -291,7 +293,7 @@ def test_a_front_is_level_beyond_its_last_policy() -> None:
     rows = pd.DataFrame({"method": ["sft", "a", "b"], "kl": [0.0, 1, 1], "reward": [0.0, 2, 2], "seed": 0,
                          "tokens_generated": 7, "status": ["ok", "ok", "diverged"], "eta": 0.5})  # fmt: skip
     found = volumes(rows, ["reward"]).set_index("method")
-    assert found.reward["a"] == pytest.approx(2 * 2 / 3 + 2 * 3, rel=0.01)
+    assert found.reward["a"] == pytest.approx(2 * 2 / 3 + 2 * 3, rel=1e-5)
     assert np.isnan(found.reward["b"])
     assert found.status.to_dict() == {"a": "ok", "b": "diverged"}
 
@@ -299,8 +301,20 @@ def test_a_front_is_level_beyond_its_last_policy() -> None:
 def test_a_sweep_has_no_area_before_its_first_policy() -> None:
     rows = pd.DataFrame({"method": ["sft", "a", "a"], "kl": [0.0, 1, 2], "reward": [1.0, 3, 3], "seed": 0,
                          "tokens_generated": 7, "status": "ok", "eta": [np.nan, np.nan, np.nan]})  # fmt: skip
-    assert volumes(rows, ["reward"]).reward.item() == pytest.approx(2 * 3, rel=0.01)
+    assert volumes(rows, ["reward"]).reward.item() == pytest.approx(2 * 3, rel=1e-9)
+    assert volumes(rows.assign(kl=[0.0, 1.2345, 2]), ["reward"]).reward.item() == pytest.approx(2 * (4 - 1.2345))
+    assert volumes(rows.assign(kl=[0.0, 4.5, 5]), ["reward"]).reward.item() == 0
     assert volumes(rows.assign(eta=0.5), ["reward"]).reward.item() > 2 * 3.5
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 5), st.floats(-2, 5)), min_size=1, max_size=5, unique_by=lambda x: x[0]))
+def test_a_volume_is_the_integral_of_the_best_so_far(points: list[tuple[float, float]]) -> None:
+    rows = pd.DataFrame([(0.0, 0.0), *sorted(points)], columns=["kl", "reward"]).assign(seed=0, status="ok", eta=0.5)
+    rows["method"] = ["sft", *["a"] * len(points)]
+    found = volumes(rows.assign(tokens_generated=7), ["reward"]).reward.item()
+    root = np.linspace(0, 2, 200_001)
+    best = np.maximum.accumulate(np.interp(root, np.sqrt(rows.kl), rows.reward))
+    assert found == pytest.approx(np.trapezoid(best * 2 * root, root), abs=1e-3)
 
 
 def test_a_front_that_ends_early_is_not_lower_for_that() -> None:
@@ -314,7 +328,7 @@ def test_a_front_that_ends_early_is_not_lower_for_that() -> None:
     table = table.assign(tokens_generated=7, status="ok", eta=0.5)
     found = volume_gains(table, "long", ["short", "short and high"], ["reward"]).set_index("method")
     assert found.difference["short"] == pytest.approx(0)
-    assert found.difference["short and high"] == pytest.approx(1.1 * 2 / 3, rel=0.03)
+    assert found.difference["short and high"] == pytest.approx(1.1 * 2 / 3, rel=1e-5)
     assert volumes(table, ["reward"]).groupby("method").reward.mean()["short and high"] < 3 * 16 / 3
     np.testing.assert_allclose(found.holm, holm(found.p.to_numpy()))
 

@@ -224,6 +224,15 @@ def test_the_last_page_of_another_profile_depends_on_pockets_findings(profile: s
     assert [new != old for new, old in zip(after, before, strict=True)] == [moves, False]
 
 
+def test_the_last_page_depends_on_what_was_tuned(checkout: Path):
+    shutil.copy(source(), source().with_name("6_one_front.ipynb"))
+    before = batch.content_key("6_one_front", "pocket"), batch.content_key(NOTEBOOK, "pocket")
+    (checkout / "figures" / "pocket").mkdir(parents=True)
+    (checkout / "figures" / "pocket" / "tuning.csv").write_text("method,share")
+    after = batch.content_key("6_one_front", "pocket"), batch.content_key(NOTEBOOK, "pocket")
+    assert [new != old for new, old in zip(after, before, strict=True)] == [True, False]
+
+
 @pytest.mark.slow
 def test_a_key_is_the_same_in_every_process():
     code = "from alignkit.workflow import batch; print(batch.content_key('6_one_front', 'imdb'))"
@@ -297,6 +306,18 @@ def test_a_seal_is_kept_while_its_files_are_as_they_were_made(checkout: Path, bu
     batch.break_seals("smoke")
     key = batch.content_key(NOTEBOOK, "smoke")
     assert list((build / "smoke" / "executed").iterdir()) == [batch.seal("smoke", NOTEBOOK, key)]
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_page_whose_tables_are_not_sealed_loses_its_seal(sealed: bool, checkout: Path, build: Path):
+    for name in ("4_warp", "6_one_front"):
+        shutil.copy(source(), source().with_name(f"{name}.ipynb"))
+        save(executed("profile = 'imdb'"), batch.executed("imdb", name))
+        if sealed or name == "6_one_front":
+            batch.seal_up("imdb", name, batch.content_key(name, "imdb"))
+    batch.break_seals("imdb")
+    left = [file.name.partition("-")[0] for file in sorted((build / "imdb" / "executed").iterdir())]
+    assert left == ["4_warp", "6_one_front"] * sealed
 
 
 # What its training depends on
@@ -457,7 +478,7 @@ def test_notebooks_that_ran_on_different_reviews_are_not_published(build: Path, 
     for name in found:
         batch.executed("smoke", name).touch()
     monkeypatch.setattr(batch, "check_executed", lambda _, name: found[name])
-    with pytest.raises(UserFault, match=r"^publish: notebooks of 'smoke' have other reviews: \['', 'mine.csv'\]; run"):
+    with pytest.raises(UserFault, match=r"^publish: 'smoke' has pages of other reviews: \['', 'mine.csv'\]; run"):
         batch.publish("smoke")
 
 
@@ -510,6 +531,33 @@ def test_a_figure_that_is_no_longer_drawn_is_removed_and_others_stay(checkout: P
     assert sorted(f.name for f in figures.iterdir()) == [
         "10_other_notebook.png", "1_new.svg", f"{NOTEBOOK}.ipynb", "1_words.png", "README.md",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_what_was_published_of_other_reviews_is_removed(mine: bool, checkout: Path, build: Path):
+    def made_of(fingerprint: str) -> nbformat.NotebookNode:
+        run = executed("profile = 'imdb'")
+        run.cells[3].outputs = [new_output("stream", name="stdout", text=f"reviews: fingerprint {fingerprint}\n")]
+        return run
+
+    figures = checkout / "figures" / "imdb"
+    save(made_of("aa11"), figures / "5_improvements.ipynb")
+    (figures / "5_improvements.csv").write_text("kl,reward\n1,2\n")
+    finish(build, "imdb", made_of("bb22" if mine else "aa11"), ["1_words.csv"])
+    removed = [f"figures/imdb/5_improvements.{kind} (removed)" for kind in ("csv", "ipynb")]
+    assert [line for line in sorted(batch.publish("imdb")) if "removed" in line] == removed * mine
+    assert (figures / "5_improvements.csv").is_file() is not mine
+    assert (figures / "results.csv").is_file() is not mine  # notebook 1 puts no policy on the plane
+
+
+def test_two_reports_never_tear_one_file(tmp_path: Path):
+    line = "import sys; from pathlib import Path; from alignkit.workflow.batch import write\n"
+    line += "for i in range(300): write(Path(sys.argv[1]), (sys.argv[2] + str(i)).encode() * 2000)"
+    command = [sys.executable, "-c", line, str(tmp_path / "README.md")]
+    both = [subprocess.Popen([*command, word], stderr=subprocess.PIPE, text=True) for word in ("one", "other")]
+    assert [job.communicate()[1] for job in both] == ["", ""]
+    assert (tmp_path / "README.md").read_text() in ("one299" * 2000, "other299" * 2000)
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
 
 
 def test_of_a_replica_only_tables_are_kept(checkout: Path, build: Path):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
@@ -235,6 +236,21 @@ def test_tweets_are_told_what_makes_them_long_enough_and_then_are(place: Path):
     ]
     train = changed.reviews().load(0)["train"]["text"][:]
     assert len(prompts(train, train_tokenizer("bpe", train, 270), n=160, shortest=5, longest=15, seed=0)) == 160
+
+
+def test_prompts_are_asked_for_with_every_seed(place: Path):
+    words = [f"film {i} was very good today said john" + " again" * (i % 3) for i in range(400)]
+    pd.DataFrame({"text": words, "label": [0, 1] * 200}).to_csv("r.csv", index=False)
+    trains = [given("r.csv", "2_dpo_losses").reviews().load(seed)["train"]["text"][:] for seed in range(6)]
+    tokenizer = train_tokenizer("word", trains[0], 2000)
+    count = [intake._usable(tokenizer, 320, [one], 15) for one in zip(trains, range(6), strict=True)]
+    low, high = int(np.argmin(count)), int(np.argmax(count))
+    assert count[low] < count[high]
+    sizes = {"policy_tokenizer": "word", "policy_vocab": 2000, "pair_prompts": count[high]}
+    given("r.csv", "2_dpo_losses", seeds=[high], **sizes).check_reach()
+    (line,) = told(given("r.csv", "2_dpo_losses", seeds=[high, low], **sizes))
+    assert line.startswith("pair_prompts: ")
+    assert f"and {count[low]} are" in line
 
 
 # Models
