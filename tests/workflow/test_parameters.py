@@ -75,6 +75,13 @@ def test_every_profile_loads_for_every_notebook(name: str, notebook: str):
     assert p.model_dump() == NOTEBOOKS[notebook].model_validate(profile_values(name, notebook)).model_dump()
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_only_where_methods_were_tuned_are_they_trained_as_tuned(name: str):
+    here = name.removesuffix("_replica")
+    tuned = parameters.load(paths.PARAMS / name / "6_one_front.yaml").tuned
+    assert bool(tuned) == (here == "smoke" or (paths.CHECKOUT / "figures" / here / "tuning.csv").is_file())
+
+
 def test_the_profiles_of_the_readme_are_shipped():
     assert {*PROFILES} >= {"smoke", "pocket", "imdb_scratch", "imdb", "pretrained", "pretrained_tiny"}
 
