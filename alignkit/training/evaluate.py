@@ -48,7 +48,7 @@ def evaluate(
     model, tokenizer = load_policy(policy)
     texts = evaluation_prompts(data, tokenizer, s.n_prompts)
     by_id = {tokenizer.convert_tokens_to_ids(token): value for token, value in s.bias.items()}
-    asked = [f"{s.prefix} {text}".strip() for text in texts]
+    asked = [f"{s.prefix} {text}" if s.prefix else text for text in texts]  # its last token may be a blank
     try:
         samples = sample(model, tokenizer, asked, k=s.k, max_new_tokens=s.max_new_tokens, seed=seed, bias=by_id)
     except NotFinite:

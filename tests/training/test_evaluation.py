@@ -254,6 +254,19 @@ def test_the_reference_has_a_kl_only_with_a_prefix_or_a_bias(evaluations) -> Non
             assert (kept.kl > -1e-6).all()
 
 
+def test_a_prompt_that_ends_in_a_blank_is_one_for_both(world, lively_policy, tmp_path: Path, monkeypatch) -> None:
+    asked = ["it was a ", " the film had less than "]
+    codec = train_tokenizer("bpe", ["it was a film", "the film had less than"], 270)
+    assert [codec(text)["input_ids"] for text in asked] != [codec(text.strip())["input_ids"] for text in asked]
+    save(tmp_path / "policy", lively_policy(codec, 3), codec)
+    monkeypatch.setattr("alignkit.training.evaluate.evaluation_prompts", lambda *_: asked)
+    models = {"policy": tmp_path / "policy", "reference": tmp_path / "policy", "reward": world.reward}
+    called(evaluate, tmp_path, seed=0, data=world.data, **models, **SIZES)
+    kept = pd.read_parquet(tmp_path / "completions.parquet")
+    np.testing.assert_allclose(kept[["kl", "k1"]], 0, atol=1e-6)
+    assert [text[: len(prompt)] for text, prompt in zip(kept.text, kept.prompt, strict=True)] == kept.prompt.tolist()
+
+
 def test_a_prefix_stands_before_the_policys_prompt_and_in_no_text(evaluations, world) -> None:
     kept = evaluations["prefix"][1]
     assert all(text.startswith(prompt) for text, prompt in zip(kept.text, kept.prompt, strict=True))
