@@ -83,8 +83,7 @@ def _enough(_: Path, p: schema.Rewarded) -> None:
     """Raise UserFault, one line for each value, where the reviews are too few or too short for the parameters."""
     try:
         train, test = p.reviews().load(p.seeds[0])["train"], p.reviews().load(0)["test"]
-        few = [*_too_few(p, train["label"][:], test["label"][:])]
-        if lines := few or [*_too_short(p, test["text"][:])]:
+        if lines := [*_too_few(p, train["label"][:], test["label"][:])] or [*_too_short(p, test["text"][:])]:
             raise UserFault("\n".join(lines))
     except UserFault as fault:  # named like the user's own files; a split may be smaller than what is asked of it
         said = str(fault).replace(repr(p.reviews().source), repr(p.data))
@@ -122,8 +121,7 @@ def _too_short(p: schema.Rewarded, test: list[str]) -> Iterator[str]:
     for key in ("pair_prompts", "distil_prompts", "again_prompts"):
         asked += [(key, getattr(p, key), drawn, 15)] if hasattr(p, key) else []
     asked += [("data", len(train) // 2, drawn, 15)] if isinstance(p, schema.Loop) else []
-    words = train_tokenizer("word", ["a"], 100)  # of which each is a token at least
-    short = [one for one in asked if _usable(words, *one[1:]) < one[1]]
+    short = [one for one in asked if min(_long(texts, one[3]) for texts, _ in one[2]) < one[1]]
     if not short:
         return
     more = p.reviews().load(0).get("unsupervised", {"text": []})["text"][:]
@@ -136,6 +134,11 @@ def _too_short(p: schema.Rewarded, test: list[str]) -> Iterator[str]:
             more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == "scratch" else ""
             more = f" with blanks between the words{more}" if more and not found else more
             yield f"{key}: {longer}, and {found} are; allowed: {fewer}longer reviews{more}"
+
+
+def _long(texts: list[str], longest: int) -> int:
+    """How many texts have more words than a prompt has tokens: these are long enough, as a word is a token at least."""
+    return sum(len(text.split(None, longest)) > longest for text in texts)
 
 
 def _usable(tokenizer: Any, n: int, given: list[tuple[list[str], int]], longest: int) -> int:
