@@ -63,13 +63,14 @@ def _png(figure: Figure) -> bytes:
 
 
 def say(text: str) -> None:
-    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree."""
-    display(Markdown(re.sub(r"<(?!/?span\b)", "&lt;", text)))  # a tag, as of a word, is shown as it stands
+    """Show a sentence whose numbers were computed in the cell, so that prose and table cannot disagree; a tag in it is
+    text."""
+    display(Markdown(text.replace("<", "&lt;").replace(DOLLAR.replace("<", "&lt;"), DOLLAR)))
 
 
 def quoted(text: str) -> str:
-    """A text in one line for `say`: nothing in it is Markdown, HTML, or with two dollars a formula."""
-    plain = re.sub(r"[\\`*_{}\[\]<>#|~&]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+    """A text in one line for `say`: nothing in it is Markdown, HTML, a link, or with two dollars a formula."""
+    plain = re.sub(r"[\\`*_{}\[\]<>#|~&:]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
     return plain.replace("$", DOLLAR)
 
 

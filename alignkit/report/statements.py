@@ -14,7 +14,7 @@ Tables = Callable[[str], pd.DataFrame]
 """A table of one profile by its name, such as 2_gain; raises Unanswered if the report has none of that name."""
 Numbers = float | pd.Series
 Words = tuple[str, str, str]
-"""What is said of a difference above zero, below zero, and of one whose interval includes zero."""
+"""What is said of a difference above zero, below zero, and of one that is not shown."""
 Also = tuple[str, pd.DataFrame] | None
 CHANGES: Words = ("raises", "lowers", "does not measurably change")
 DIFFERENT = 0.05
@@ -36,8 +36,8 @@ class Unanswered(Exception):
 
 
 class Finding(NamedTuple):
-    """A sentence with its numbers; `holds` says whether the claim of the function's name does, None if its interval
-    leaves that open; `firm` whether it holds and as many fresh seeds are expected to show that too."""
+    """A sentence with its numbers; `holds` says whether the claim of the function's name does, None if its interval, or
+    Holm's p, leaves that open; `firm` whether it holds and as many fresh seeds are expected to show that too."""
 
     statement: str
     holds: bool | None
@@ -119,8 +119,9 @@ def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHAN
     said, told = words[(2, 0, 1)[side * (not open_)]], interval_text(row.difference, row.low, row.high, digits)
     text = f"{subject} {said} {rest}: {told}{f', after Holm p = {row.holm:.2f}' if side and open_ else ''}."
     found = (None, False) if open_ else outcome(row.low, row.high, least=np.nextafter(0, 1))
-    beside = (row.get(name, np.nan) for name in ("seeds", "at_kl"))
-    return Finding(text, *found, row.difference, row.low, row.high, *beside)
+    return Finding(
+        text, *found, row.difference, row.low, row.high, *(row.get(name, np.nan) for name in ("seeds", "at_kl"))
+    )
 
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:

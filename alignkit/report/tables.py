@@ -74,7 +74,8 @@ def unbroken(text: str) -> str:
 
 def difference_in_words(row: Any) -> str:
     """A row of `differences` or `matched_differences` in words: difference, interval, and what they allow to say."""
-    return f"{interval_text(row.difference, row.low, row.high, 2)}; {verdict(row.low, row.high)}"
+    told = f"{interval_text(row.difference, row.low, row.high, 2)}; {verdict(row.low, row.high)}"
+    return told + f", but after Holm p = {row.holm:.2f}" * bool(side_of_zero(row.low, row.high) and row.holm >= 0.05)
 
 
 def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: str = "method") -> pd.DataFrame:
@@ -202,7 +203,7 @@ def volume_gains(table: pd.DataFrame, base: str, others: Sequence[str], measures
     found = []
     for other in others:
         pair = table[table.method.isin(["sft", base, other])]
-        ends = pair[pair.method != "sft"].groupby(["seed", "method"]).kl.max().groupby("seed").min().clip(upper=MOST_KL)
+        ends = pair[pair.method != "sft"].groupby(["seed", "method"]).kl.max().groupby("seed").min().clip(0, MOST_KL)
         both = [volumes(pair[pair.seed == seed], measures, end) for seed, end in ends.items()]
         found.append(differences(pd.concat(both), base, measures))
     gains = pd.concat(found, ignore_index=True)

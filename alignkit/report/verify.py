@@ -64,8 +64,7 @@ def _files(before: Path, after: Path) -> list[str]:
     """How many tables are equal byte for byte; those of times never are, and do not count."""
     old, new = ({f.stem: f.read_bytes() for f in folder.glob("*.csv")} for folder in (before, after))
     names = {name for name in old.keys() | new.keys() if "timings" not in name}
-    same = sum(old.get(name) == new.get(name) for name in names)
-    lines = [f"tables: {same} of {len(names)} are equal byte for byte"]
+    lines = [f"tables: {sum(old.get(name) == new.get(name) for name in names)} of {len(names)} are equal byte for byte"]
     for told, only in [("no longer made", names - new.keys()), ("new", names - old.keys())]:
         lines += [f"tables {told}: {', '.join(sorted(only))}"] if only else []
     return lines

@@ -42,9 +42,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         return False
     wanted = {name: batch.values(name, profile) for name in batch.notebooks(profile)}
     print(f"{profile}: {len(training_jobs(wanted))} training jobs, {len(wanted)} notebooks", flush=True)
-    last = (out / RUNS).stat().st_mtime if (out / RUNS).is_file() else time.time()  # others ended after a cut
-    seen = {file for file in paths.store().glob("*/run.json") if file.stat().st_mtime <= last}
-    publishing, stopped = Lock(), Event()
+    seen, publishing, stopped = set(paths.store().glob("*/run.json")), Lock(), Event()
 
     def there(name: str) -> bool:
         sealed = batch.seal(profile, name, batch.content_key(name, profile))

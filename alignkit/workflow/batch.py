@@ -236,9 +236,9 @@ def publish(profile: str) -> list[str]:
     """Copy a profile's executed notebooks, figures and tables out of the build folder; returns the files that changed.
 
     The pocket notebooks go into notebooks/, so that what is read is what ran; those of other profiles lie beside
-    their figures; of a replica, tables alone are kept.  What was published of other reviews is removed.  Raises
-    UserFault if nothing of the profile was executed, if what was executed is damaged or out of date, or while another
-    batch runs.
+    their figures; of a replica, tables alone are kept.  Pages of other reviews, and what belongs to them, are removed.
+    Raises UserFault if nothing of the profile was executed, if what was executed is damaged or out of date, or while
+    another batch runs.
     """
     import nbformat
 
@@ -249,19 +249,19 @@ def publish(profile: str) -> list[str]:
     with lock_build(profile):
         if len(given := {check_executed(profile, name) for name in done}) > 1:
             raise UserFault(f"publish: {profile!r} has pages of other reviews: {sorted(given)}; run make report again")
-        changed, made = [], {"", *(_reviews(executed(profile, name)) for name in done)}
+        changed, made = [], {_reviews(executed(profile, name)) for name in done} - {""}
         for name in NOTEBOOKS:
             file = (_source(name).parent if profile == "pocket" else target) / f"{name}.ipynb"
             if name in done:
                 if not profile.endswith(parameters.REPLICA):
                     changed += write(file, f"{nbformat.writes(cleaned(profile, name))}\n".encode())
                 changed += _write_figures(profile, name, target)
-            elif profile != "pocket" and _reviews(file) not in made:  # no report is of two sets of reviews
-                changed += _removed([file, *figures_and_tables(target, name)])
+            elif made and profile != "pocket" and _reviews(file) not in {"", *made}:  # no report has two sets
+                changed += _removed([file, target / "tuning.csv", *figures_and_tables(target, name)])
         # The rows of every notebook that puts policies on the KL-reward plane.
         tables = map(pd.read_csv, filter(Path.is_file, (target / f"{name}.csv" for name in NOTEBOOKS)))
-        found = [table for table in tables if "kl" in table]
-        return changed + (write_table(target / "results.csv", pd.concat(found)) if found else [])
+        found, file = [table for table in tables if "kl" in table], target / "results.csv"
+        return changed + (write_table(file, pd.concat(found)) if found else _removed([file]))
 
 
 def standing(profile: str, data: str = "") -> str:

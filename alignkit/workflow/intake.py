@@ -132,7 +132,6 @@ def _too_short(p: schema.Rewarded, test: list[str]) -> Iterator[str]:
             fewer = f"at most {found}, or " if found and key != "data" else ""
             longer = f"of {len(given[0][0])} reviews {n} must be longer than a prompt of 5 to {longest} tokens"
             more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == "scratch" else ""
-            more = f" with blanks between the words{more}" if more and not found else more
             yield f"{key}: {longer}, and {found} are; allowed: {fewer}longer reviews{more}"
 
 
@@ -142,11 +141,13 @@ def _long(texts: list[str], longest: int) -> int:
 
 
 def _usable(tokenizer: Any, n: int, given: list[tuple[list[str], int]], longest: int) -> int:
-    """How many of the n prompts texts give with a seed: the first of all these that give too few, or n."""
+    """How many of the n prompts texts give with a seed: the fewest of all these."""
     from alignkit.world.reviews import prompts
 
+    if len(given) > 1:
+        return min(_usable(tokenizer, n, [one], longest) for one in given)
     try:
-        return min(len(prompts(texts, tokenizer, n=n, shortest=5, longest=longest, seed=seed)) for texts, seed in given)
+        return len(prompts(given[0][0], tokenizer, n=n, shortest=5, longest=longest, seed=given[0][1]))
     except UserFault as fault:
         return int(re.findall(r"only (\d+) reviews", str(fault))[0])
 

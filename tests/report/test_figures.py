@@ -290,5 +290,5 @@ def test_a_tag_in_a_sentence_is_shown_and_not_live(monkeypatch: pytest.MonkeyPat
 def test_a_quoted_dollar_is_no_tag_in_a_sentence(monkeypatch: pytest.MonkeyPatch):
     shown = []
     monkeypatch.setattr(figures, "display", lambda what: shown.append(what.data))
-    figures.say(figures.quoted("$5 <b>"))
-    assert shown == ['<span class="tex2jax_ignore">&#36;</span>5 &#60;b&#62;']
+    figures.say(figures.quoted("$5 <b>") + " <span>")
+    assert shown == ['<span class="tex2jax_ignore">&#36;</span>5 &#60;b&#62; &lt;span>']

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from alignkit import paths
-from alignkit.metrics import seed_interval
+from alignkit.metrics import holm, seed_interval
 from alignkit.report import claims, claims_of_front, findings
 from alignkit.report.claims import CLAIMS
 from alignkit.report.figures import save_table
@@ -26,6 +27,7 @@ from alignkit.report.statements import (
     lies_between,
     of_one_number,
     outcome,
+    over_seeds,
 )
 from alignkit.report.warp import clear_of_zero
 
@@ -118,6 +120,21 @@ def test_so_many_firm_findings_hold_again_and_narrow_ones(seeds: int, of_firm: f
     assert (firm <= holds).all()
     assert repeated[firm].mean() == pytest.approx(of_firm, abs=0.01)
     assert repeated[holds & ~firm].mean() == pytest.approx(of_narrow, abs=0.03)
+
+
+@pytest.mark.parametrize(("seeds", "of_firm"), [(5, 0.85), (3, 0.25)])
+def test_so_many_firm_differences_hold_again_beside_seven_without_effect(seeds: int, of_firm: float):
+    effects = np.zeros((8, 3001))
+    effects[0] = np.linspace(0, 5, 3001)
+    found = []
+    for draws in np.random.default_rng(0).normal(effects, size=(2, seeds, *effects.shape)):
+        holms = [holm(p)[0] for p in stats.ttest_1samp(draws, 0).pvalue.T]
+        rows = zip(draws[:, 0].T, holms, strict=True)
+        tables_of = (over_seeds(pd.Series(values)).assign(holm=adjusted) for values, adjusted in rows)
+        told = [difference(table, "It", "that") for table in tables_of]
+        found.append([(one.holds is True, one.firm) for one in told])
+    (_, firm), (again, _) = (np.array(one).T for one in found)
+    assert again[firm].mean() == pytest.approx(of_firm, abs=0.02)
 
 
 def test_a_number_without_seeds_is_firm_where_it_holds():

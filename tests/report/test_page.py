@@ -229,6 +229,7 @@ def test_nbviewers_template_shows_every_formula_whole(tmp_path: Path):
     assert all(told["formulas"] for told in found.values())
 
 
+@example("see http://films.example/1 or www.films.example")
 @example("it cost $20 , not $10 : *why* _me_ ? [x](y) `z` <br /> &amp; \\$ 1 # 2 | 3 ~~4~~")
 @given(st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" \n\\`*_{}[]<>#|~$&")))
 def test_a_quoted_text_is_no_markdown_no_html_and_no_formula(text: str):

@@ -15,6 +15,7 @@ from alignkit.report.tables import (
     at_kl,
     best_of_rows,
     curve,
+    difference_in_words,
     differences,
     first_texts,
     fits,
@@ -305,6 +306,20 @@ def test_a_sweep_has_no_area_before_its_first_policy() -> None:
     assert volumes(rows.assign(kl=[0.0, 1.2345, 2]), ["reward"]).reward.item() == pytest.approx(2 * (4 - 1.2345))
     assert volumes(rows.assign(kl=[0.0, 4.5, 5]), ["reward"]).reward.item() == 0
     assert volumes(rows.assign(eta=0.5), ["reward"]).reward.item() > 2 * 3.5
+
+
+def test_a_front_that_stays_at_its_start_has_no_area() -> None:
+    rows = [(name, seed, kl, 0.0) for seed in range(2) for name, kl in (("sft", 0.0), ("a", -1e-9), ("b", 1.0))]
+    table = pd.DataFrame(rows, columns=["method", "seed", "kl", "reward"])
+    gains = volume_gains(table.assign(tokens_generated=7, status="ok", eta=0.5), "a", ["b"], ["reward"])
+    assert gains.difference.tolist() == [0]
+
+
+def test_a_clear_interval_that_holm_leaves_open_is_told_so() -> None:
+    row = pd.DataFrame({"difference": [1.0], "low": 0.2, "high": 1.8, "holm": 0.12}).iloc[0]
+    assert difference_in_words(row) == "1.00 [0.20, 1.80]; the interval is clear of zero, but after Holm p = 0.12"
+    assert difference_in_words(row.replace(0.12, 0.04)) == "1.00 [0.20, 1.80]; the interval is clear of zero"
+    assert "Holm" not in difference_in_words(row.replace(0.2, -0.2))
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 5), st.floats(-2, 5)), min_size=1, max_size=5, unique_by=lambda x: x[0]))

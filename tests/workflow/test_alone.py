@@ -61,21 +61,6 @@ def test_a_notebook_is_executed_after_its_training_and_published_at_once(command
     assert len((tmp_path / "out" / "runs.jsonl").read_text().splitlines()) == 3
 
 
-def test_what_ended_after_a_cut_is_told_as_well(commands: list, build: Path, tmp_path: Path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "runs.jsonl").write_text("{}\n")
-    for name, later in (("train_sft-before", -5), ("train_sft-after", 5)):
-        file = build / "store" / name / "run.json"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps({"inputs": {}, "seconds": 1.0, "metrics": {}, "id": name}))
-        os.utime(file, (when := (out / "runs.jsonl").stat().st_mtime + later, when))
-    alone.report("smoke", 2, tmp_path / "none", out)
-    told = [json.loads(line).get("id") for line in (out / "runs.jsonl").read_text().splitlines()]
-    assert told.count("train_sft-after") == 1
-    assert "train_sft-before" not in told
-
-
 def test_nothing_is_started_where_something_is_out_of_reach(commands: list, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(alone, "_run", lambda *command: commands.append(command))
     assert not alone.report("smoke", 2, tmp_path, tmp_path / "out")

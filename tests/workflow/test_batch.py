@@ -543,11 +543,23 @@ def test_what_was_published_of_other_reviews_is_removed(mine: bool, checkout: Pa
     figures = checkout / "figures" / "imdb"
     save(made_of("aa11"), figures / "5_improvements.ipynb")
     (figures / "5_improvements.csv").write_text("kl,reward\n1,2\n")
+    for name in ("results", "tuning"):
+        (figures / f"{name}.csv").write_text("kl,reward\n1.0,2.0\n")
     finish(build, "imdb", made_of("bb22" if mine else "aa11"), ["1_words.csv"])
-    removed = [f"figures/imdb/5_improvements.{kind} (removed)" for kind in ("csv", "ipynb")]
+    gone = ["5_improvements.csv", "5_improvements.ipynb", "results.csv", "tuning.csv"]
+    removed = [f"figures/imdb/{name} (removed)" for name in gone]
     assert [line for line in sorted(batch.publish("imdb")) if "removed" in line] == removed * mine
-    assert (figures / "5_improvements.csv").is_file() is not mine
-    assert (figures / "results.csv").is_file() is not mine  # notebook 1 puts no policy on the plane
+    assert [(figures / name).is_file() for name in gone] == [not mine] * 4  # notebook 1 puts no policy on the plane
+
+
+def test_a_page_without_a_fingerprint_removes_no_other(checkout: Path, build: Path):
+    figures = checkout / "figures" / "imdb"
+    save(executed("profile = 'imdb'"), figures / "4_warp.ipynb")
+    run = executed("profile = 'imdb'")
+    run.cells[3].outputs = [new_output("stream", name="stdout", text="reviews: fingerprint aa11\n")]
+    save(run, figures / "5_improvements.ipynb")
+    finish(build, "imdb", executed("profile = 'imdb'"))
+    assert not [line for line in batch.publish("imdb") if "removed" in line]
 
 
 def test_two_reports_never_tear_one_file(tmp_path: Path):

@@ -217,11 +217,11 @@ def test_a_judge_needs_enough_reviews_of_each_label(place: Path, reviews: pd.Dat
     assert line.endswith("with 5 of each label at least")
 
 
-def test_texts_without_blanks_are_told_that_words_need_them(place: Path):
+def test_short_texts_without_blanks_are_told_what_helps(place: Path):
     texts = [f"\u8fd9\u90e8\u7535\u5f71{i}\u5f88\u597d\u770b" for i in range(400)]
     pd.DataFrame({"text": texts, "label": [0, 1] * 200}).to_csv("r.csv", index=False)
     for line in told(given("r.csv", "4_warp")):
-        assert ", and 0 are; allowed: longer reviews with blanks between the words, or policy_tokenizer: bpe" in line
+        assert ", and 0 are; allowed: longer reviews, or policy_tokenizer: bpe" in line
 
 
 def test_tweets_are_told_what_makes_them_long_enough_and_then_are(place: Path):
@@ -248,9 +248,10 @@ def test_prompts_are_asked_for_with_every_seed(place: Path):
     assert count[low] < count[high]
     sizes = {"policy_tokenizer": "word", "policy_vocab": 2000, "pair_prompts": count[high]}
     given("r.csv", "2_dpo_losses", seeds=[high], **sizes).check_reach()
-    (line,) = told(given("r.csv", "2_dpo_losses", seeds=[high, low], **sizes))
-    assert line.startswith("pair_prompts: ")
-    assert f"and {count[low]} are" in line
+    for seeds in ([high, low], [high, *(seed for seed in range(6) if count[seed] < count[high])]):  # the fewest of all
+        (line,) = told(given("r.csv", "2_dpo_losses", seeds=seeds, **sizes))
+        assert line.startswith("pair_prompts: ")
+        assert f"and {count[low]} are; allowed: at most {count[low]}, or" in line
 
 
 # Models

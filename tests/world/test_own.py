@@ -233,11 +233,14 @@ def test_special_tokens_in_a_text_are_text(tmp_path: Path):
         "Sicherheitsbeh\u00f6rden untersuchten Atomkraftwerksbetreiber",
         "ep\u00e4johdonmukaisuus k\u00e4sikirjoituksessa h\u00e4iritsi minua",
         "\uc774 \uc601\ud654 \uc815\ub9d0 \uc88b\uc558\uc5b4\uc694",
-        "Superb!",
+        "\u6211 \u5f88 \u559c\u6b22 \u770b \u8fd9\u90e8 \u7535\u5f71",
+        "Superb!" + " " * 200,
+        "https://films.example/reviews/2026/a-long-address-of-one-review nice",
+        "<div>\n            <p>good</p>\n        </div>",
     ],
 )
-def test_long_words_stand_apart_too(text: str, tmp_path: Path):
-    frames, _ = read(put(tmp_path, "r.csv", csv(text=["it was not what we had hoped for", text] * 15)), Columns())
+def test_words_that_stand_apart_are_read_however_long(text: str, tmp_path: Path):
+    frames, _ = read(put(tmp_path, "r.csv", csv(text=[text] * 30)), Columns())
     assert len(frames["train"]) == 24
 
 
@@ -285,8 +288,8 @@ FAULTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "inner quotes": ("r.csv", of_lines('"a \\"film\\", they say",1'), ["double the quotes in them"]),
     "no blanks between words": (
         "r.csv",
-        csv(text=[f"\u8fd9\u90e8\u7535\u5f71{i}\uff0c\u5f88\u597d\u770b\u3002" * 4 for i in range(30)]),
-        ["column 'text': texts without blanks between words"],
+        csv(text=[f"\u6211\u5f88\u559c\u6b22\u770b\u8fd9\u90e8\u7535\u5f71\uff0c{i}\u3002" for i in range(30)]),
+        ["column 'text': no blanks between words"],
     ),
     "numbers": ("r.csv", csv(text=range(30)), ["column 'text': holds no text"]),
     "another encoding": ("r.csv", csv(text="caf\u00e9").encode("latin-1"), ["cannot be read as CSV in UTF-8"]),
