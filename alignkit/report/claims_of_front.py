@@ -6,7 +6,6 @@ import pandas as pd
 from alignkit.frontier import along_root_kl
 from alignkit.metrics import seed_interval
 from alignkit.report.statements import (
-    DIFFERENT,
     LEVEL,
     Finding,
     Tables,
@@ -23,7 +22,7 @@ from alignkit.report.statements import (
     rows_of,
     shares,
 )
-from alignkit.report.tables import interval_text, reversed_differences, side_of_zero
+from alignkit.report.tables import DIFFERENT, interval_text, reversed_differences, side_of_zero
 
 
 def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 0) -> Finding:

@@ -35,13 +35,13 @@ def answers(notebook: str, tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": object, "firm": object})
 
 
-def of_folders(*folders: Path, own: str = "own") -> Tables:
-    """Tables by name, from the first folder that has them, those whose names begin with `own` from no other; each is
-    read once."""
+def of_folders(*folders: Path, own: str = "") -> Tables:
+    """Tables by name, each read once, from the first folder that has it; one whose name begins with `own` from the
+    first folder alone."""
 
     @cache
     def read(name: str) -> pd.DataFrame:
-        for folder in folders[: 1 if name.startswith(own) else None]:
+        for folder in folders[: 1 if own and name.startswith(own) else None]:
             if (folder / f"{name}.csv").is_file():
                 return pd.read_csv(folder / f"{name}.csv")
         raise Unanswered(f"no table {name}")

@@ -100,7 +100,8 @@ def _shares(table: pd.DataFrame) -> pd.DataFrame:
     whole = kept.seeds == kept.seeds.max()
     best = whole & kept.family.isin(kept.family[whole & kept.family.str.startswith("DPO, ")].head(1))
     one_of = kept.family.str.contains(", one of ")
-    told = (whole & kept.family.str.contains(FAMILIES) & ~(one_of & (kept.draws < kept.draws[one_of].max()))) | best
+    fewer = one_of & (kept.draws < kept.draws[one_of].max())
+    told = (whole & kept.family.str.contains(FAMILIES) & ~fewer) | best
     return tables.means_as_text(kept[told | kept.family.isin([f"{name}, tuned" for name in TUNED])], columns)
 
 

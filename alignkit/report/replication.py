@@ -58,7 +58,7 @@ def agreement(profile: str, found: pd.DataFrame) -> pd.DataFrame | None:
     return both.assign(there=answer).rename(columns={f"{column}_": f"{column}_there" for column in OUTCOME})
 
 
-def all_answers(*folders: Path, own: str = "own") -> pd.DataFrame:
+def all_answers(*folders: Path, own: str = "") -> pd.DataFrame:
     """What today's claims say of the tables `of_folders`; each is open where none has them."""
     tables = findings.of_folders(*folders, own=own)
     return pd.concat([findings.answers(notebook, tables) for notebook in findings.CLAIMS], ignore_index=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from alignkit.metrics import seed_interval
-from alignkit.report.tables import interval_text, side_of_zero
+from alignkit.report.tables import DIFFERENT, interval_text, side_of_zero
 
 Tables = Callable[[str], pd.DataFrame]
 """A table of one profile by its name, such as 2_gain; raises Unanswered if the report has none of that name."""
@@ -17,8 +17,6 @@ Words = tuple[str, str, str]
 """What is said of a difference above zero, below zero, and of one that is not shown."""
 Also = tuple[str, pd.DataFrame] | None
 CHANGES: Words = ("raises", "lowers", "does not measurably change")
-DIFFERENT = 0.05
-"""p value, Holm-adjusted where several are compared, below which a difference counts."""
 LEVEL = {"reward": 0.25, "share": 0.1, "entropy": 0.03, "volume": 1.0}
 """Differences within which two policies count as level; 0.25 nats of reward multiply the odds of "positive" by 1.28,
 0.03 nats is what the entropy of words moves from SFT's at the KLs that are compared."""
@@ -119,9 +117,8 @@ def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHAN
     said, told = words[(2, 0, 1)[side * (not open_)]], interval_text(row.difference, row.low, row.high, digits)
     text = f"{subject} {said} {rest}: {told}{f', after Holm p = {row.holm:.2f}' if side and open_ else ''}."
     found = (None, False) if open_ else outcome(row.low, row.high, least=np.nextafter(0, 1))
-    return Finding(
-        text, *found, row.difference, row.low, row.high, *(row.get(name, np.nan) for name in ("seeds", "at_kl"))
-    )
+    beside = (row.get(name, np.nan) for name in ("seeds", "at_kl"))
+    return Finding(text, *found, row.difference, row.low, row.high, *beside)
 
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:

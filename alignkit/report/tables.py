@@ -22,6 +22,10 @@ STEPS = 1000
 """Places, even in √KL, at which a front is read for its hypervolume, beside its own points."""
 
 
+DIFFERENT = 0.05
+"""p value, Holm-adjusted where several are compared, below which a difference counts."""
+
+
 # Over seeds
 
 
@@ -74,8 +78,8 @@ def unbroken(text: str) -> str:
 
 def difference_in_words(row: Any) -> str:
     """A row of `differences` or `matched_differences` in words: difference, interval, and what they allow to say."""
-    told = f"{interval_text(row.difference, row.low, row.high, 2)}; {verdict(row.low, row.high)}"
-    return told + f", but after Holm p = {row.holm:.2f}" * bool(side_of_zero(row.low, row.high) and row.holm >= 0.05)
+    but = f", but after Holm p = {row.holm:.2f}" if side_of_zero(row.low, row.high) and row.holm >= DIFFERENT else ""
+    return f"{interval_text(row.difference, row.low, row.high, 2)}; {verdict(row.low, row.high)}{but}"
 
 
 def differences(table: pd.DataFrame, against: str, columns: Sequence[str], by: str = "method") -> pd.DataFrame:
@@ -150,7 +154,7 @@ def matched_differences(matched: pd.DataFrame, against: str, columns: Sequence[s
 
 def side_by_side(found: pd.DataFrame, by: str = "label", across: str = "measure") -> pd.DataFrame:
     """Differences as texts: a row for each value of `by`, a column for each of `across`; * where Holm's p < 0.05."""
-    texts = [interval_text(r.difference, r.low, r.high, 2) + " *" * (r.holm < 0.05) for r in found.itertuples()]
+    texts = [interval_text(r.difference, r.low, r.high, 2) + " *" * (r.holm < DIFFERENT) for r in found.itertuples()]
     wide = found.assign(text=texts).pivot(index=by, columns=across, values="text").rename_axis(columns=None)
     wide = wide.loc[found[by].unique(), found[across].unique()]
     return wide.rename(columns=lambda name: f"KL {name:g}" if across == "at_kl" else name).reset_index()

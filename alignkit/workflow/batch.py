@@ -64,8 +64,9 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     modules = _reached(code, tuple((file, file.stat().st_mtime_ns) for file in _files(paths.PACKAGE)))
     files = [*modules, *(module.with_suffix(".yaml") for module in modules)]  # a module's data lie beside it
     if p.reads:
-        others = () if profile in ("pocket", f"pocket{parameters.REPLICA}") else (paths.published("pocket"),)
-        files += [paths.published(profile) / "tuning.csv", *(folder / "findings.csv" for folder in others)]
+        files.append(paths.published(profile) / "tuning.csv")
+    if p.reads and profile not in ("pocket", f"pocket{parameters.REPLICA}"):
+        files.append(paths.published("pocket") / "findings.csv")
     read = [content_key(name, profile, data) for name in sorted(set(p.reads) & set(notebooks(profile)))]
     return checksums.of_values([told, _given(p), checksums.of(paths.PACKAGE, filter(Path.is_file, files)), read])
 
@@ -201,7 +202,7 @@ def break_seals(profile: str) -> None:
     """Remove the seals of notebooks whose files are not as they were made, or which read tables of one that has no
     seal, so that they are executed again."""
     for name in notebooks(profile):
-        others = [_seals(profile, other) for other in values(name, profile).reads if other in notebooks(profile)]
+        others = [_seals(profile, other) for other in set(values(name, profile).reads) & set(notebooks(profile))]
         for file in _seals(profile, name):
             if first_damaged(profile, name, file) or not all(others):
                 file.unlink()

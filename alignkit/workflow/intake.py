@@ -128,7 +128,7 @@ def _too_short(p: schema.Rewarded, test: list[str]) -> Iterator[str]:
     made = (p.policy_tokenizer, train + more, p.policy_vocab)
     tokenizer = train_tokenizer(*made) if p.policy == "scratch" else load_policy(p.policy)[1]
     for key, n, given, longest in short:
-        if (found := _usable(tokenizer, n, given, longest)) < n:
+        if (found := min(_usable(tokenizer, n, *one, longest) for one in given)) < n:
             fewer = f"at most {found}, or " if found and key != "data" else ""
             longer = f"of {len(given[0][0])} reviews {n} must be longer than a prompt of 5 to {longest} tokens"
             more = ", or policy_tokenizer: bpe with a small policy_vocab (more tokens)" if p.policy == "scratch" else ""
@@ -140,14 +140,11 @@ def _long(texts: list[str], longest: int) -> int:
     return sum(len(text.split(None, longest)) > longest for text in texts)
 
 
-def _usable(tokenizer: Any, n: int, given: list[tuple[list[str], int]], longest: int) -> int:
-    """How many of the n prompts texts give with a seed: the fewest of all these."""
+def _usable(tokenizer: Any, n: int, texts: list[str], seed: int, longest: int) -> int:
     from alignkit.world.reviews import prompts
 
-    if len(given) > 1:
-        return min(_usable(tokenizer, n, [one], longest) for one in given)
     try:
-        return len(prompts(given[0][0], tokenizer, n=n, shortest=5, longest=longest, seed=given[0][1]))
+        return len(prompts(texts, tokenizer, n=n, shortest=5, longest=longest, seed=seed))
     except UserFault as fault:
         return int(re.findall(r"only (\d+) reviews", str(fault))[0])
 

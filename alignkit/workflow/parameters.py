@@ -346,6 +346,7 @@ def as_html(p: Rewarded) -> str:
         out.append(f"<details{opened}><summary {SUMMARY}>{title} ({count})</summary><table>")
         for key, value, usual, words in rows:
             now = f"<b>{escape(value)}</b>, pocket {escape(usual)}" if usual else escape(value)
-            out.append(f"<tr>{''.join(f'<td {LEFT}>{text}</td>' for text in (key, now, escape(words)))}</tr>")
+            cells = "".join(f"<td {LEFT}>{text}</td>" for text in (key, now, escape(words)))
+            out.append(f"<tr>{cells}</tr>")
         out.append("</table></details>")
     return "\n".join(out)

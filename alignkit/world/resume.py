@@ -120,8 +120,8 @@ class Watch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: Any
     ) -> None:
-        # A gradient that is no number is none after clipping either, and AdamW takes it to all weights.  One infinite
-        # number spoils its own weights alone at first: the loss of the next step, and with it all others.
+        # A gradient that is NaN is so after clipping too, and AdamW takes it to all weights.  An infinite one becomes
+        # NaN in its own tensor alone; the next step's loss takes that to all others.
         least = min((weights for weights in model.parameters() if weights.requires_grad), key=torch.numel)
         if not least.isfinite().all():
             self.diverged_at, control.should_training_stop = state.global_step, True

@@ -243,7 +243,7 @@ def test_prompts_are_asked_for_with_every_seed(place: Path):
     pd.DataFrame({"text": words, "label": [0, 1] * 200}).to_csv("r.csv", index=False)
     trains = [given("r.csv", "2_dpo_losses").reviews().load(seed)["train"]["text"][:] for seed in range(6)]
     tokenizer = train_tokenizer("word", trains[0], 2000)
-    count = [intake._usable(tokenizer, 320, [one], 15) for one in zip(trains, range(6), strict=True)]
+    count = [intake._usable(tokenizer, 320, *one, 15) for one in zip(trains, range(6), strict=True)]
     low, high = int(np.argmin(count)), int(np.argmax(count))
     assert count[low] < count[high]
     sizes = {"policy_tokenizer": "word", "policy_vocab": 2000, "pair_prompts": count[high]}
