@@ -35,8 +35,7 @@ def publish_findings(profile: str) -> list[str]:
     shown = [*findings.COLUMNS, "replicated", *(f"replica_{name}" for name in ("value", "low", "high", "kl", "asked"))]
     changed = write_table(folder / "findings.csv", both[shown])
     if replica.is_dir():
-        beside = [f"replica_{column}" for column in OUTCOME]
-        table = both[["id", "notebook", *OUTCOME, "firm", *beside, "replicated"]]
+        table = both[["id", "notebook", *OUTCOME, "firm", *(f"replica_{column}" for column in OUTCOME), "replicated"]]
         changed += write_table(folder / "replication.csv", table)
     if (beside := agreement(profile, both)) is not None:
         changed += write_table(folder / "agreement.csv", beside)

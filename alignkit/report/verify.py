@@ -130,13 +130,16 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
 
 
 def _told(before: Path, after: Path) -> tuple[list[str], bool]:
-    """A line for each finding, and whether what was firm holds, and nothing that held is contradicted; what has no
-    table is not asked."""
-    lines, sound, old = [], True, all_answers(before).set_index("id")
-    for row in all_answers(after).itertuples():
-        held = old.holds[row.id] is True and row.holds is not True and pd.notna(row.value)
-        fails = held and (old.firm[row.id] is True or row.holds is False)
-        sound &= not fails
-        word = "FAILS" if fails else "lost" if held else {True: "holds", False: "no"}.get(row.holds, "open")
-        lines.append(f"  {word:5}  {row.notebook}, {row.id}: {row.statement}")
-    return ["findings (lost: narrow before, open now; no: does not hold, nor did it before):", *lines], sound
+    """A line for each finding, and whether what was firm holds, and nothing that held is contradicted."""
+    old = all_answers(before).set_index("id")
+    told = {row: _word(old.loc[row.id], row) for row in all_answers(after).itertuples()}
+    lines = [f"  {word:5}  {row.notebook}, {row.id}: {row.statement}" for row, word in told.items()]
+    key = "lost: narrow before, open now; gone: held, can no longer be asked; no: does not hold, nor did it before"
+    return [f"findings ({key}):", *lines], "FAILS" not in told.values()
+
+
+def _word(old: Any, new: Any) -> str:
+    """What became of a finding; one that its tables no longer allow to ask, as with a single seed, does not fail."""
+    if old.holds is True and new.holds is not True:
+        return "gone" if pd.isna(new.value) else "FAILS" if old.firm is True or new.holds is False else "lost"
+    return {True: "holds", False: "no"}.get(new.holds, "open")

@@ -65,7 +65,7 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     files = [*modules, *(module.with_suffix(".yaml") for module in modules)]  # a module's data lie beside it
     if p.reads:
         files.append(paths.published(profile) / "tuning.csv")
-    if p.reads and profile not in ("pocket", f"pocket{parameters.REPLICA}"):
+    if p.reads and parameters.base(profile) != "pocket":
         files.append(paths.published("pocket") / "findings.csv")
     read = [content_key(name, profile, data) for name in sorted(set(p.reads) & set(notebooks(profile)))]
     return checksums.of_values([told, _given(p), checksums.of(paths.PACKAGE, filter(Path.is_file, files)), read])
@@ -226,7 +226,7 @@ def check_executed(profile: str, notebook: str) -> str:
 
 def check_data(profile: str, data: str) -> None:
     """Raise UserFault if a report with these data could not be published: pocket's pages show its own world."""
-    if data not in ("", "pocket") and profile in ("pocket", f"pocket{parameters.REPLICA}"):
+    if data not in ("", "pocket") and parameters.base(profile) == "pocket":
         raise UserFault(f"data: {data!r}; {profile} has its own alone; allowed: another profile, such as imdb_scratch")
 
 

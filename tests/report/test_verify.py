@@ -74,7 +74,7 @@ def test_a_mean_that_moved_is_told_in_standard_errors(figures: Path, capsys: pyt
     ("before", "low", "high", "code", "word"),
     [
         (FIRM, -0.5, 3, 1, "FAILS"), (NARROW, -0.5, 3, 0, "lost "), (NARROW, -3, -0.5, 1, "FAILS"),
-        (FIRM, None, 3, 0, "open "),
+        (FIRM, None, 3, 0, "gone "),
     ],
     ids=["firm, open", "narrow, open", "narrow, refuted", "no interval"],
 )  # fmt: skip
@@ -98,6 +98,7 @@ def test_rows_that_went_and_came_are_named(figures: Path, capsys: pytest.Capture
     told = capsys.readouterr().out.splitlines()
     assert {"no longer here: 4_warp: WARP, eta 0.5", "new: 4_warp: LERP, eta 0.5"} <= set(told)
     assert "tables no longer made: 4_gain" in told
+    assert any(line.startswith("  gone   4_warp, warp_raises_reward: Not asked here: ") for line in told)
 
 
 @pytest.mark.parametrize(
