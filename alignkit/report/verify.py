@@ -2,8 +2,8 @@
 
 import io
 import subprocess
-import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,20 @@ def verify(profile: str, against: str = "HEAD") -> tuple[list[str], bool]:
 
 
 def committed(profile: str, revision: str, place: Path) -> Path:
-    """The folder `place` with a profile's tables at a revision; raises UserFault if git has none."""
+    """The folder in `place` with a profile's tables at a revision; raises UserFault if git has none."""
     if not revision.isprintable() or revision.startswith("-"):  # to git it would be an option
         raise UserFault(f"verify: --against {revision!r}; allowed: a commit, a branch or a tag")
     try:
-        command = ["git", "archive", revision, f"figures/{profile}/*.csv"]
+        command = ["git", "archive", "--format=zip", revision, f"figures/{profile}/*.csv"]
         packed = subprocess.run(command, cwd=paths.CHECKOUT, capture_output=True, check=True).stdout
     except FileNotFoundError:
         raise UserFault("verify: git is not installed; the committed tables are read with it") from None
     except subprocess.CalledProcessError as error:
         why = error.stderr.decode(errors="replace").partition("\n")[0]
         raise UserFault(f"verify: {revision} has no tables in figures/{profile} ({why})") from None
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tables:
-        for file in filter(tarfile.TarInfo.isfile, tables):
-            (place / Path(file.name).name).write_bytes(tables.extractfile(file).read())
-    return place
+    with zipfile.ZipFile(io.BytesIO(packed)) as tables:
+        tables.extractall(place)
+    return place / "figures" / profile
 
 
 def _files(before: Path, after: Path) -> list[str]:
