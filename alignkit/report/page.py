@@ -74,18 +74,16 @@ def clean(html: object) -> str:
 
 def index(root: Path, notebooks: Mapping[str, nbformat.NotebookNode]) -> str:
     """The README's opening, the main findings of pocket from its table, the front, and each notebook's question."""
-    written_there = (root / "README.md").read_text("utf-8").replace("](#", "](README.md#")  # its places are not here
+    written_there = (root / "README.md").read_text("utf-8").replace("](#", "](README.md#")  # its places are not here,
+    written_there = written_there.replace("](README.md#how-to-read-it)", "](#How-to-read-it)")  # but this one
     title, *sections = written_there.split("\n## ")
     what, *about = [part for part in title.strip().split("\n\n")[1:] if not part.startswith(("[![", "Contents:"))]
     found = next(part for part in sections if part.startswith("What was found\n"))
-    figure, words = found.partition("<!--")[0].partition("\n")[2].strip().split("\n\n", 1)
+    front, words = found.split("\n### How to read it\n")
     parts = [
-        f"# AlignKit\n\n{what}\n\n## What was found",
-        "In the pocket world, printed from [the table of all findings](figures/pocket/findings.csv); brackets hold "
-        "95 % t intervals over seeds. Words are explained [below](#How-to-read-it) and in the "
-        "[glossary](notebooks/0_primer.ipynb#Glossary).",
-        readme.main_findings(root / "figures").replace("- pocket: ", "- "),
-        f"{figure}\n\n### How to read it\n\n{words}\n\n## The notebooks",
+        f"# AlignKit\n\n{what}\n\n## {front.partition('<!--')[0]}",
+        readme.main_findings(root / "figures"),
+        f"### How to read it\n\n{words.partition('### ')[0]}\n\n## The notebooks",
         *(f"### [{heading(notebook)}]({page})\n\n{question(notebook)}" for page, notebook in notebooks.items()),
         "## About this report",
         *about,

@@ -17,15 +17,17 @@ START, END = "<!-- {}: written by `make report` from its tables -->", "<!-- end 
 DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 MODELS, MEASURES, PLACED, PREDICTED = (DATA[name] for name in ("models", "measures", "placed", "predicted"))
 """What the README tells of reward models and of policies, by the names of the tables."""
-MAIN, FAMILIES, TUNED = (DATA[name] for name in ("main", "families", "tuned"))
-"""The findings and the families of notebook 6 that it tells."""
+MAIN, FAMILIES, TUNED, TITLES = (DATA[name] for name in ("main", "families", "tuned", "titles"))
+"""The findings and the families of notebook 6 that it tells, and what stands above its tables."""
 GPUS = ("T4", "A100", "H100")
 
 
 def results(figures: Path) -> str:
-    """Main findings and tables of every profile but smoke and replicas: efficiencies, reward models, policies."""
-    blocks = (main_findings, agreement_tables, share_tables, reward_model_table, language_model_table, policy_table)
-    return "\n\n".join(filter(None, (block(figures) for block in blocks)))
+    """Tables of every profile but smoke and replicas, folded under their titles, the first unfolded."""
+    blocks = (share_tables, agreement_tables, reward_model_table, language_model_table, policy_table)
+    told = [(title, block(figures)) for title, block in zip(TITLES, blocks, strict=True)]
+    folded = [f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>" for title, text in told if text]
+    return "\n\n".join(folded).replace("<details>", "<details open>", 1)
 
 
 def main_findings(figures: Path) -> str:
@@ -39,8 +41,8 @@ def main_findings(figures: Path) -> str:
         again = {True: "replicated", False: "not replicated"}.get(row.replicated, "not asked again")
         again = again if row.firm is True else f"narrow; {again}"
         mark = "open" if pd.isna(row.holds) else again if row.holds else "does not hold"
-        lines.append(f"- pocket: {row.statement} ({mark})")
-    lines += [f"- pocket: {text}." for text in [replication.held_again(found)] if text]
+        lines.append(f"- {row.statement} ({mark})")
+    lines += [f"- All findings: {text}." for text in [replication.held_again(found)] if text]
     return "\n".join(lines)
 
 
@@ -211,7 +213,7 @@ def estimates(figures: Path) -> str:
     return markdown([each], {"notebook": "imdb, estimated", **shown} | {gpu: f"{gpu}, hours" for gpu in GPUS})
 
 
-BLOCKS = {"results": results, "times": times, "speeds": speeds, "estimates": estimates}
+BLOCKS = {"findings": main_findings, "results": results, "times": times, "speeds": speeds, "estimates": estimates}
 
 
 def with_results(text: str, figures: Path) -> str:

@@ -133,9 +133,9 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     for other, left_out in (("near", ["KL 1"]), ("nowhere", ["KL 1", "KL 0.25"]), ("older", ["draws"])):
         (tmp_path / other).mkdir()  # have no share at KL 1, or no word on draws: no table
         shares.drop(columns=left_out).to_csv(tmp_path / other / "6_efficiency.csv", index=False)
-    found = readme.results(tmp_path)
-    assert "- pocket: It is so." in found
-    assert "It is not." not in found
+    found, alone = readme.results(tmp_path), readme.share_tables(tmp_path)
+    assert readme.main_findings(tmp_path) == "- It is so. (open)"
+    assert found.splitlines()[:2] == ["<details open>", f"<summary>{readme.TITLES[0]}</summary>"]
     lines = [line for line in found.splitlines() if "[0.10, 1.00]" in line]
     assert [line.split(" | ")[:2] for line in lines] == [  # by KL 1, tuned ones with the seeds that they have
         ["| DPO, alpha 0.5", "3"],
@@ -148,7 +148,7 @@ def test_the_readme_tells_the_main_findings_and_shares(tmp_path: Path):
     (tmp_path / "pocket_other").mkdir()
     other = shares.assign(**{"KL 1": [None, 0.8, None, None, None]})
     other.to_csv(tmp_path / "pocket_other" / "6_efficiency.csv", index=False)
-    beside = readme.results(tmp_path).removeprefix(found).strip().splitlines()
+    beside = readme.share_tables(tmp_path).removeprefix(alone).strip().splitlines()
     assert beside[0] == "| share of the optimal gain at KL 1 | pocket, 3 seeds | pocket_other, 3 seeds |"
     assert beside[2:] == ["| fine-tuning on positive reviews |  | 0.80 [0.10, 1.00] |"]  # of families that it has
 

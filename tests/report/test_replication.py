@@ -160,10 +160,10 @@ def test_the_readme_says_beside_a_finding_whether_it_holds_again(figures: Path, 
     replication.publish_findings("pocket")
     replication.publish_findings(f"pocket{parameters.REPLICA}")
     assert readme.main_findings(figures).splitlines() == [
-        "- pocket: DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.50, 3.00]. (replicated)",
-        "- pocket: WARP, η=0.5 raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]."
+        "- DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.50, 3.00]. (replicated)",
+        "- WARP, η=0.5 raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [1.00, 3.00]."
         " (narrow; not replicated)",
-        f"- pocket: {AGAIN}.",
+        f"- All findings: {AGAIN}.",
     ]
 
 
