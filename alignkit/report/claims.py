@@ -41,9 +41,9 @@ def implicit_reward_follows_the_reward(tables: Tables) -> Finding:
 def losses_end_in_the_optimum(tables: Tables) -> Finding:
     """Does DPO's loss have the optimal policy as its minimum, under every divergence that the condition allows?"""
     furthest = tables("0_minimum").groupby("divergence").distance.max()
-    words = ("DPO's loss ends in the optimal policy under", "DPO's loss does not end in the optimal policy under")
-    rest = f"each of {len(furthest)} divergences with f'(0+) = −∞: furthest at a total variation of"
-    return of_one_number(furthest.max(), furthest.max() < 1e-3, words, f"{rest} {furthest.max():.0e}")
+    words = ("DPO's loss is least at the optimal policy", "DPO's loss is not always least at the optimal policy")
+    rest = f"where responses are listed, under {len(furthest)} divergences (total variation up to {furthest.max():.0e})"
+    return of_one_number(furthest.max(), furthest.max() < 1e-3, words, rest)
 
 
 # Notebook 1
@@ -53,9 +53,9 @@ def reward_model_against_words(tables: Tables) -> Finding:
     """Does the reward model order as many pairs as counts of words and word pairs, or at most 0.01 fewer?"""
     table = tables("1_reward_model")
     own, theirs = (rows_of(table, method=m).pairwise_accuracy for m in ("reward", "tfidf_word_pairs"))
-    than = "pairs of a positive and a negative review than TF-IDF with word pairs"
-    words = (f"The reward model orders at most 0.01 fewer {than}:", f"The reward model orders fewer {than}:")
-    return in_bounds(own, words, f"{{}} and {theirs.iloc[0]:.3f}", least=theirs.iloc[0] - 0.01, digits=3)
+    said = f"Of pairs of a positive and a negative review TF-IDF with word pairs orders {theirs.iloc[0]:.3f} rightly"
+    words = (f"{said}, the reward model at most 0.01 fewer:", f"{said}, the reward model more than 0.01 fewer:")
+    return in_bounds(own, words, "{}", least=theirs.iloc[0] - 0.01, digits=3)
 
 
 def reward_model_orders(tables: Tables) -> Finding:

@@ -36,26 +36,20 @@ def _share(tables: Tables, row: pd.Series, name: str, least: float, kl: float = 
     return Finding(f"{told}.", holds, firm, row[at], low, high, row.seeds, kl)
 
 
-def _one_draw(tables: Tables) -> pd.Series:
-    """The efficiencies of the family that comes nearest to the optimum with one draw."""
+def _nearest(tables: Tables, several: bool = False) -> pd.Series:
+    """The efficiencies of the family nearest to the optimum with one draw, or by keeping one of `several`."""
     table = shares(tables)
-    return table[table.draws.isna()].iloc[0]
+    return table[table.draws.notna() == several].iloc[0]
 
 
 def best_with_many_draws(tables: Tables) -> Finding:
     """How near to the optimum does keeping one of several draws come?"""
-    return _share(tables, _many_draws(tables), "Keeping one of several draws", 0.98)
-
-
-def _many_draws(tables: Tables) -> pd.Series:
-    """The efficiencies of the family that comes nearest to the optimum by keeping one of several draws."""
-    table = shares(tables)
-    return table[table.draws.notna()].iloc[0]
+    return _share(tables, _nearest(tables, several=True), "Keeping one of several draws", 0.98)
 
 
 def one_draw_has_more_gold(tables: Tables) -> Finding:
     """Has the best policy used with one draw more gold than the best way of keeping one of several, at the same KL?"""
-    one, several, kl = _one_draw(tables).family, _many_draws(tables).family, compared_at(tables)
+    one, several, kl = _nearest(tables).family, _nearest(tables, several=True).family, compared_at(tables)
     gold = rows_of(tables("6_losses"), at_kl=kl).pivot(index="seed", columns="family", values="gold")
     rest = f"the best way of keeping one of several draws ({several}) at a KL of {kl:g} (difference)"
     subject = f"The best policy used with one draw ({one})"
@@ -65,12 +59,12 @@ def one_draw_has_more_gold(tables: Tables) -> Finding:
 
 def best_with_one_draw(tables: Tables) -> Finding:
     """How near does the best policy come that is used with one draw?"""
-    return _share(tables, _one_draw(tables), "The best policy used with one draw", 0.9)
+    return _share(tables, _nearest(tables), "The best policy used with one draw", 0.9)
 
 
 def one_draw_far_from_sft(tables: Tables) -> Finding:
     """How near does the policy come at a KL of 2 that is the best with one draw at a KL of 1?"""
-    row = _one_draw(tables)
+    row = _nearest(tables)
     if np.isnan(row["KL 2"]):
         raise Unanswered(f"{row.family} does not reach it with every seed")
     return _share(tables, row, "The same policy", 0.9, kl=2)
@@ -132,17 +126,19 @@ def reinforce_is_cheaper_than_warp(tables: Tables) -> Finding:
 def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     """Does the best policy used with one draw get more of the possible gain than WARP, at the same KL?"""
     warp = family_of_warp(tables("4_warp"))
-    if _one_draw(tables).family == warp:
+    if _nearest(tables).family == warp:
         return Finding("The best policy used with one draw is WARP's own.", False, False, 0.0, kl=compared_at(tables))
     rows = reversed_differences(rows_of(tables("6_order"), family=warp))
     words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
-    subject = f"The best policy used with one draw ({rows.against.iloc[0]})"
-    return difference(rows, subject, f"{warp} at a KL of {rows.at_kl.iloc[0]:g} (difference in share)", words)
+    tokens, best = tables("6_hypervolume").groupby("method").tokens.mean(), rows.against.iloc[0]
+    paid = f"with {tokens[best] / tokens[warp]:.2g} times its training tokens" if best in tokens else "tokens unknown"
+    rest = f"{warp} at a KL of {rows.at_kl.iloc[0]:g}, {paid} (difference in share)"
+    return difference(rows, f"The best policy used with one draw ({best})", rest, words)
 
 
 def one_draw_has_more_gold_than_the_proxys_optimum(tables: Tables) -> Finding:
     """Has the best policy used with one draw more gold than the reward model's own optimum at the same KL?"""
-    family, kl = _one_draw(tables).family, compared_at(tables)
+    family, kl = _nearest(tables).family, compared_at(tables)
     more = over_seeds(-rows_of(tables("6_losses"), family=family, at_kl=kl)["optimisation error"]).assign(at_kl=kl)
     rest = f"the reward model's own optimum at a KL of {kl:g} (difference)"
     return difference(more, f"The best policy used with one draw ({family})", rest, more_or_less("has", "gold"))
@@ -150,17 +146,17 @@ def one_draw_has_more_gold_than_the_proxys_optimum(tables: Tables) -> Finding:
 
 def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     """How much of the gold that the best policy used with one draw misses is lost by the proxy?"""
-    family, kl = _one_draw(tables).family, compared_at(tables)
+    family, kl = _nearest(tables).family, compared_at(tables)
     rows = rows_of(tables("6_losses"), family=family, at_kl=kl)
     if rows.part.isna().any():
         raise Unanswered(f"at KL {kl:g} the gold of the optimum is not known for every seed")
     part, low, high = seed_interval(rows.part)
     optimal, own = rows["proxy error"].mean(), (rows["proxy error"] + rows["optimisation error"]).mean()
     holds, firm = outcome(low, high, least=0.5)
-    said = {True: "more than half", False: "less than half", None: "not clear of half"}[holds]
-    text = f"The best policy used with one draw ({family}) misses {own:.2f} nats of the gold possible at a KL of {kl:g}"
-    text += f"; the reward model's own optimum misses {optimal:.2f}, {interval_text(part, low, high, 2)} times as much"
-    return Finding(f"{text} ({said}).", holds, firm, part, low, high, len(rows), kl)
+    said = {True: "explain more than half", False: "explain less than half", None: "are not clear of half"}[holds]
+    text = f"Of the gold possible at a KL of {kl:g} the best policy used with one draw ({family}) misses {own:.2f} nats"
+    text += f", the reward model's own optimum {optimal:.2f}, {interval_text(part, low, high, 2)} times as much"
+    return Finding(f"{text}: its errors {said} of the gap.", holds, firm, part, low, high, len(rows), kl)
 
 
 def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:
@@ -179,22 +175,23 @@ def anchored_keeps_more_gold(tables: Tables) -> Finding:
     kl, rows = compared_at(tables), tables("6_rows")
     rows = pd.concat([rows_of(rows, family=name) for name in ("sft", "anchored RLOO, over β")])
     optima = rows_of(tables("6_frontier"), optimal_for="reward")
-    kept = pd.DataFrame({name: _gold_for_one_of_reward(table, kl) for name, table in (("own", rows), ("best", optima))})
-    if kept.isna().any(axis=None):
+    own, best = _gained_at(rows, kl), _gained_at(optima, kl)
+    kept, less = own.gold / own.reward - best.gold / best.reward, (own.gold - best.gold).mean()
+    if kept.isna().any():
         raise Unanswered(f"some seed has no such policy on both sides of a KL of {kl:g}")
-    rest = f"the reward model's own optimum, both at a KL of {kl:g} (difference)"
-    less = over_seeds(kept.own - kept.best).assign(at_kl=kl)
-    return difference(less, "For each nat of reward, anchored RLOO", rest, more_or_less("gains", "gold"))
+    in_all = f"{abs(less):.2f} nats {'lower' if less < 0 else 'higher'} in all"
+    rest = f"the reward model's own optimum, both at a KL of {kl:g}, where its gold is {in_all} (difference)"
+    more = over_seeds(kept).assign(at_kl=kl)
+    return difference(more, "For each nat of reward, anchored RLOO", rest, more_or_less("gains", "gold"))
 
 
-def _gold_for_one_of_reward(table: pd.DataFrame, kl: float) -> pd.Series:
-    """Gain in gold over gain in reward at a KL, by seed, of a front (kl, reward, gold) whose first point is SFT."""
-    kept = {}
+def _gained_at(table: pd.DataFrame, kl: float) -> pd.DataFrame:
+    """Gains in reward and gold at a KL, a row each seed, of a front (kl, reward, gold) whose first point is SFT."""
+    gained = {}
     for seed, front in table.sort_values("kl", kind="stable").groupby("seed"):
         start, line = front.iloc[0], front.iloc[1:]  # SFT is no policy of the method, so no line begins there
-        reward, gold = (along_root_kl(kl, line.kl, line[name]) - start[name] for name in ("reward", "gold"))
-        kept[seed] = gold / reward
-    return pd.Series(kept)
+        gained[seed] = {name: along_root_kl(kl, line.kl, line[name]) - start[name] for name in ("reward", "gold")}
+    return pd.DataFrame(gained).T
 
 
 def a_temperature_narrows_the_spread(tables: Tables) -> Finding:

@@ -151,7 +151,7 @@ def legend_below(figure: Figure, drawn: pd.DataFrame | None = None) -> None:
     columns = max(1, min(len(named), 4, int(12 * figure.get_figwidth() / (max(map(len, named)) + 6))))
     figure.legend(list(named.values()), list(named), fontsize="small", loc="outside lower center", ncols=columns)
     if drawn is not None and drawn.seed.nunique() == 1:
-        figure.suptitle(f"one seed ({drawn.seed.iloc[0]})", fontsize="small")
+        figure.suptitle(f"one seed ({drawn.seed.iloc[0]:g})", fontsize="small")
 
 
 def curves(log: pd.DataFrame, measures: Sequence[str], methods: Mapping[str, str] | Sequence[str]) -> Figure:
@@ -241,7 +241,7 @@ def forest(differences: pd.DataFrame, label: str, xlabel: str) -> Figure:
     """
     if "against" in differences:
         blocks = differences.groupby("against", sort=False)
-        differences = pd.concat(pd.concat([pd.DataFrame([{label: f"less {name}:"}]), rows]) for name, rows in blocks)
+        differences = pd.concat(pd.concat([pd.DataFrame([{label: f"minus {name}:"}]), rows]) for name, rows in blocks)
     figure, axis = plt.subplots(figsize=(7.2, 0.36 * len(differences) + 1.1))
     for i, row in enumerate(differences.itertuples()):
         axis.plot([row.low, row.high], [i, i], color=POSITIVE, linewidth=1.6)

@@ -36,11 +36,12 @@ def main_findings(figures: Path) -> str:
     if not file.is_file():
         return ""
     found, lines = pd.read_csv(file), []
-    main = found.set_index("id").reindex(MAIN).reindex(columns=["statement", "value", "holds", "firm", "replicated"])
-    for row in main.dropna(subset="value").itertuples():
+    known = found.reindex(columns=["id", "statement", "value", "holds", "firm", "replicated"])
+    main = [*MAIN, *known.id[known.replicated.eq(False) & ~known.id.isin(MAIN)]]  # and what has not held again
+    for row in known.set_index("id").reindex(main).dropna(subset="value").itertuples():
         again = {True: "replicated", False: "not replicated"}.get(row.replicated, "not asked again")
-        again = again if row.firm is True else f"narrow; {again}"
-        mark = "open" if pd.isna(row.holds) else again if row.holds else "does not hold"
+        kind = "does not hold; " if row.holds is False else "" if row.firm is True else "narrow; "
+        mark = "open" if pd.isna(row.holds) else kind + again
         lines.append(f"- {row.statement} ({mark})")
     lines += [f"- All findings: {text}." for text in [replication.held_again(found)] if text]
     return "\n".join(lines)

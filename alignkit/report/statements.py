@@ -117,8 +117,7 @@ def difference(gains: pd.DataFrame, subject: str, rest: str, words: Words = CHAN
     said, told = words[(2, 0, 1)[side * (not open_)]], interval_text(row.difference, row.low, row.high, digits)
     text = f"{subject} {said} {rest}: {told}{f', after Holm p = {row.holm:.2f}' if side and open_ else ''}."
     found = (None, False) if open_ else outcome(row.low, row.high, least=np.nextafter(0, 1))
-    beside = (row.get(name, np.nan) for name in ("seeds", "at_kl"))
-    return Finding(text, *found, row.difference, row.low, row.high, *beside)
+    return Finding(text, *found, row.difference, row.low, row.high, row.get("seeds", np.nan), row.get("at_kl", np.nan))
 
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:
@@ -164,13 +163,13 @@ def all_level(
     apart = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
     holds, firm = outcome(table.low, table.high, -np.inf if above else -level, level)
     told, within = listed(apart), f"none by more than {level.max():.2g} {unit}"
-    within += f" ({level.min():.2f} where less is gained)" * bool(level.min() < level.max())
+    within += f" ({level.min():.2f} where a quarter of the gain is less)" * bool(level.min() < level.max())
     text = f"{some}{f', {within}' if holds else ''}: {told}" if told else none
     text += f" ({len(apart)} of {len(table)} after Holm)"
     if holds is None:
         reach = table.high if above else np.maximum(-table.low, table.high)
         worst = (reach / level).argmax()
-        text += f"; but up to {reach.iloc[worst]:.2f} {unit} is not excluded (level is {level[worst]:.2g})"
+        text += f"; but up to {reach.iloc[worst]:.2f} {unit} is not excluded (below {level[worst]:.2g} is level)"
     elif holds and not told:
         text += f", and {within}"
     if also and (clear := listed(also[1][also[1].holm < DIFFERENT])):

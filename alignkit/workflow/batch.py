@@ -64,9 +64,8 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     modules = _reached(code, tuple((file, file.stat().st_mtime_ns) for file in _files(paths.PACKAGE)))
     files = [*modules, *(module.with_suffix(".yaml") for module in modules)]  # a module's data lie beside it
     if p.waits_for:
-        files.append(paths.published(profile) / "tuning.csv")
-    if p.waits_for and parameters.base(profile) != "pocket":
-        files.append(paths.published("pocket") / "findings.csv")
+        beside = [] if parameters.base(profile) == "pocket" else [paths.published("pocket") / "findings.csv"]
+        files += [paths.published(profile) / "tuning.csv", *beside]
     read = [content_key(name, profile, data) for name in sorted(set(p.waits_for) & set(notebooks(profile)))]
     return checksums.of_values([told, _given(p), checksums.of(paths.PACKAGE, filter(Path.is_file, files)), read])
 

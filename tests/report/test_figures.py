@@ -150,7 +150,7 @@ def test_no_row_of_a_forest_lies_on_its_frame():
 def test_a_forest_has_a_block_for_each_method_compared_with():
     rows = pd.DataFrame({"family": ["a", "b", "a"], "against": ["c", "c", "d"], "difference": [1.0, 2, 3]})
     (axis,) = figures.forest(rows.assign(low=0.0, high=4.0, holm=1.0), "family", "difference").axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["less c:", "a", "b", "less d:", "a"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["minus c:", "a", "b", "minus d:", "a"]
     at = {line.get_ydata()[0]: line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"}
     assert [at[place] for place in (1, 2, 4)] == [1, 2, 3]
 

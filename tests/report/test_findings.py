@@ -218,17 +218,17 @@ def gaining(family: str, reward: float = 4.0) -> pd.DataFrame:
         (
             [(-0.1, 0.2, 1), (0.2, 0.5, 0.02)],
             None,
-            "b (+0.35) (1 of 2 after Holm); but up to 0.50 nats is not excluded (level is 0.25).",
+            "b (+0.35) (1 of 2 after Holm); but up to 0.50 nats is not excluded (below 0.25 is level).",
         ),
         (
             [(-0.1, 0.3, 1), (0.1, 0.2, 0.02)],
             None,
-            "b (+0.15) (1 of 2 after Holm); but up to 0.30 nats is not excluded (level is 0.25).",
+            "b (+0.15) (1 of 2 after Holm); but up to 0.30 nats is not excluded (below 0.25 is level).",
         ),
         (
             [(-0.1, 0.2, 1), (-0.1, 0.5, 0.2)],
             None,
-            "(0 of 2 after Holm); but up to 0.50 nats is not excluded (level is 0.25).",
+            "(0 of 2 after Holm); but up to 0.50 nats is not excluded (below 0.25 is level).",
         ),
     ],
 )
@@ -243,9 +243,11 @@ def test_level_is_within_a_quarter_of_what_the_other_gains():
     for gained, holds in ((4.0, True), (0.79, None), (np.array([0.41, 0.81]), True), (np.array([0.39, 0.81]), None)):
         assert all_level(rows, "none", "some", "reward", gain=gained).holds is holds
     told = all_level(rows, "none", "some", "reward", gain=np.array([0.44, 0.9])).statement
-    assert told == "none (0 of 2 after Holm), and none by more than 0.23 nats (0.11 where less is gained)."
+    assert (
+        told == "none (0 of 2 after Holm), and none by more than 0.23 nats (0.11 where a quarter of the gain is less)."
+    )
     told = all_level(rows, "none", "some", "reward", gain=np.array([0.2, 9.0])).statement
-    assert told == "none (0 of 2 after Holm); but up to 0.10 nats is not excluded (level is 0.05)."
+    assert told == "none (0 of 2 after Holm); but up to 0.10 nats is not excluded (below 0.05 is level)."
     assert all_level(rows, "none", "some", "reward", above=True, gain=np.array([0.41, 0.81])).holds
     assert all_level(rows, "none", "some", "reward", gain=-9.0).holds is None  # nothing is gained, so nothing is level
 
@@ -320,6 +322,7 @@ def test_gold_for_one_of_reward_is_compared_within_each_seed():
     found = claims_of_front.anchored_keeps_more_gold(tables(**given, t_6_rows=pd.concat([start, swept])))
     assert found.value == pytest.approx(np.mean([0.4, 0.3]))
     assert found.seeds == 2
+    assert "at a KL of 1, where its gold is 0.30 nats higher in all (difference)" in found.statement
     for gone in (swept[swept.kl > 1], swept[swept.seed == 0]):  # no line is drawn from SFT to the first policy
         with pytest.raises(Unanswered, match="no such policy on both sides of a KL of 1"):
             claims_of_front.anchored_keeps_more_gold(tables(**given, t_6_rows=pd.concat([start, gone])))
@@ -356,9 +359,9 @@ def test_the_proxys_part_is_that_of_the_best_policy_used_with_one_draw():
                            "proxy error": [0.6, 0.6, 0.1], "optimisation error": [0.4, 0.4, 0.9]})  # fmt: skip
     found = claims_of_front.proxy_loses_more_gold_than_optimisation(tables(t_6_efficiency=shares, t_6_losses=losses))
     assert (found.value, found.holds, found.seeds) == (pytest.approx(0.6), True, 2)
-    told = "(best) misses 1.00 nats of the gold possible at a KL of 1; the reward model's own optimum misses 0.60, 0.60"
+    told = "one draw (best) misses 1.00 nats, the reward model's own optimum 0.60, 0.60 ["
     assert told in found.statement
-    assert found.statement.endswith("] times as much (more than half).")
+    assert found.statement.endswith("] times as much: its errors explain more than half of the gap.")
 
 
 def test_gold_of_the_best_with_one_draw_is_compared_at_one_kl():
