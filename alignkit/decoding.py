@@ -54,7 +54,7 @@ def decode_tokens(
     """Completions, (rows, at most new), filled up with `end` behind their first one, drawn at temperature 1.
 
     ids, mask: (prompts, length), padded on the left.  which: the prompt of each row, (rows,).  bias: added to all
-    logits, (vocabulary,).  greedy: the likeliest token instead of a draw.  Raises NotFinite.
+    logits, (vocabulary,).  greedy: the likeliest token instead of a draw.  Raises NotFinite (a greedy GPT-2 does not).
     """
     if is_known(model):
         choose = partial(torch.argmax, dim=-1) if greedy else draw_token

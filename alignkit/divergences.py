@@ -64,7 +64,7 @@ class Divergence:
         return self.derivative(_tensor(u))
 
     def score(self, log_u: Any) -> torch.Tensor:
-        """f'(exp(log_u)), the score of a response whose log-ratio is log_u; clamped where it would overflow."""
+        """f'(exp(log_u)), the score of a response whose log-ratio is log_u; clamped (in float32 at powers of e^80)."""
         return (self.uncentred or self.centred)(_tensor(log_u))
 
     def centred_score(self, log_u: Any) -> torch.Tensor:
@@ -75,7 +75,7 @@ class Divergence:
         return self.centred(_tensor(log_u))
 
     def slope(self, log_u: Any) -> torch.Tensor:
-        """d score / d log_u = u f''(u): how strongly a response is pushed."""
+        """d score / d log_u = u f''(u), as if nothing were clamped: how strongly a response is pushed."""
         return self.log_slope(_tensor(log_u))
 
     def clamped(self, log_u: Any) -> torch.Tensor:
@@ -87,8 +87,9 @@ class Divergence:
     def optimal_policy(self, ref: Any, reward: Any, beta: float) -> Any:
         """argmax_π E_π[r] - β D_f(π ‖ ref) on a finite set: π = ref · (f')⁻¹((r - λ)/β), with λ such that it sums to 1.
 
-        ref (probabilities, positive) and reward are (responses,); so is the result, in float64, as a tensor if ref
-        is one.  Wang et al. 2024, Theorem 1; where f'(0+) is finite, responses of low reward get no mass at all.
+        ref (positive, sum 1) and reward are (responses,); so is the result, in float64, as a tensor if ref is one.
+        Wang et al. 2024, Theorem 1; where f'(0+) is finite, responses of low reward get no mass at all.  Where f' is
+        bounded above, a probability in ref below 1e-9 (Neyman, α = 2: 1e-5) is lost to rounding, and the result wrong.
         """
         if isinstance(ref, torch.Tensor):
             return torch.from_numpy(self.optimal_policy(ref.numpy(), np.asarray(reward), beta))

@@ -17,9 +17,9 @@ def picked(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def token_kl(policy_logits: torch.Tensor, ref_logits: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Estimates of the KL of each step, (batch, length) each, differentiable.
+    """Estimates of the KL of each step, (batch, length) each; as a loss, only exact and k2 have its gradient.
 
-    Logits are (batch, length, vocabulary), at the positions that predict `tokens`, (batch, length).
+    Logits are (batch, length, vocabulary), at the positions that predict `tokens`, (batch, length), all of them finite.
     With ℓ = log π - log π_ref of a token (Schulman 2020, "Approximating KL divergence"): k1 = ℓ (unbiased, may be
     negative), k2 = ℓ²/2 (biased), k3 = exp(-ℓ) - 1 + ℓ (unbiased, never negative).  exact sums over the whole
     vocabulary and leaves only the sampled prefixes to chance (Rao-Blackwell; unbiased).
@@ -43,6 +43,6 @@ def kl_estimates(
 ) -> dict[str, torch.Tensor]:
     """Estimates of the sequence KL, each (batch,): sums of `token_kl` over the tokens that the mask counts.
 
-    Tokens and mask are (batch, length).
+    Tokens and mask are (batch, length); logits have to be finite where the mask is 0, too.
     """
     return {name: (values * mask).sum(dim=1) for name, values in token_kl(policy_logits, ref_logits, tokens).items()}

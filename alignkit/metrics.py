@@ -16,7 +16,7 @@ def pairwise_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def sign_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The share of texts whose score is above zero if, and only if, the label is 1."""
+    """The share of texts whose score is above zero if, and only if, the label is 1; labels are 0 and 1."""
     return float(((scores > 0) == labels).mean())
 
 
@@ -95,7 +95,7 @@ def self_bleu(groups: Sequence[Sequence[str]], order: int = 4) -> float:
 def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean, low and high of a t interval over seed means; low and high are NaN for a single seed.
 
-    A bootstrap over three seeds would be [min, max], which covers 76 % at most.
+    A bootstrap over three seeds would be [min, max], which covers 75 % at most.
     """
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
@@ -108,8 +108,8 @@ def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
 def paired_p_value(differences: np.ndarray) -> float:
     """Two-sided p-value of a one-sample t test that the differences, shape (seeds,), have mean zero.
 
-    NaN for a single seed.  Where all differences are equal it is 1 if they are zero, else 0: then the seeds changed
-    nothing, and the 0 is no evidence.
+    NaN for a single seed.  If all are equal it is 1 if they are zero, else 0: seeds then had no effect on
+    the runs, and the 0 shows nothing.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:

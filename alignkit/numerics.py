@@ -43,10 +43,11 @@ def chosen() -> str:
 
 
 def pin() -> None:
-    """Set the environment variables that fix kernels and threads, over those of the user's shell, and others that
-    libraries read as they are imported, unless they are set.
+    """Set the environment variables that fix kernels and threads, in place of the shell's, and three others where they
+    are unset.
 
-    Where torch has been imported already, its kernels stay as they are, and `in_force` says so.
+    Where torch has been imported already, its kernels stay as they are, and `in_force` says so; where NumPy alone has,
+    its matrix products do (those of the judge and of baselines), and nothing says so.
     """
     # A waiting thread that spins makes a job beside another busy one ten times slower, whatever the kernels.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

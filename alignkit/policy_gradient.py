@@ -112,16 +112,16 @@ def token_advantages(
     exact_kl: bool = False,
 ) -> torch.Tensor:
     """What each token is credited with, (batch, longest completion), float64, on the CPU; rewards are (batch,), k to a
-    prompt.
+    prompt, one after the other.
 
     Without values: the `advantages` of r - β KL for all tokens alike; with k = 1 their baseline is taken over the whole
     batch.  With values V(t), the reward of the text before the token's sentence (`training.credit.values_before`):
     r - V(t) - β Σ_{s >= t} log-ratio(s), less the mean of the same quantity over the batch's other completions at that
-    position.  What was written before a token cannot depend on it, so nothing that is subtracted here changes the
-    expected gradient.
+    position; baseline and k play no part.  What was written before a token cannot depend on it, so nothing that is
+    subtracted here changes the expected gradient.
 
-    The KL is k1, or with exact_kl the sum of the steps' exact KLs.  Then the caller adds β times the gradient of this
-    sum: by the product rule a policy changes each step's KL itself, and which prefixes the later steps see.
+    The KL is k1, or with exact_kl the sum of the steps' exact KLs.  Then β times the mean of that sum belongs to the
+    loss, from terms with differentiable_kl: weights change a step's exact KL directly, and not by the prefixes alone.
     """
     kl, mask = terms["exact" if exact_kl else "k1"].detach().double().cpu(), terms["mask"].cpu()
     if values is None:

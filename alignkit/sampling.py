@@ -1,7 +1,7 @@
 """Plain sampling at temperature 1 and the log-probs of what was sampled.
 
 Everything that reports a KL samples and scores with the same distribution: no top-k, no top-p, no
-temperature, no minimal length; any of them would bias the KL.
+temperature, no minimal length; any of them would bias the KL.  Models must be in evaluation mode, as dropout is noise.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def sequence_kl(
 ) -> tuple[np.ndarray, np.ndarray]:
     """KL(π ‖ π_ref) along completions sampled from π, exact at each step, and its k1 estimate; (rows,) each, nats.
 
-    The two may see different prompts; bias (id -> nats) is added to the policy's logits.
+    The two may see different prompts, of a token at least; bias (id -> nats) is added to the policy's logits.
     """
     completion_ids = list(completion_ids)
     policy_prompt_ids, ref_prompt_ids = list(policy_prompt_ids), list(ref_prompt_ids)

@@ -87,6 +87,9 @@ def test_a_new_divergence(monkeypatch: pytest.MonkeyPatch):
     assert torch.allclose(torch.autograd.grad(new.f(u).sum(), u)[0], new.f_prime(u))
     assert torch.allclose(new.score(u.log()), new.f_prime(u))
     assert np.allclose(new.inverse(new.f_prime(u).detach().numpy()), u.detach().numpy())
+    far = torch.tensor([-100.0, 100.0], requires_grad=True)  # float32
+    assert torch.isfinite(torch.autograd.grad(new.score(far).sum(), far)[0]).all()
+    assert new.clamped(far).all()
     ref, reward = np.array([0.5, 0.3, 0.2]), np.array([0.0, 1.0, 2.0])
     best = new.optimal_policy(ref, reward, 0.5)
 
@@ -103,6 +106,9 @@ def test_a_method_on_the_front():
     given = {"rewards": rewards, "kl": 2 / 9, "reward": rewards.mean() + 4 / 9}
     exec(FRONT, given)
     assert given["share"] == pytest.approx(2 / 3, abs=0.02)
+    small = {"rewards": rewards / 10, "kl": 2 / 9, "reward": (rewards.mean() + 4 / 9) / 10}
+    exec(FRONT, small)  # whatever the reward's unit
+    assert small["share"] == pytest.approx(given["share"])
     assert given["axes"].get_xlabel() == "KL (nats)"
     plt.close("all")
 

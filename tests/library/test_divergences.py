@@ -213,6 +213,13 @@ def test_the_optimum_sees_no_constant_and_orders_ratios_by_reward(seed, div, bet
     assert (np.diff((pi / ref)[np.argsort(reward)]) >= -1e-9).all()
 
 
+def test_under_total_variation_mass_leaves_what_is_worse_by_beta():
+    # A response that is worse than the best one by more than β (0.5 here) loses its mass to it; others keep theirs.
+    ref, reward = np.array([0.2, 0.3, 0.5]), np.array([0.0, 0.7, 1.0])
+    found = divergence("total_variation").optimal_policy(ref, reward, 0.5)
+    np.testing.assert_allclose(found, [0, 0.3, 0.7], atol=1e-12)
+
+
 def test_under_reverse_kl_the_optimum_is_the_tilted_reference():
     ref, reward = problem(1)
     tilted = ref * np.exp(reward / 0.5)

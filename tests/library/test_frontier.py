@@ -81,6 +81,13 @@ def test_rewards_far_from_zero_do_not_overflow():
     np.testing.assert_allclose(far.reward, near.reward + 5000, atol=1e-8)
 
 
+def test_weights_count_up_to_a_constant_and_betas_in_any_order():
+    rewards, log_weights = RNG.normal(size=(2, 3, 500))
+    found = optimal_frontier(rewards, [2.0, 0.5, 1.0], log_weights / 4)
+    assert found.beta.tolist() == [np.inf, 2.0, 1.0, 0.5]
+    pd.testing.assert_frame_equal(optimal_frontier(rewards, [0.5, 1.0, 2.0], log_weights / 4 + 3), found)
+
+
 def test_with_samples_of_tilted_policies_it_reaches_kl_4():
     """The reference alone sees almost nothing of what the optimum at KL 4 does."""
     size, counts = 4000, [400, 400, 400]
@@ -120,9 +127,16 @@ def test_the_best_of_one_is_the_reference_and_its_bound_is_zero():
     assert (row.kl_bound, row.reward) == pytest.approx((0, rewards.mean()))
 
 
-def test_the_best_of_more_than_there_are_is_told():
-    with pytest.raises(ValueError, match=r"^best of 7: allowed: 1 to 6"):
-        best_of_n(np.zeros((2, 6)), [7])
+@pytest.mark.parametrize("n", [7, 0, 2.5])
+def test_the_best_of_more_than_there_are_is_told(n: float):
+    with pytest.raises(ValueError, match=f"^best of {n}: allowed: 1 to 6"):
+        best_of_n(np.zeros((2, 6)), [n])
+
+
+@pytest.mark.parametrize("n", [1, 300, 1000, 2000])
+def test_the_best_of_many_is_known_where_binomials_overflow(n: int):
+    ranks = np.arange(1.0, 2001)[None]  # the largest of n of the numbers 1 to N is n (N + 1) / (n + 1) on average
+    assert best_of_n(ranks, [n]).reward[0] == pytest.approx(n * 2001 / (n + 1), rel=1e-9)
 
 
 def test_best_of_n_lies_below_the_frontier_at_its_kl_bound_or_close_to_it():

@@ -98,6 +98,25 @@ def test_the_sigmoid_loss_pulls_with_beta_times_sigma_of_minus_h(won: float, los
     torch.testing.assert_close(by_rejected, weight)
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "hinge", "kto_pair", "cdpo", "robust"])
+@pytest.mark.parametrize("won", [-300.0, 300.0])
+def test_losses_and_gradients_are_finite_in_float32_where_a_sigmoid_is_0(name: str, won: float):
+    settings = {"label_smoothing": 0.1} if name in ("cdpo", "robust") else {}
+    chosen = torch.tensor([won, 1.0], requires_grad=True)
+    loss = preference_loss(name, chosen, torch.zeros(2), beta=1.0, **settings)
+    (slope,) = torch.autograd.grad(loss.sum(), chosen)
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(slope).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("sigmoid", ()), ("cdpo", ("label_smoothing",)), ("ipo_per_token", ("chosen_tokens", "rejected_tokens"))],
+)
+def test_a_loss_says_what_it_needs_beside_the_scores(name: str, more: tuple[str, ...]):
+    assert needs(name) == more
+
+
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "kto_pair"])
 def test_only_differences_of_scores_count(name: str):
     settings = {"label_smoothing": 0.1} if name in ("cdpo", "robust") else {}

@@ -376,6 +376,15 @@ def test_ema_at_rate_0_leaves_the_anchor_and_at_1_copies_the_policy(init, thetas
         assert_same(anchor, expected)
 
 
+def test_an_anchor_in_float32_follows_a_policy_in_bfloat16(init) -> None:
+    anchor = {name: tensor.float().clone() for name, tensor in init.items()}
+    policy = {name: (tensor + 1).bfloat16() for name, tensor in init.items()}
+    for _ in range(1000):
+        ema_(anchor, policy, 0.01)
+    assert all(tensor.dtype == torch.float32 for tensor in anchor.values())
+    assert_near(anchor, {name: tensor.float() for name, tensor in policy.items()}, 1e-3)
+
+
 @pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
 def test_ema_forgets_its_start_at_the_rate_of_the_closed_form(init, thetas, rate: float) -> None:
     anchor, policy = ({name: tensor.clone() for name, tensor in state.items()} for state in (init, thetas[0]))

@@ -48,6 +48,13 @@ def test_one_draw_of_the_reference_is_the_reference():
     assert (row.kl, row.reward) == pytest.approx((0, rewards.mean()), abs=1e-12)
 
 
+def test_gold_and_others_are_averaged_over_what_is_kept():
+    rewards = RNG.normal(size=(4, 30))
+    row = resampled(rewards, np.zeros_like(rewards), 5, [0.7], gold=2 * rewards + 1, length=-rewards).iloc[0]
+    assert row.reward > rewards.mean() + 0.3
+    assert (row.gold, row["length"]) == pytest.approx((2 * row.reward + 1, -row.reward), abs=1e-12)
+
+
 def test_many_draws_end_in_the_optimum_whoever_draws():
     reference, reward, beta = RNG.dirichlet(np.ones(30)), RNG.normal(size=30), 0.7
     best = divergence("reverse_kl").optimal_policy(reference, reward, beta)
