@@ -277,7 +277,7 @@ def bars(table: pd.DataFrame, label: str, value: str, xlabel: str, seeds: pd.Dat
 
 
 def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> Figure:
-    """Gain in gold against √KL for each family, with d (α - β log d) at the mean α and β of its seeds.
+    """Gain in gold against √KL for each family, with the d (α - β log d) of each seed over the KLs of its points.
 
     `table` has columns family, seed, kl, gold (gains over SFT).
     """
@@ -287,10 +287,10 @@ def bends(table: pd.DataFrame, fits: pd.DataFrame, families: Sequence[str]) -> F
         rows, found = table[table.family == name], fits[fits.family == name].dropna(subset="alpha")
         colour, marker = look_of[name]
         axis.plot(np.sqrt(rows.kl.clip(lower=0)), rows.gold, marker, color=colour, markersize=4, alpha=0.6, label=name)
-        if len(found):
-            ends = max(0.0025, rows.kl.min()), rows.groupby("seed").kl.max().min()  # as far as every seed reaches
-            d = np.linspace(*np.sqrt(ends), 100)
-            axis.plot(d, curve(d**2, found.alpha.mean(), found.beta.mean()), color=colour, linewidth=1.6)
+        for fit in found.itertuples():
+            own = rows.kl[rows.seed == fit.seed]
+            d = np.linspace(*np.sqrt([max(0.0025, own.min()), own.max()]), 100)
+            axis.plot(d, curve(d**2, fit.alpha, fit.beta), color=colour, linewidth=1.1)
     axis.axhline(0, color="black", linewidth=1, linestyle=":")
     axis.set(xlabel="d = √KL(π ‖ π_sft) (√nats)", ylabel=GAINS["gold"])
     legend_below(figure)
