@@ -99,11 +99,13 @@ rule notebook:
     input:
         # What they are stands in their names, by key; how old they are does not matter.
         lambda w: [ancient(file) for file in own_runs(w.notebook)],
-        lambda w: [ancient(sealed(name)) for name in VALUES[w.notebook].waits_for if name in VALUES],
+        lambda w: [ancient(sealed(name)) for name in VALUES[w.notebook].reads if name in VALUES],
     output:
         f"{BUILD}/executed/{{notebook}}-{{key}}.json",
     params:
         log=lambda w: f"{BUILD}/logs/{w.notebook}.log",
+    # Those whose tables another one reads come first: the others then fill the time beside the last.
+    priority: lambda w: sum(w.notebook in VALUES[name].reads for name in NOTEBOOKS)
     threads: 1
     shell:
         "echo 'execute {wildcards.notebook}'; "

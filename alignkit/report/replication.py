@@ -9,6 +9,7 @@ from alignkit.faults import UserFault
 from alignkit.report import findings
 from alignkit.workflow.batch import write_table
 from alignkit.workflow.parameters import REPLICA, TINY
+from alignkit.workflow.schema import OneFront
 
 OUTCOME = ["statement", "value", "low", "high", "kl", "asked", "holds"]
 """Columns of a finding that two reports may have otherwise."""
@@ -64,8 +65,9 @@ def all_answers(*folders: Path, own: str = "") -> pd.DataFrame:
 
 
 def here_and_in_pocket(profile: str) -> pd.DataFrame | None:
-    """The `agreement` of what a report has made so far, while its last notebook runs."""
-    return agreement(profile, all_answers(paths.figures(profile), paths.published(profile), own="6_"))
+    """The `agreement` of the last notebook and those that it reads, while it runs: others may not have run yet."""
+    found = all_answers(paths.figures(profile), paths.published(profile), own="6_")
+    return agreement(profile, found[found.notebook.isin([*OneFront.reads, "6_one_front"])])
 
 
 def beside_replica(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:

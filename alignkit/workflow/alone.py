@@ -50,7 +50,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
 
     def finish(name: str) -> bool:
         p = wanted[name]
-        before = trained.get(p.trained_with, trained[name]) + [done[n] for n in p.waits_for if n in wanted]
+        before = trained.get(p.trained_with, trained[name]) + [done[n] for n in p.reads if n in wanted]
         if not all(job.result() for job in before):
             return False
         with publishing:
@@ -65,7 +65,7 @@ def report(profile: str, jobs: int, hub: Path, out: Path) -> bool:
         trained, done, ended = {name: [] for name in wanted}, {}, False
         for name, seed in training_jobs(wanted):
             trained[name].append(workers.submit(run, "train", str(params / f"{name}.yaml"), "--seed", str(seed)))
-        for name in wanted:  # after those that it tells of
+        for name in wanted:  # after those whose tables it reads
             done[name] = finishers.submit(finish, name)
         try:
             while not ended:

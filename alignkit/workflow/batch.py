@@ -54,8 +54,8 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     """Hash of all that an executed notebook depends on.
 
     These are its cells, its parameters, the alignkit modules that they reach, the lock, what lies at a local path among
-    the parameters, and all of this for the notebooks whose tables or findings it tells; for the last notebook also what
-    `tune` wrote, and pocket's published findings, which other profiles show beside their own.
+    the parameters, and all of this for the notebooks whose tables it reads; for the last notebook also what `tune`
+    wrote, and pocket's published findings, which other profiles show beside their own.
     """
     p = values(notebook, profile, data)
     cells = json.loads(_source(notebook).read_text(encoding="utf-8"))["cells"]
@@ -63,10 +63,10 @@ def content_key(notebook: str, profile: str, data: str = "") -> str:
     code = "\n".join(source for kind, source, _ in told if kind == "code")
     modules = _reached(code, tuple((file, file.stat().st_mtime_ns) for file in _files(paths.PACKAGE)))
     files = [*modules, *(module.with_suffix(".yaml") for module in modules)]  # a module's data lie beside it
-    if p.waits_for:
+    if p.reads:
         beside = [] if parameters.base(profile) == "pocket" else [paths.published("pocket") / "findings.csv"]
         files += [paths.published(profile) / "tuning.csv", *beside]
-    read = [content_key(name, profile, data) for name in sorted(set(p.waits_for) & set(notebooks(profile)))]
+    read = [content_key(name, profile, data) for name in sorted(set(p.reads) & set(notebooks(profile)))]
     return checksums.of_values([told, _given(p), checksums.of(paths.PACKAGE, filter(Path.is_file, files)), read])
 
 
@@ -198,10 +198,10 @@ def first_damaged(profile: str, notebook: str, seal: Path) -> str:
 
 
 def break_seals(profile: str) -> None:
-    """Remove the seals of notebooks whose files are not as they were made, or which tell of one that has no seal,
-    so that they are executed again."""
+    """Remove the seals of notebooks whose files are not as they were made, or which read tables of one that has no
+    seal, so that they are executed again."""
     for name in notebooks(profile):
-        others = [_seals(profile, other) for other in set(values(name, profile).waits_for) & set(notebooks(profile))]
+        others = [_seals(profile, other) for other in set(values(name, profile).reads) & set(notebooks(profile))]
         for file in _seals(profile, name):
             if first_damaged(profile, name, file) or not all(others):
                 file.unlink()

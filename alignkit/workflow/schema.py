@@ -67,7 +67,7 @@ class World(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     after: ClassVar[tuple[str, ...]] = ()  # notebooks whose runs of the same seed are trained before this one's
-    waits_for: ClassVar[tuple[str, ...]] = ()  # notebooks whose tables or findings this one tells
+    reads: ClassVar[tuple[str, ...]] = ()  # notebooks whose tables this one reads
     trained_with: ClassVar[str | None] = None  # the notebook among whose runs this one's are, if any
     notebook: str = Field(min_length=1, description="which notebook these values are for")
     profile: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="a folder of params/ and of figures/")
@@ -362,8 +362,7 @@ class OneFront(Towards):
     """Notebook 6."""
 
     after = ("5_improvements",)
-    reads: ClassVar[tuple[str, ...]] = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")  # their policies
-    waits_for = ("0_primer", "1_reward_model", *reads)
+    reads = ("2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements")
     front_steps: Steps = Field(description="steps of the anchored method")
     front_betas: Betas = Field(description="β of the anchored method")
     pool_reference: Completions = Field(description="completions of a test prompt by SFT for the optimal frontier")

@@ -195,6 +195,14 @@ def test_another_profile_says_which_findings_of_pocket_hold_there(figures: Path)
     assert "DPO raises the reward over SFT, at a mean KL of 2.00 nats: 2.00 [0.50, 3.00]" in told
 
 
+def test_the_last_page_asks_findings_of_the_notebooks_that_it_reads(figures: Path, monkeypatch: pytest.MonkeyPatch):
+    (figures / REPLICA).rename(figures / "real")
+    (figures / PROFILE).rename(figures / "pocket")
+    monkeypatch.setattr(paths, "figures", lambda profile: figures / profile)
+    asked = replication.here_and_in_pocket("real").notebook.unique()  # notebooks 0 and 1 may run later
+    assert set(asked) == {"2_dpo_losses", "3_f_divergences", "4_warp", "5_improvements", "6_one_front"}
+
+
 def test_the_readme_tells_of_pockets_variants_in_one_table(figures: Path):
     (figures / REPLICA).rename(figures / "pocket_wide")
     (figures / PROFILE).rename(figures / "pocket")

@@ -512,10 +512,10 @@ def test_a_misspelt_name_in_the_first_cell_is_one_line(monkeypatch: pytest.Monke
 # The notebooks' order
 
 
-def test_what_a_notebook_trains_after_and_waits_for_stands_before_it():
+def test_what_a_notebook_trains_after_and_reads_are_notebooks_before_it():
     order = list(NOTEBOOKS)
     for name, kind in NOTEBOOKS.items():
-        assert all(order.index(other) < order.index(name) for other in (*kind.after, *kind.waits_for))
+        assert all(order.index(other) < order.index(name) for other in (*kind.after, *kind.reads))
         assert kind.trained_with in (None, *order)
 
 
