@@ -108,8 +108,8 @@ def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
 def paired_p_value(differences: np.ndarray) -> float:
     """Two-sided p-value of a one-sample t test that the differences, shape (seeds,), have mean zero.
 
-    NaN for a single seed.  If all are equal it is 1 if they are zero, else 0: seeds then had no effect on
-    the runs, and the 0 shows nothing.
+    NaN for a single seed.  If all are equal it is 1 if they are zero, else 0: seeds then had no effect on the runs, and
+    the 0 shows nothing.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:

@@ -131,10 +131,10 @@ def _moves(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
 def _told(before: Path, after: Path) -> tuple[list[str], bool]:
     """A line for each finding, and whether what was firm holds, and nothing that held is contradicted."""
     old = all_answers(before).set_index("id")
-    told = {row: _word(old.loc[row.id], row) for row in all_answers(after).itertuples()}
-    lines = [f"  {word:5}  {row.notebook}, {row.id}: {row.statement}" for row, word in told.items()]
+    told = [(_word(old.loc[row.id], row), row) for row in all_answers(after).itertuples()]
+    lines = [f"  {word:5}  {row.notebook}, {row.id}: {row.statement}" for word, row in told]
     key = "lost: narrow before, open now; gone: held, can no longer be asked; no: does not hold, nor did it before"
-    return [f"findings ({key}):", *lines], "FAILS" not in told.values()
+    return [f"findings ({key}):", *lines], all(word != "FAILS" for word, _ in told)
 
 
 def _word(old: Any, new: Any) -> str:
