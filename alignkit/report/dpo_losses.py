@@ -145,7 +145,7 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
 
 def policies(p: DpoLosses, runs: Mapping[int, Runs]) -> list[Policy]:
     """Every evaluated policy of the notebook."""
-    found = [_on_a_part(p, policy) for policy in common.policies_on_pairs(runs, methods(p))]
+    found = common.policies_on_pairs(runs, methods(p))
     for seed, by_name in runs.items():
         found += [_in_rounds(p, seed, by_name, name) for name in names_over_beta(p)]
         for eta in p.imitation_etas:
@@ -157,15 +157,6 @@ def policies(p: DpoLosses, runs: Mapping[int, Runs]) -> list[Policy]:
         name = policy.method + AGAIN
         found.append(replace(policy, method=name, evaluation=first[name + EVALUATION], main=False, family=""))
     return found
-
-
-def _on_a_part(p: DpoLosses, policy: Policy) -> Policy:
-    """DPO on fewer pairs needs fewer completions; the other policies are returned as they are."""
-    shares = {of_share(share): share for share in p.pair_shares}
-    if policy.method not in shares:
-        return policy
-    tokens = round(shares[policy.method] * policy.settings["tokens_generated"])
-    return replace(policy, settings={**policy.settings, "tokens_generated": tokens})
 
 
 def _in_rounds(p: DpoLosses, seed: int, runs: Runs, name: str) -> Policy:

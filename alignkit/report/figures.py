@@ -27,8 +27,6 @@ PIXELS_PER_INCH = 110
 GAINS = {"reward": "gain in reward over SFT (proxy, nats)", "gold": "gain in gold reward over SFT (nats)"}
 WIDEST = 9.0
 """Inches; a page shows a wider picture smaller, and its letters with it."""
-MOST_ROWS = 10
-"""Rows of a shown table; the whole one is a CSV file."""
 DOLLAR = '<span class="tex2jax_ignore">&#36;</span>'
 """A dollar in a review. Two are a formula otherwise: to Jupyter as they are written, to MathJax as they are shown."""
 _saved: list[str] = []
@@ -74,7 +72,7 @@ def quoted(text: str) -> str:
     return plain.replace("$", DOLLAR)
 
 
-def show_table(table: pd.DataFrame, digits: int = 3, most: int = MOST_ROWS) -> None:
+def show_table(table: pd.DataFrame, digits: int = 3, most: int = 10) -> None:
     """Show a table without its index, without rows and columns that say nothing; the same HTML every time.
 
     A row says nothing if it has no value beside its first column and its number of seeds.  Numbers have no more than
@@ -110,11 +108,8 @@ def _readable(column: pd.Series, digits: int) -> pd.Series:
         return column.astype(object).where(column.notna(), "")
     known = column.dropna()
     needed = next((d for d in range(digits) if (known == known.round(d)).all()), digits)
-    return column.map(lambda x: "" if pd.isna(x) else _number(x, needed))
-
-
-def _number(x: float, digits: int) -> str:
-    return f"{x:.1g}" if 0 < abs(x) < 0.5 * 10.0**-digits else f"{x:,.{digits}f}"
+    least = 0.5 * 10.0**-needed
+    return column.map(lambda x: "" if pd.isna(x) else f"{x:.1g}" if 0 < abs(x) < least else f"{x:,.{needed}f}")
 
 
 def save_table(table: pd.DataFrame, name: str, *, profile: str) -> None:

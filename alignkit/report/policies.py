@@ -225,7 +225,9 @@ def policies_on_pairs(runs: Mapping[int, Runs], methods: Iterable[Method]) -> li
             run, record = by_name[method.name], by_name[method.name + EVALUATION]
             shown = {name: run.record["settings"][name] for name in PAIRED}
             shown |= {name: run.metrics[name] for name in LEARNED}
-            shown |= {"pairs": method.pairs, "tokens_generated": by_name["generations"].metrics["tokens_generated"]}
+            share = by_name[method.pairs].record["inputs"].get("share", 1)  # fewer pairs need fewer completions
+            drawn = round(share * by_name["generations"].metrics["tokens_generated"])
+            shown |= {"pairs": method.pairs, "tokens_generated": drawn}
             found.append(Policy(method.name, seed, record, method.main, method.family, (run,), settings=shown))
     return found
 

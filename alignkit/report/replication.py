@@ -13,7 +13,7 @@ from alignkit.workflow.schema import OneFront
 
 OUTCOME = ["statement", "value", "low", "high", "kl", "asked", "holds"]
 """Columns of a finding that two reports may have otherwise."""
-MADE_SO = ("losses_end_in_the_optimum", "confirmation_is_at_equal_tokens", "reinforce_is_cheaper_than_warp")
+MADE_SO = ("losses_end_in_the_optimum",)
 """Findings that lie in how every report is made, whatever its reviews: that they hold elsewhere says nothing."""
 
 

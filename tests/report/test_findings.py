@@ -292,8 +292,11 @@ def test_warp_is_what_the_profiles_own_table_calls_it(low: float, high: float, h
     named = pd.DataFrame({"method": ["WARP", "WARP", "WARP, other"], "family": [None, "WARP, T=7", "WARP, T=9"]})
     rows = [{"against": f"WARP, T={t}", "low": a, "high": b} for t, a, b in ((7, low, high), (9, 8.0, 9.0))]
     order = pd.DataFrame(rows).assign(family="REINFORCE, EMA anchor", at_kl=1, difference=0.1, seeds=5)
-    found = claims_of_front.reinforce_is_level_with_warp(tables(t_6_order=order, t_4_warp=named))
+    tokens = pd.DataFrame({"method": ["REINFORCE, EMA anchor", "WARP, T=7", "WARP, T=9"], "tokens": [5.0, 20.0, 1.0]})
+    known = {"t_6_order": order, "t_6_hypervolume": tokens, "t_4_warp": named}
+    found = claims_of_front.reinforce_is_level_with_warp(tables(**known))
     assert (found.holds, said in found.statement) == (holds, True)
+    assert "at a KL of 1, with 0.25 times its training tokens (difference): 0.10" in found.statement
 
 
 def test_where_warp_is_the_best_with_one_draw_nothing_beats_it():
@@ -392,9 +395,10 @@ def test_gold_that_the_optimum_of_a_seed_lacks_is_open():
 )
 def test_the_confirmation_asks_for_holms_p_as_well(holm: float, holds: bool | None, said: str):
     row = {"method": "WARP", "measure": "reward", "seeds": 3, "difference": 2.0, "low": 1.0, "high": 3.0, "holm": holm}
-    found = claims.anchored_beats_warp(tables(t_5_confirmation_gain=pd.DataFrame([row])))
+    seen = pd.DataFrame({"method": ["WARP", "WARP", "anchored"], "tokens": [9.0, 11.0, 12.0]})
+    found = claims.anchored_beats_warp(tables(t_5_confirmation_gain=pd.DataFrame([row]), t_5_confirmation=seen))
     assert found.holds is holds
-    assert said in found.statement
+    assert f"{said} WARP at equal tokens (to a factor of 1.20) up to" in found.statement
 
 
 @pytest.mark.parametrize("base_seed", [None, 0])
@@ -542,3 +546,33 @@ def test_the_distilled_policys_gain_is_over_its_own_seeds_start():
     assert "raises the reward over SFT, at a mean KL of 0.30 nats: 1.05" in found.statement
     with pytest.raises(KeyError):  # which `answers` tells as not asked
         claims.distilling_raises_gold(tables(t_5_improvements=rows))
+
+
+def equal_kl(families: list[str], differences: list[float], kls: list[float]) -> pd.DataFrame:
+    """Differences in reward and, twice as large, in gold at equal KLs; all intervals have a half-width of 0.1."""
+    reward = pd.DataFrame({"family": families, "at_kl": kls, "measure": "reward", "difference": differences})
+    both = pd.concat([reward, reward.assign(measure="gold", difference=2 * reward.difference)])
+    return both.assign(low=both.difference - 0.1, high=both.difference + 0.1, holm=0.01)
+
+
+def test_the_way_back_is_told_beside_earlier_steps_of_the_same_run():
+    found = claims.going_back_gains_more(tables(t_4_back_matched=equal_kl(["back"] * 2, [0.8, 0.5], [0.6, 1.3])))
+    assert (found.holds, found.value, found.kl) == (True, 0.5, 1.3)
+    told = "gains more reward than the same run stopped earlier, at KL 1.3 (at KL 0.6 +0.80): 0.50 [0.40, 0.60]."
+    assert found.statement.endswith(told)
+
+
+def test_warps_parts_are_told_as_what_each_adds():
+    """Tables have what lacks a part less what has it; another iteration alone stands the right way round."""
+    families = ["REINFORCE, EMA anchor", "WARP, iteration 2", "WARP, iteration 3"]
+    known = {"t_4_iterations_matched": equal_kl(families, [-0.3, 0.7, -0.2], [1.0] * 3)}
+    known |= {
+        "t_4_anchors_matched": equal_kl(["REINFORCE, SFT anchor", "REINFORCE, no anchor"], [0.4, -0.9], [1.0] * 2)
+    }
+    known |= {"t_4_warp": pd.DataFrame({"iteration": [0, 1, 2, 3]})}
+    asked = (claims.merged_runs_gain_more, claims.a_following_anchor_gains_more, claims.another_iteration_gains_more)
+    merged, anchor, third = (claim(tables(**known)) for claim in asked)
+    assert [found.value for found in (merged, anchor, third)] == pytest.approx([0.3, -0.4, -0.2])
+    assert (merged.holds, anchor.holds, third.holds) == (True, False, False)
+    with pytest.raises(Unanswered):  # one iteration is compared with none
+        claims.another_iteration_gains_more(tables(**known | {"t_4_warp": pd.DataFrame({"iteration": [0, 1]})}))

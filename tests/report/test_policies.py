@@ -34,6 +34,7 @@ METHODS = [
     Method("strong", {}, family="DPO, sigmoid loss"),
     Method("other pairs", {}, pairs="pairs: all_pairs"),
     Method("broken", {}),
+    Method("on fewer", {}, pairs="pairs: fewer"),
     Method("never trained", {}),
 ]
 
@@ -48,6 +49,7 @@ def runs(run):
     out = {}
     for seed in (0, 1):
         by_name = {"sft": run({}), "sft: evaluation": evaluated(0.0), "generations": run({"tokens_generated": 999})}
+        by_name |= {"pairs": run({}), "pairs: all_pairs": run({}), "pairs: fewer": run({}, share=0.25)}
         by_name |= {"sigmoid": run(TRAINED, asdict(USUAL)), "sigmoid: evaluation": evaluated(1.0 + seed)}
         if seed == 0:
             strong = asdict(replace(USUAL, beta=1.0))
@@ -55,6 +57,7 @@ def runs(run):
             by_name |= {"other pairs": run(TRAINED, asdict(USUAL)), "other pairs: evaluation": evaluated(0.7)}
             broken = run(TRAINED | {"status": "diverged"}, asdict(replace(USUAL, beta=0.5)))
             by_name |= {"broken": broken, "broken: evaluation": evaluated(7.0)}
+            by_name |= {"on fewer": run(TRAINED, asdict(USUAL)), "on fewer: evaluation": evaluated(0.6)}
         out[seed] = by_name
     return out
 
@@ -72,7 +75,7 @@ def test_every_policy_has_one_row_with_its_run_and_numbers(table: pd.DataFrame, 
         if key.endswith(": evaluation")
     }
     assert set(zip(table.method, table.seed, table.run, strict=True)) == expected
-    assert len(table) == len(expected) == 7
+    assert len(table) == len(expected) == 8
     sigmoid = table[table.method == "sigmoid"]
     assert sigmoid.reward.tolist() == [1.0, 2.0]
     assert sigmoid.kl.tolist() == [2.0, 4.0]
@@ -86,6 +89,7 @@ def test_a_row_shows_what_training_was_asked_for_measured_and_cost(table: pd.Dat
     assert row[["eval_loss", "accuracy", "tokens_generated", "tokens_trained"]].tolist() == [0.5, 0.75, 999, 1234]
     others = table.drop_duplicates("method").set_index("method")
     assert others.pairs["other pairs"] == "pairs: all_pairs"
+    assert others.tokens_generated["on fewer"] == 250  # pairs of a quarter of the prompts need a quarter of the draws
     assert pd.isna(others.loss["sft"])
     assert np.isnan(others.tokens_trained["sft"])
 
@@ -93,7 +97,7 @@ def test_a_row_shows_what_training_was_asked_for_measured_and_cost(table: pd.Dat
 def test_family_and_main_rows_are_those_of_the_recipe(table: pd.DataFrame) -> None:
     found = table.drop_duplicates("method").set_index("method")
     families = {"sft": "sft", "sigmoid": "DPO, sigmoid loss", "strong": "DPO, sigmoid loss"}
-    assert found.family.to_dict() == families | {"other pairs": "", "broken": ""}
+    assert found.family.to_dict() == families | {"other pairs": "", "broken": "", "on fewer": ""}
     assert found.index[found.row == "main"].tolist() == ["sft", "sigmoid"]
 
 
