@@ -266,19 +266,19 @@ def anchors_rates_do_not_differ(tables: Tables) -> Finding:
 def a_following_anchor_gains_more(tables: Tables) -> Finding:
     """Does an anchor that follows buy more reward than one that stays at SFT, at the same KL?"""
     fixed = rows_of(tables("4_anchors_matched"), family="REINFORCE, SFT anchor")
-    return _more(reversed_differences(fixed), "REINFORCE with an EMA anchor", "with SFT as anchor")
+    return _more(reversed_differences(fixed), "REINFORCE with an EMA anchor", "REINFORCE with SFT's")
 
 
 def merged_runs_gain_more(tables: Tables) -> Finding:
     """Does a merge of runs have more reward than one run of as many steps, both interpolated back to the same KL?"""
     one = rows_of(tables("4_iterations_matched"), family="REINFORCE, EMA anchor")
-    return _more(reversed_differences(one), "The merge of WARP's first runs", "one such run alone")
+    return _more(reversed_differences(one), "The merge of WARP's first runs", "one run of that length")
 
 
 def another_iteration_gains_more(tables: Tables) -> Finding:
     """Does WARP's last iteration have more reward than its first, both interpolated back to the same KL?"""
     last = rows_of(tables("4_iterations_matched"), family=f"WARP, iteration {tables('4_warp').iteration.max():.0f}")
-    return _more(last, "WARP after its last iteration", "after its first")
+    return _more(last, "WARP's last iteration", "its first")
 
 
 def going_back_gains_more(tables: Tables) -> Finding:
