@@ -4,7 +4,7 @@ A claim is a function of the report's tables.  Its name is its id, its docstring
 that these tables allow, the number behind it with its interval, and whether the claim that its name makes holds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from alignkit.report.statements import (
     over_seeds,
     rows_of,
 )
-from alignkit.report.tables import at_kl, gains_over_sft, reversed_differences
+from alignkit.report.tables import at_kl, gains_over_sft
 
 # Notebook 0
 
@@ -139,13 +139,13 @@ def losses_do_not_differ(tables: Tables) -> Finding:
     return all_level(rows_of(tables("2_against_sigmoid"), measure="reward"), none, some, "reward", gain=gained)
 
 
-def _more(table: pd.DataFrame, subject: str, rest: str, verb: str = "gains", measure: str = "reward") -> Finding:
+def _more(table: pd.DataFrame, subject: str, rest: str, of: str = "reward", kl: str = "KL") -> Finding:
     """That a policy has more of a measure than another at the largest KL of both, by their differences at equal KLs;
     those at smaller ones are told beside it."""
-    rows = rows_of(table, measure=measure).sort_values("at_kl")
-    smaller = ", ".join(f"at KL {row.at_kl:g} {row.difference:+z.2f}" for row in rows[:-1].itertuples())
-    at = f"KL {rows.at_kl.iloc[-1]:g}" + (f" ({smaller})" if smaller else "")
-    return difference(rows[-1:], subject, f"{rest}, at {at}", more_or_less(verb, measure))
+    rows = rows_of(table, measure=of).sort_values("at_kl")
+    smaller = ", ".join(f"at {kl} {row.at_kl:g} {row.difference:+z.2f}" for row in rows[:-1].itertuples())
+    at = f"{kl} {rows.at_kl.iloc[-1]:g}" + (f" ({smaller})" if smaller else "")
+    return difference(rows[-1:], subject, f"{rest}, at {at}", more_or_less("gains", of))
 
 
 def a_larger_beta_keeps_more_gold(tables: Tables) -> Finding:
@@ -185,9 +185,9 @@ def on_policy_gains_more(tables: Tables) -> Finding:
 
 
 def imitation_reaches_more_gold(tables: Tables) -> Finding:
-    """Does fine-tuning on positive reviews reach more gold than DPO, at the largest KL of both?"""
+    """Does fine-tuning on positive reviews gain more gold than DPO, at the largest KL of both?"""
     rows = rows_of(tables("2_beyond"), family="fine-tuning on positive reviews")
-    return _more(rows, "Fine-tuning on positive reviews", "DPO", "reaches", "gold")
+    return _more(rows, "Fine-tuning on positive reviews", "DPO", of="gold")
 
 
 def _gains_no_more(table: pd.DataFrame, placed: pd.DataFrame, under: str = "") -> Finding:
@@ -196,7 +196,7 @@ def _gains_no_more(table: pd.DataFrame, placed: pd.DataFrame, under: str = "") -
     base = rows.family.str.rpartition(", ")[0] + ", reverse_kl"
     none = f"{_none_of(rows)} gains measurably more reward than reverse KL at the same KL{under}"
     some = f"Divergences that gain more reward than reverse KL at the same KL{under}"
-    less, gained = ("Less", rows[rows.difference < 0]), _gained(placed, rows, base)
+    less, gained = ("Measurably less", rows[rows.difference < 0]), _gained(placed, rows, base)
     return all_level(rows, none, some, "reward", above=True, also=less, gain=gained)
 
 
@@ -263,27 +263,23 @@ def anchors_rates_do_not_differ(tables: Tables) -> Finding:
     return all_level(rows, none, some, "reward", gain=_gained(warp, rows, family_of_warp(warp)))
 
 
-def a_following_anchor_gains_more(tables: Tables) -> Finding:
-    """Does an anchor that follows buy more reward than one that stays at SFT, at the same KL?"""
-    fixed = rows_of(tables("4_anchors_matched"), family="REINFORCE, SFT anchor")
-    return _more(reversed_differences(fixed), "REINFORCE with an EMA anchor", "REINFORCE with SFT's")
-
-
 def merged_runs_gain_more(tables: Tables) -> Finding:
-    """Does a merge of runs have more reward than one run of as many steps, both interpolated back to the same KL?"""
-    one = rows_of(tables("4_iterations_matched"), family="REINFORCE, EMA anchor")
-    return _more(reversed_differences(one), "The merge of WARP's first runs", "one run of that length")
+    """Does a merge of runs have more reward than one of them, both interpolated back to the same KL?"""
+    runs = rows_of(tables("4_warp"), method="WARP").runs.max()
+    rest = f"one run of that length, with {runs:.0f} times its tokens"
+    return _more(tables("4_runs_matched"), "The merge of WARP's first runs", rest)
 
 
 def another_iteration_gains_more(tables: Tables) -> Finding:
-    """Does WARP's last iteration have more reward than its first, both interpolated back to the same KL?"""
+    """Does WARP have more reward after its last iteration than after its first, both interpolated back to one KL?"""
     last = rows_of(tables("4_iterations_matched"), family=f"WARP, iteration {tables('4_warp').iteration.max():.0f}")
-    return _more(last, "WARP's last iteration", "its first")
+    return _more(last, "WARP after its last iteration", "WARP after its first")
 
 
 def going_back_gains_more(tables: Tables) -> Finding:
-    """Does a run interpolated back to SFT have more reward than it had at an earlier step, at the same KL?"""
-    return _more(tables("4_back_matched"), "REINFORCE interpolated back to SFT", "the same run stopped earlier")
+    """Does a run interpolated back to SFT have more reward than at an earlier step, at the KL that it had there?"""
+    rest = "the same run stopped earlier"  # at the last step before its end, where both ways meet
+    return _more(tables("4_back_matched"), "REINFORCE interpolated back to SFT", rest, kl="a mean KL of")
 
 
 # Notebook 5
@@ -338,9 +334,8 @@ def ipo_and_kto_gain_no_more(tables: Tables) -> Finding:
     return _gains_no_more(tables("5_losses_against"), tables("5_improvements"), " with the losses of IPO and KTO")
 
 
+Claim = Callable[[Tables], Finding]
 NAMES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 BY_NAME = vars(claims_of_front) | globals()
-CLAIMS: Mapping[str, Sequence[Callable[[Tables], Finding]]] = {
-    notebook: [BY_NAME[name] for name in names] for notebook, names in NAMES.items()
-}
+CLAIMS: dict[str, list[Claim]] = {notebook: [BY_NAME[name] for name in names] for notebook, names in NAMES.items()}
 """The claims that each notebook opens with, in the order of claims.yaml."""

@@ -73,8 +73,12 @@ def one_draw_at_warps_tokens(tables: Tables) -> Finding:
     table, warp = shares(tables).set_index("family", drop=False), family_of_warp(tables("4_warp"))
     tokens = tables("6_hypervolume").groupby("method").tokens.mean()
     cheap = table[table.draws.isna() & (table.family.map(tokens) <= 1.01 * tokens[warp])]
-    told = _share(tables, cheap.iloc[0], "With at most 1 % more tokens than WARP, the best way with one draw", 0.8)
-    beside = f"; {warp} gets {table.loc[warp, f'KL {compared_at(tables):g}']:.2f}." if cheap.index[0] != warp else "."
+    told = _share(tables, cheap.iloc[0], "With no more tokens than WARP (to 1 %), the best way with one draw", 0.8)
+    beside = (
+        f"; {warp}, untuned, gets {table.loc[warp, f'KL {compared_at(tables):g}']:.2f}."
+        if cheap.index[0] != warp
+        else "."
+    )
     return told._replace(statement=told.statement.removesuffix(".") + beside)
 
 
@@ -107,30 +111,40 @@ def reinforce_is_level_with_warp(tables: Tables) -> Finding:
     row = rows_of(rows, family="REINFORCE, EMA anchor").iloc[0]
     holds, firm = outcome(row.low, row.high, -LEVEL["share"], LEVEL["share"])
     apart = "differs from" if side_of_zero(row.low, row.high) else "is not shown to be level with"
-    where = f"in its share of the possible gain at a KL of {row.at_kl:g}, {_paid(tables, row.family)} (difference)"
+    where = f"in its share of the possible gain at a KL of {row.at_kl:g} (difference)"
     less = interval_text(row.difference, row.low, row.high, 2)
-    text = f"REINFORCE interpolated back {'is level with' if holds else apart} {row.against} {where}: {less}."
+    text = f"REINFORCE interpolated back, {_paid(tables, row.family)}, {'is level with' if holds else apart}"
+    text += f" {row.against} {where}: {less}."
     return Finding(text, holds, firm, row.difference, row.low, row.high, row.seeds, row.at_kl)
 
 
 def _paid(tables: Tables, family: str) -> str:
     """What a family trained on, in WARP's tokens."""
     tokens, warp = tables("6_hypervolume").groupby("method").tokens.mean(), family_of_warp(tables("4_warp"))
-    return (
-        f"with {tokens[family] / tokens[warp]:.2g} times its training tokens" if family in tokens else "tokens unknown"
-    )
+    times = tokens.get(family, np.nan) / tokens[warp]
+    return "tokens unknown" if np.isnan(times) else f"with {times:.2g} times WARP's training tokens"
+
+
+def _best_beside(tables: Tables, other: str, paid: str = "") -> Finding:
+    """That the best policy used with one draw gets more of the possible gain than another way at the same KL."""
+    best = _nearest(tables).family
+    rows = reversed_differences(rows_of(tables("6_order"), family=other, against=best))
+    words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ in share from")
+    rest = f"{other} at a KL of {rows.at_kl.iloc[0]:g} (difference in share)"
+    return difference(rows, f"The best policy used with one draw ({best}){paid}", rest, words)
 
 
 def best_with_one_draw_beats_warp(tables: Tables) -> Finding:
     """Does the best policy used with one draw get more of the possible gain than WARP, at the same KL?"""
-    warp = family_of_warp(tables("4_warp"))
-    if _nearest(tables).family == warp:
+    warp, best = family_of_warp(tables("4_warp")), _nearest(tables).family
+    if best == warp:
         return Finding("The best policy used with one draw is WARP's own.", False, False, 0.0, kl=compared_at(tables))
-    rows = reversed_differences(rows_of(tables("6_order"), family=warp))
-    words = ("gets more of the possible gain than", "gets less of it than", "does not measurably differ from")
-    best = rows.against.iloc[0]
-    rest = f"{warp} at a KL of {rows.at_kl.iloc[0]:g}, {_paid(tables, best)} (difference in share)"
-    return difference(rows, f"The best policy used with one draw ({best})", rest, words)
+    return _best_beside(tables, warp, f", {_paid(tables, best)},")
+
+
+def one_draw_beats_best_of_n(tables: Tables) -> Finding:
+    """Does the best policy used with one draw get more of the possible gain than best of n, which trains nothing?"""
+    return _best_beside(tables, "best of n")
 
 
 def one_draw_has_more_gold_than_the_proxys_optimum(tables: Tables) -> Finding:
@@ -150,10 +164,12 @@ def proxy_loses_more_gold_than_optimisation(tables: Tables) -> Finding:
     part, low, high = seed_interval(rows.part)
     optimal, own = rows["proxy error"].mean(), (rows["proxy error"] + rows["optimisation error"]).mean()
     holds, firm = outcome(low, high, least=0.5)
-    said = {True: "explain more than half", False: "explain less than half", None: "are not clear of half"}[holds]
+    said = {True: "are more than half of", False: "are less than half of", None: "are not clear of half of"}[holds]
     text = f"Of the gold possible at a KL of {kl:g} the best policy used with one draw ({family}) misses {own:.2f} nats"
     text += f", the reward model's own optimum {optimal:.2f}, {interval_text(part, low, high, 2)} times as much"
-    return Finding(f"{text}: its errors {said} of the gap.", holds, firm, part, low, high, len(rows), kl)
+    return Finding(
+        f"{text}: the reward model's errors {said} what it misses.", holds, firm, part, low, high, len(rows), kl
+    )
 
 
 def order_in_gold_survives_the_cost_of_a_fault(tables: Tables) -> Finding:

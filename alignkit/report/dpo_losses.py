@@ -132,12 +132,10 @@ def baselines(p: DpoLosses, seed: int, runs: Runs) -> Runs:
     tokenizer = AutoTokenizer.from_pretrained(runs["sft"].path, trust_remote_code=False)
     words = positive_words(p.reviews(), tokenizer, p.biased_words, p.word_bias)
     search = SearchSettings(n_prompts=p.prompts, max_new_tokens=p.new_tokens, reward_tokens=p.reward_tokens)
-    models = {"policy": runs["sft"], "reward": runs["reward"]}
-    found = {
-        **common.evaluated(p, seed, runs, "positive prefix", main=True, policy="sft", prefix=p.positive_prefix),
-        **common.evaluated(p, seed, runs, "keyword bias", main=True, policy="sft", bias=words),
-        "guided search" + EVALUATION: common.assessed(p, guided_search, search, **common.shared(p, seed), **models),
-    }
+    inputs = {**common.shared(p, seed), "policy": runs["sft"], "reward": runs["reward"]}
+    found = common.evaluated(p, seed, runs, "positive prefix", main=True, policy="sft", prefix=p.positive_prefix)
+    found |= common.evaluated(p, seed, runs, "keyword bias", main=True, policy="sft", bias=words)
+    found |= {"guided search" + EVALUATION: common.assessed(p, guided_search, search, **inputs)}
     for name in DRAWN_AGAIN:
         found |= common.evaluated(p, seed, runs, name + AGAIN, main=False, policy=name)
     return found

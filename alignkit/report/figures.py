@@ -1,6 +1,5 @@
 """House style, the one way to save a figure or a table, and the figures that several notebooks draw."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -43,21 +42,14 @@ def house_style() -> None:
 
 def save_figure(figure: Figure, name: str, *, alt: str, profile: str) -> None:
     """Save <name>.png and <name>.svg among the profile's figures, show the PNG with its alt text, close the figure."""
-    folder = _folder(profile)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Description": alt})
-    png = _png(figure)
-    (folder / f"{name}.png").write_bytes(png)
+    svg, png = (_folder(profile) / f"{name}.{kind}" for kind in ("svg", "png"))
+    figure.savefig(svg, metadata={"Date": None, "Description": alt})
+    figure.savefig(png, dpi=PIXELS_PER_INCH, metadata={"Software": None})
+    with Image.open(png) as picture:  # 256 colours are a third of the size, so that a notebook stays below 1 MB
+        small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(png, optimize=True)
     plt.close(figure)
-    display({"image/png": png, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
-
-
-def _png(figure: Figure) -> bytes:
-    """The figure as a PNG with a palette of 256 colours: a third of the size, so that a notebook stays below 1 MB."""
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None})
-    with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
-    return small.getvalue()
+    display({"image/png": png.read_bytes(), "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
 
 
 def say(text: str) -> None:

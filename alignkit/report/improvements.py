@@ -56,8 +56,7 @@ def methods(p: Improvements) -> list[Method]:
         alpha = {"alpha": p.chi_alpha} if name == "chi_alpha" else {}
         strengths = p.strengths[:1] if name in ONCE else p.strengths
         for b in (strength_to_beta(name, s) for s in strengths):
-            usual = {"main": name in PROMISING, "family": f"DPO, {name}"}
-            found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha), **usual))
+            found.append(Method(f"{name} β={b:g}", f_dpo(name, b, **alpha), name in PROMISING, family=f"DPO, {name}"))
     for loss, strengths in zip(OTHER_LOSSES, (p.ipo_strengths, p.strengths), strict=True):
         for name, s in product(("reverse_kl", "js", "chi_po"), strengths):
             b, usual = strength_to_beta(name, s), {"main": len(strengths) > 1, "family": f"DPO, {loss}, {name}"}

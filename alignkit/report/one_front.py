@@ -347,12 +347,10 @@ def setting_means(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 # Figures
 
 
-def one_front(
-    means: pd.DataFrame, optimum: pd.DataFrame, families: Sequence[str], most_kl: float, best_of: pd.DataFrame
-) -> Figure:
+def one_front(means: pd.DataFrame, optimum: pd.DataFrame, families: Sequence[str], most_kl: float) -> Figure:
     """Families on the planes of KL and gain in reward, and in gold, below the optimal frontier.
 
-    `means` are `setting_means` of gains over SFT, `optimum` and `best_of` have columns kl and the same gains; in
+    `means` are `setting_means` of gains over SFT, best of n among them, `optimum` has columns kl and the same gains; in
     gold also the frontier of the policies that are optimal for it, "possible gold" of `optimum`.
     """
     ys = [y for y in GAINS if y in optimum and y in means and means[y].notna().any()]
@@ -362,7 +360,7 @@ def one_front(
         axis.plot(optimum.kl, optimum[y], color="black", linewidth=2.4, label="optimal for the reward")
         if possible := f"possible {y}" in optimum:
             axis.plot(optimum.kl, optimum[f"possible {y}"], "k:", linewidth=2.4, label="optimal for gold")
-        near = best_of[best_of.kl <= most_kl]
+        near = means[(means.family == "best of n") & (means.kl <= most_kl)]
         axis.plot(near.kl, near[y], color=NEUTRAL, linestyle="--", linewidth=1.6, label="best of n (KL bound)")
         for name, look in drawn.items():
             draw_family(axis, means[means.family == name], y, name, look)

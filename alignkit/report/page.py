@@ -21,10 +21,8 @@ from alignkit.report import readme
 
 FRAME = Path(__file__).with_suffix(".html")
 """What stands around the body of each page, with the style of all."""
-TAGS = (
-    "a b blockquote br code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img li ol p pre span strong sub summary "
-    "sup table tbody td th thead tr ul"
-).split()
+TAGS = "a b blockquote br code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img li ol p pre span".split()
+TAGS += "strong sub summary sup table tbody td th thead tr ul".split()
 ATTRIBUTES = {"*": ["class", "id", "style"], "a": ["href"], "img": ["src", "alt", "width"], "th": ["colspan"]}
 STYLES = ["text-align", "display", "cursor", "min-width"]
 LINK = re.compile(r'(<(?:a|img)\b[^>]*?\b(?:href|src)=)"([^"]*)"')

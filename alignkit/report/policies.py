@@ -206,9 +206,7 @@ def paired(p: Aligned, seed: int, runs: Runs, construction: str, **settings: flo
 
 def aligned(p: Aligned, seed: int, methods: Iterable[Method], runs: Runs) -> Runs:
     """Train and evaluate each method; `runs` are those of `prepared`, and further pairs."""
-    for method in methods:
-        if not method.main and seed != p.seeds[0]:
-            continue
+    for method in (method for method in methods if method.main or seed == p.seeds[0]):
         # As many steps on other pairs as on the profile's own, however many there are.
         share = runs["pairs"].metrics["train_pairs"] / runs[method.pairs].metrics["train_pairs"]
         settings = DpoSettings(**p.dpo() | {"epochs": p.dpo()["epochs"] * share} | method.settings)

@@ -40,7 +40,7 @@ def main_findings(figures: Path) -> str:
     main = [*MAIN, *known.id[known.replicated.eq(False) & ~known.id.isin(MAIN)]]  # and what has not held again
     for row in known.set_index("id").reindex(main).dropna(subset="value").itertuples():
         again = {True: "replicated", False: "not replicated"}.get(row.replicated, "not asked again")
-        kind = "does not hold; " if row.holds is False else "" if row.firm is True else "narrow; "
+        kind = f"refutes `{row.Index}`; " if row.holds is False else "" if row.firm is True else "narrow; "
         mark = "open" if pd.isna(row.holds) else kind + again
         lines.append(f"- {row.statement} ({mark})")
     lines += [f"- All findings: {text}." for text in [replication.held_again(found)] if text]

@@ -14,7 +14,7 @@ from alignkit.workflow.schema import OneFront
 OUTCOME = ["statement", "value", "low", "high", "kl", "asked", "holds"]
 """Columns of a finding that two reports may have otherwise."""
 MADE_SO = ("losses_end_in_the_optimum",)
-"""Findings that lie in how every report is made, whatever its reviews: that they hold elsewhere says nothing."""
+"""Findings that lie in how every report is made: that they hold again, or elsewhere, says nothing."""
 
 
 def is_report(profile: str) -> bool:
@@ -83,13 +83,16 @@ def beside_replica(own: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
 
 
 def held_again(found: pd.DataFrame) -> str:
-    """How many firm findings, narrow ones, and claims that do not hold here have the same answer with fresh seeds, and
-    which have not; "" without a replica."""
+    """How many firm findings, narrow ones and refuted claims fresh seeds answer alike, and which not; MADE_SO left out.
+
+    "" without a replica.
+    """
     if "replicated" not in found or found.replicated.isna().all():
         return ""
+    found = found[~found.id.isin(MADE_SO)]
     held, asked, again = found.holds.eq(True), found.replicated.notna(), found.replicated.eq(True)
     firm = held & found.firm.eq(True)
-    kinds = {"firm findings": firm, "narrow ones": held & ~firm, "claims that do not hold": found.holds.eq(False)}
+    kinds = {"firm findings": firm, "narrow ones": held & ~firm, "refuted claims": found.holds.eq(False)}
     counts = [f"{sum(kind & again)} of {sum(kind & asked)} {word}" for word, kind in kinds.items() if any(kind & asked)]
     text = f"with fresh seeds {', '.join(counts)} are answered alike"
     for word, kept in (("not", asked & ~again), ("not asked again", held & ~asked)):

@@ -162,7 +162,8 @@ def all_level(
     level, unit = np.clip(PART * np.broadcast_to(gain, len(table)), 0, LEVEL[measure]), UNITS[measure]
     apart = table[(table.holm < DIFFERENT) & ((table.difference > 0) | (not above))]
     holds, firm = outcome(table.low, table.high, -np.inf if above else -level, level)
-    told, within = listed(apart), f"none by more than {level.max():.2g} {unit}"
+    told, most = listed(apart), f"{level.max():.2g} {unit}"
+    within = f"none has {most} more" if above else f"none by more than {most}"
     within += f" ({level.min():.2f} where a quarter of the gain is less)" * bool(level.min() < level.max())
     text = f"{some}{f', {within}' if holds else ''}: {told}" if told else none
     text += f" ({len(apart)} of {len(table)} after Holm)"

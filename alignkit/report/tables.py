@@ -325,11 +325,9 @@ def best_of_rows(samples: pd.DataFrame, ns: Iterable[int]) -> pd.DataFrame:
 
 def provenance(runs: "Mapping[int, Runs]", p: "World") -> tuple[pd.DataFrame, pd.DataFrame]:
     """The run index (run, seed, id) and the timings (run, seed, seconds, hardware)."""
-    table = pd.DataFrame(
-        {"run": name, "seed": seed, "id": run.id, "seconds": run.record["seconds"], "hardware": run.record["hardware"]}
-        for seed, by_name in runs.items()
-        for name, run in by_name.items()
-    )
+    named = [(name, seed, run) for seed, by_name in runs.items() for name, run in by_name.items()]
+    rows = [(name, seed, run.id, run.record["seconds"], run.record["hardware"]) for name, seed, run in named]
+    table = pd.DataFrame(rows, columns=["run", "seed", "id", "seconds", "hardware"])
     return table[["run", "seed", "id"]].assign(profile=p.profile), table.drop(columns="id")
 
 

@@ -1,9 +1,8 @@
 """A regenerated report against a committed one: what moved, by how many standard errors, and which findings hold."""
 
-import io
+import shutil
 import subprocess
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,14 @@ def committed(profile: str, revision: str, place: Path) -> Path:
     if not revision.isprintable() or revision.startswith("-"):  # to git it would be an option
         raise UserFault(f"verify: --against {revision!r}; allowed: a commit, a branch or a tag")
     try:
-        command = ["git", "archive", "--format=zip", revision, f"figures/{profile}/*.csv"]
-        packed = subprocess.run(command, cwd=paths.CHECKOUT, capture_output=True, check=True).stdout
+        command = ["git", "archive", f"--output={place / 'tables.zip'}", revision, f"figures/{profile}/*.csv"]
+        subprocess.run(command, cwd=paths.CHECKOUT, capture_output=True, check=True)
     except FileNotFoundError:
         raise UserFault("verify: git is not installed; the committed tables are read with it") from None
     except subprocess.CalledProcessError as error:
         why = error.stderr.decode(errors="replace").partition("\n")[0]
         raise UserFault(f"verify: {revision} has no tables in figures/{profile} ({why})") from None
-    with zipfile.ZipFile(io.BytesIO(packed)) as tables:
-        tables.extractall(place)
+    shutil.unpack_archive(place / "tables.zip", place)
     return place / "figures" / profile
 
 

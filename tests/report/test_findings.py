@@ -296,7 +296,6 @@ def test_warp_is_what_the_profiles_own_table_calls_it(low: float, high: float, h
     known = {"t_6_order": order, "t_6_hypervolume": tokens, "t_4_warp": named}
     found = claims_of_front.reinforce_is_level_with_warp(tables(**known))
     assert (found.holds, said in found.statement) == (holds, True)
-    assert "at a KL of 1, with 0.25 times its training tokens (difference): 0.10" in found.statement
 
 
 def test_where_warp_is_the_best_with_one_draw_nothing_beats_it():
@@ -364,7 +363,7 @@ def test_the_proxys_part_is_that_of_the_best_policy_used_with_one_draw():
     assert (found.value, found.holds, found.seeds) == (pytest.approx(0.6), True, 2)
     told = "one draw (best) misses 1.00 nats, the reward model's own optimum 0.60, 0.60 ["
     assert told in found.statement
-    assert found.statement.endswith("] times as much: its errors explain more than half of the gap.")
+    assert found.statement.endswith("] times as much: the reward model's errors are more than half of what it misses.")
 
 
 def test_gold_of_the_best_with_one_draw_is_compared_at_one_kl():
@@ -489,7 +488,7 @@ def test_divergences_that_gain_less_are_named_though_none_gains_more():
     placed = gaining("DPO, reverse_kl")
     found = claims.divergences_gain_no_more(tables(t_3_matched=table, t_3_f_divergences=placed))
     assert found.holds
-    assert found.statement.endswith("Less: js at KL 1 (-0.20).")
+    assert found.statement.endswith("and none has 0.25 nats more. Measurably less: js at KL 1 (-0.20).")
 
 
 def test_the_best_way_at_warps_tokens_draws_no_more_than_warp():
@@ -501,7 +500,7 @@ def test_the_best_way_at_warps_tokens_draws_no_more_than_warp():
     found = claims_of_front.one_draw_at_warps_tokens(tables(**known, t_4_warp=warp))
     assert found.value == 0.8
     assert "(cheap)" in found.statement
-    assert found.statement.endswith("WARP, T=9 gets 0.50.")
+    assert found.statement.endswith("WARP, T=9, untuned, gets 0.50.")
     tokens.loc[tokens.method == "dear", "tokens"] = 10.09  # completions of one number differ a little in length
     known["t_6_hypervolume"] = tokens
     assert "(dear)" in claims_of_front.one_draw_at_warps_tokens(tables(**known, t_4_warp=warp)).statement
@@ -558,21 +557,29 @@ def equal_kl(families: list[str], differences: list[float], kls: list[float]) ->
 def test_the_way_back_is_told_beside_earlier_steps_of_the_same_run():
     found = claims.going_back_gains_more(tables(t_4_back_matched=equal_kl(["back"] * 2, [0.8, 0.5], [0.6, 1.3])))
     assert (found.holds, found.value, found.kl) == (True, 0.5, 1.3)
-    told = "gains more reward than the same run stopped earlier, at KL 1.3 (at KL 0.6 +0.80): 0.50 [0.40, 0.60]."
+    told = "than the same run stopped earlier, at a mean KL of 1.3 (at a mean KL of 0.6 +0.80): 0.50 [0.40, 0.60]."
     assert found.statement.endswith(told)
 
 
-def test_warps_parts_are_told_as_what_each_adds():
-    """Tables have what lacks a part less what has it; another iteration alone stands the right way round."""
-    families = ["REINFORCE, EMA anchor", "WARP, iteration 2", "WARP, iteration 3"]
-    known = {"t_4_iterations_matched": equal_kl(families, [-0.3, 0.7, -0.2], [1.0] * 3)}
+def test_a_merge_is_told_with_its_cost_and_an_iteration_beside_the_first():
+    known = {"t_4_iterations_matched": equal_kl(["WARP, iteration 2", "WARP, iteration 3"], [0.7, -0.2], [1.0] * 2)}
+    known |= {"t_4_runs_matched": equal_kl(["WARP, iteration 1"], [0.3], [1.0])}
     known |= {
-        "t_4_anchors_matched": equal_kl(["REINFORCE, SFT anchor", "REINFORCE, no anchor"], [0.4, -0.9], [1.0] * 2)
+        "t_4_warp": pd.DataFrame({"method": ["sft", *["WARP"] * 3], "iteration": range(4), "runs": [np.nan, 2, 2, 2]})
     }
-    known |= {"t_4_warp": pd.DataFrame({"iteration": [0, 1, 2, 3]})}
-    asked = (claims.merged_runs_gain_more, claims.a_following_anchor_gains_more, claims.another_iteration_gains_more)
-    merged, anchor, third = (claim(tables(**known)) for claim in asked)
-    assert [found.value for found in (merged, anchor, third)] == pytest.approx([0.3, -0.4, -0.2])
-    assert (merged.holds, anchor.holds, third.holds) == (True, False, False)
+    merged, third = (f(tables(**known)) for f in (claims.merged_runs_gain_more, claims.another_iteration_gains_more))
+    assert (merged.holds, merged.value) == (True, 0.3)
+    assert "gains more reward than one run of that length, with 2 times its tokens, at KL 1: 0.30" in merged.statement
+    assert (third.holds, third.value) == (False, -0.2)
+    once = {"t_4_warp": known["t_4_warp"][:2]}
     with pytest.raises(Unanswered):  # one iteration is compared with none
-        claims.another_iteration_gains_more(tables(**known | {"t_4_warp": pd.DataFrame({"iteration": [0, 1]})}))
+        claims.another_iteration_gains_more(tables(**known | once))
+
+
+def test_the_best_policy_is_set_beside_best_of_n():
+    shares = pd.DataFrame({"family": ["own"], "seeds": 3, "draws": np.nan, "KL 1": 0.9})
+    order = pd.DataFrame({"family": ["best of n", "other"], "against": "own", "at_kl": 1.0, "seeds": 3, "holm": 0.01})
+    order = order.assign(difference=[0.3, -0.5], low=[0.2, -0.6], high=[0.4, -0.4])
+    found = claims_of_front.one_draw_beats_best_of_n(tables(t_6_efficiency=shares, t_6_order=order))
+    assert (found.holds, found.value) == (False, -0.3)
+    assert "(own) gets less of it than best of n at a KL of 1 (difference in share): -0.30" in found.statement

@@ -124,7 +124,7 @@ def test_what_does_not_hold_here_is_answered_alike_if_it_fails_there(figures: Pa
         replication.publish_findings(PROFILE)
         rows = published(figures)
         assert (rows.holds["dpo_raises_reward"], rows.replicated["dpo_raises_reward"]) == (False, alike)
-    assert "0 of 1 claims that do not hold are answered alike" in replication.held_again(rows.reset_index())
+    assert "0 of 1 refuted claims are answered alike" in replication.held_again(rows.reset_index())
 
 
 def test_what_is_open_here_is_not_replicated_either_way(figures: Path):
