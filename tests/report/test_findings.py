@@ -296,6 +296,7 @@ def test_warp_is_what_the_profiles_own_table_calls_it(low: float, high: float, h
     known = {"t_6_order": order, "t_6_hypervolume": tokens, "t_4_warp": named}
     found = claims_of_front.reinforce_is_level_with_warp(tables(**known))
     assert (found.holds, said in found.statement) == (holds, True)
+    assert "interpolated back, with 0.25 times WARP's training tokens, " in found.statement
 
 
 def test_where_warp_is_the_best_with_one_draw_nothing_beats_it():
@@ -394,10 +395,13 @@ def test_gold_that_the_optimum_of_a_seed_lacks_is_open():
 )
 def test_the_confirmation_asks_for_holms_p_as_well(holm: float, holds: bool | None, said: str):
     row = {"method": "WARP", "measure": "reward", "seeds": 3, "difference": 2.0, "low": 1.0, "high": 3.0, "holm": holm}
-    seen = pd.DataFrame({"method": ["WARP", "WARP", "anchored"], "tokens": [9.0, 11.0, 12.0]})
+    seen = pd.DataFrame({"method": ["WARP", "WARP", "anchored"], "tokens": [9.0, 11.0, 11.0]})
     found = claims.anchored_beats_warp(tables(t_5_confirmation_gain=pd.DataFrame([row]), t_5_confirmation=seen))
     assert found.holds is holds
-    assert f"{said} WARP at equal tokens (to a factor of 1.20) up to" in found.statement
+    assert f"{said} WARP at equal tokens (to a factor of 1.10) up to" in found.statement
+    seen.loc[2, "tokens"] = 11.6
+    with pytest.raises(Unanswered, match=r"saw are 1\.16 times the fewest"):
+        claims.anchored_beats_warp(tables(t_5_confirmation_gain=pd.DataFrame([row]), t_5_confirmation=seen))
 
 
 @pytest.mark.parametrize("base_seed", [None, 0])
